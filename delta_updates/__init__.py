@@ -1,0 +1,60 @@
+"""Versions of a model as trees of files, and small packages that turn one version into the next.
+
+Everything here works on bytes and NumPy arrays: no torch, no network, no database.
+"""
+
+from delta_updates.apply import ApplyResult, apply_package
+from delta_updates.build import BuildResult, build_package
+from delta_updates.disk import Disk, LocalDisk, WritableFile
+from delta_updates.errors import (
+    DeltaError,
+    IntegrityError,
+    PackageFormatError,
+    PackageLimitError,
+    SourceMismatchError,
+    StorageError,
+    TensorFileError,
+)
+from delta_updates.manifest import FileEntry, VersionManifest, base_hash, scan_tree, sha256_of, tree_hash, verify_tree
+from delta_updates.offer import (
+    EnrolmentFile,
+    EnrolReply,
+    EnrolRequest,
+    Offer,
+    Outcome,
+    OutcomeReport,
+    PackageRef,
+    UpdateQuery,
+)
+
+__all__ = [
+    "ApplyResult",
+    "BuildResult",
+    "DeltaError",
+    "Disk",
+    "EnrolReply",
+    "EnrolRequest",
+    "EnrolmentFile",
+    "FileEntry",
+    "IntegrityError",
+    "LocalDisk",
+    "Offer",
+    "Outcome",
+    "OutcomeReport",
+    "PackageFormatError",
+    "PackageLimitError",
+    "PackageRef",
+    "SourceMismatchError",
+    "StorageError",
+    "TensorFileError",
+    "UpdateQuery",
+    "VersionManifest",
+    "WritableFile",
+    "apply_package",
+    "base_hash",
+    "build_package",
+    "scan_tree",
+    "sha256_of",
+    "tree_hash",
+    "verify_tree",
+]

@@ -1,0 +1,114 @@
+"""Make the package that turns a source version into a target version, or a full package."""
+
+import contextlib
+import time
+from collections import Counter
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from delta_updates.disk import Disk, LocalDisk, WritableFile, disk_errors
+from delta_updates.errors import IntegrityError
+from delta_updates.manifest import scan_tree, tree_hash
+from delta_updates.package import PackageHeader, write_header
+from delta_updates.plan import FilePlan, plan_file
+
+
+class BuildResult(BaseModel):
+    """What was built.
+
+    `ratio` is package bytes over target bytes. `codecs` counts records by codec, and under `linked` the files that the
+    device already has.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    package_bytes: int
+    target_bytes: int
+    ratio: float
+    seconds: float
+    codecs: dict[str, int]
+    target_hash: str
+    source_hash: str | None
+
+
+def build_package(source: Path | None, target: Path, out: Path, *, disk: Disk | None = None) -> BuildResult:
+    """Write the package that makes `target` from `source`; the same trees always give the same bytes.
+
+    `out` appears complete and durable, or not at all; a file that is there is replaced. Memory is constant.
+
+    Args:
+        source: Folder of the version that devices have; None for a full package.
+        target: Folder of the version they shall have.
+        out: The package's file.
+        disk: What is written through; the real disk when None.
+
+    Raises:
+        IntegrityError: A tree holds what a version must not hold, or changed meanwhile.
+        StorageError: Reading or writing failed.
+    """
+    started = time.monotonic()
+    with disk_errors(f"building {out.name}"):
+        plans, header = _plan_tree(source, target)
+        package_bytes, codecs = _write_durably(header, plans, out, disk or LocalDisk())
+    return BuildResult(
+        package_bytes=package_bytes,
+        target_bytes=header.target_bytes,
+        ratio=package_bytes / max(header.target_bytes, 1),
+        seconds=time.monotonic() - started,
+        codecs=codecs,
+        target_hash=header.target_hash,
+        source_hash=header.source_hash,
+    )
+
+
+def _plan_tree(source: Path | None, target: Path) -> tuple[list[FilePlan], PackageHeader]:
+    files = scan_tree(target)
+    source_files = {entry.path: entry for entry in scan_tree(source)} if source else {}
+    # Backwards, so that of several files with one content the first by path stays: the bytes must not depend on luck.
+    by_hash = {source_files[path].sha256: source_files[path] for path in sorted(source_files, reverse=True)}
+    plans = [plan_file(target, entry, source, source_files, by_hash) for entry in files]
+    header = PackageHeader(
+        source_hash=tree_hash(source_files.values()) if source else None,
+        target_hash=tree_hash(files),
+        files=tuple(plan.packaged for plan in plans),
+    )
+    return plans, header
+
+
+def _write_durably(header: PackageHeader, plans: list[FilePlan], out: Path, disk: Disk) -> tuple[int, dict[str, int]]:
+    unfinished = out.with_name(f".{out.name}.building")
+    disk.remove(unfinished)
+    try:
+        with contextlib.closing(disk.create(unfinished)) as stream:
+            written = write_header(stream, header)
+            codecs: Counter[str] = Counter()
+            for plan in plans:
+                written += _write_records(stream, plan, codecs)
+            stream.sync()
+        disk.rename(unfinished, out)
+        disk.sync_folder(out.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            disk.remove(unfinished)
+        raise
+    return written, dict(sorted(codecs.items()))
+
+
+def _write_records(stream: WritableFile, plan: FilePlan, codecs: Counter[str]) -> int:
+    packaged = plan.packaged
+    if packaged.method == "same":
+        codecs["linked"] += 1
+        return 0
+    written = made = 0
+    for record in plan.records():
+        raw = record.to_bytes()
+        stream.write(raw)
+        codecs[record.codec.name.lower()] += 1
+        written += len(raw)
+        made += record.length
+    if made != packaged.file.length:
+        raise IntegrityError(
+            f"{packaged.file.path!r} changed while it was packaged ({packaged.file.length} to {made} bytes)"
+        )
+    return written

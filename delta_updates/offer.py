@@ -1,0 +1,100 @@
+"""The words between a device and the update service; both apps parse them with these classes.
+
+Every field is bounded, and unknown fields are refused: neither side trusts the other's bytes.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from delta_updates.manifest import FileLength, ModelName, SafePath, Sha256, VersionNumber
+
+
+def _check_printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("only printable characters are allowed")
+    return text
+
+
+Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,128}$")]
+Secret = Annotated[str, Field(pattern=r"^[A-Za-z0-9._~-]{1,512}$")]
+DeviceName = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_check_printable)]
+Reason = Annotated[str, Field(max_length=500)]
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EnrolRequest(_Message):
+    """A device asks to become known, with the one-time token that the operator gave it."""
+
+    token: Secret
+    name: DeviceName
+
+
+class EnrolReply(_Message):
+    """The device's identity and the credential it shows from now on."""
+
+    device_id: Identifier
+    credential: Secret
+
+
+class EnrolmentFile(_Message):
+    """What the operator hands to a device out of band: where to go, and the TUF root metadata it trusts."""
+
+    server_url: Annotated[str, Field(pattern=r"^https?://[^\s@]+$", max_length=2_000)]
+    model: ModelName
+    token: Secret
+    root: dict[str, Any]
+
+
+class UpdateQuery(_Message):
+    """What is installed now; `only_full` after a delta did not work."""
+
+    model: ModelName
+    installed_version: VersionNumber | None = None
+    installed_hash: Sha256 | None = None
+    only_full: bool = False
+
+
+class PackageRef(_Message):
+    """One package: its TUF target path, length in bytes, hash, and the version it starts from (None: full)."""
+
+    path: SafePath
+    length: FileLength
+    sha256: Sha256
+    source_version: VersionNumber | None = None
+
+
+class Offer(_Message):
+    """Go to this version with this package. It only chooses among signed versions; the device checks signatures."""
+
+    offer_id: Identifier
+    model: ModelName
+    version: VersionNumber
+    tree_hash: Sha256
+    manifest_path: SafePath
+    package: PackageRef
+
+
+class Outcome(StrEnum):
+    """How far a device came with an offer."""
+
+    DOWNLOADED = "downloaded"
+    APPLIED = "applied"
+    CONFIRMED = "confirmed"
+    REVERTED = "reverted"
+    FAILED = "failed"
+
+
+class OutcomeReport(_Message):
+    """What a device tells about one offer."""
+
+    offer_id: Identifier
+    version: VersionNumber
+    outcome: Outcome
+    reason: Reason = ""
+    bytes_downloaded: FileLength = 0
+    apply_seconds: Annotated[float, Field(ge=0, le=1e7, allow_inf_nan=False)] = 0.0

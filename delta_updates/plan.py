@@ -1,0 +1,204 @@
+"""Decide how each file of a target is made, and make its records chunk by chunk."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from delta_updates.codecs import (
+    CODECS,
+    MAX_CHUNK_BYTES,
+    MAX_CHUNK_ELEMENTS,
+    CodecName,
+    ElementKind,
+    Encoded,
+)
+from delta_updates.codecs.elements import element_kind
+from delta_updates.codecs.layouts import Layout
+from delta_updates.errors import TensorFileError
+from delta_updates.manifest import FileEntry
+from delta_updates.package import PackagedFile, Part, Record
+from delta_updates.reading import RandomReader
+from delta_updates.tensor_file import Tensor, TensorFile, read_tensor_file
+
+# Small tensors share a record up to this many; a reader allows more (package.MAX_PARTS).
+_MAX_PARTS = 4096
+_EMPTY = Encoded(Layout.RAW, 0, b"")
+
+
+@dataclass(frozen=True, slots=True)
+class FilePlan:
+    """How a file is made, and a function that yields its records."""
+
+    packaged: PackagedFile
+    records: Callable[[], Iterator[Record]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """A range of the target's file whose bytes have one kind; `source_offset` is where the source has its like."""
+
+    offset: int
+    length: int
+    kind: ElementKind
+    source_offset: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """At most one chunk of a span: the bytes of both sides, and where the source's lie (None: it has none)."""
+
+    kind: ElementKind
+    new: bytes
+    old: bytes
+    part: Part | None
+
+    @property
+    def is_same(self) -> bool:
+        return self.part is not None and self.new == self.old
+
+    def joins(self, other: "_Piece") -> bool:
+        """Return whether both may share a record."""
+        if self.is_same or other.is_same:
+            return self.is_same and other.is_same
+        return (self.kind, self.part is None) == (other.kind, other.part is None)
+
+
+def plan_file(
+    target: Path,
+    entry: FileEntry,
+    source: Path | None,
+    source_files: dict[str, FileEntry],
+    renamed: dict[str, FileEntry],
+) -> FilePlan:
+    """Return how the file `entry` of the tree `target` is made from the tree `source`.
+
+    Args:
+        target: Folder of the target version.
+        entry: The file.
+        source: Folder of the source version; None for a full package.
+        source_files: The source's files by path.
+        renamed: The source's files by hash.
+    """
+    twin = source_files.get(entry.path)
+    like = twin if twin and twin.sha256 == entry.sha256 else renamed.get(entry.sha256)
+    if like and like.length == entry.length:
+        return FilePlan(PackagedFile(file=entry, method="same", source=like), lambda: iter(()))
+    path, old_path = target / entry.path, source / twin.path if source and twin else None
+    layout = _layout_of(path)
+    if layout is None:
+        return _plan_opaque(path, entry, old_path, twin)
+    old_layout = _layout_of(old_path) if old_path else None
+    if old_path is None or old_layout is None:
+        spans = _spans(layout, None)
+        return FilePlan(PackagedFile(file=entry, method="full", source=None), lambda: _records(path, None, spans))
+    spans = _spans(layout, old_layout)
+    return FilePlan(PackagedFile(file=entry, method="tensors", source=twin), lambda: _records(path, old_path, spans))
+
+
+def _layout_of(path: Path) -> TensorFile | None:
+    with RandomReader(path) as reader:
+        try:
+            return read_tensor_file(reader)
+        except TensorFileError:
+            return None
+
+
+def _plan_opaque(path: Path, entry: FileEntry, old_path: Path | None, twin: FileEntry | None) -> FilePlan:
+    spans = [_Span(0, entry.length, ElementKind.BYTES, None)]
+    full = FilePlan(PackagedFile(file=entry, method="full", source=None), lambda: _records(path, None, spans))
+    if old_path is None or twin is None or max(entry.length, twin.length) > MAX_CHUNK_BYTES:
+        return full
+    encoded = CODECS[CodecName.PATCH].encode(path.read_bytes(), old_path.read_bytes(), ElementKind.BYTES)
+    if encoded is None:
+        return full
+    patch = Record(CodecName.PATCH, ElementKind.BYTES, entry.length, (Part(0, twin.length),), encoded)
+    if len(patch.to_bytes()) >= sum(len(record.to_bytes()) for record in full.records()):
+        return full
+    return FilePlan(PackagedFile(file=entry, method="patch", source=twin), lambda: iter((patch,)))
+
+
+def _spans(layout: TensorFile, old_layout: TensorFile | None) -> list[_Span]:
+    """Return the header and every tensor, each with its like in the source: same name, dtype and shape."""
+    old_tensors = {tensor.name: tensor for tensor in old_layout.tensors} if old_layout else {}
+
+    def like(tensor: Tensor) -> int | None:
+        old = old_tensors.get(tensor.name)
+        return old.offset if old and (old.dtype, old.shape) == (tensor.dtype, tensor.shape) else None
+
+    is_header_alike = old_layout is not None and old_layout.values_offset == layout.values_offset
+    spans = [_Span(0, layout.values_offset, ElementKind.BYTES, 0 if is_header_alike else None)]
+    spans.extend(
+        _Span(tensor.offset, tensor.length, element_kind(tensor.dtype), like(tensor)) for tensor in layout.tensors
+    )
+    return spans
+
+
+def _records(path: Path, old_path: Path | None, spans: list[_Span]) -> Iterator[Record]:
+    """Yield records for all spans in order; neighbouring pieces of a kind share one up to the size of a chunk."""
+    with RandomReader(path) as new_file, RandomReader(old_path or path) as old_file:
+        waiting: list[_Piece] = []
+        for span in spans:
+            for piece in _pieces(span, new_file, old_file):
+                if waiting and not _fits(waiting, piece):
+                    yield _record(waiting)
+                    waiting = []
+                waiting.append(piece)
+        if waiting:
+            yield _record(waiting)
+
+
+def _pieces(span: _Span, new_file: RandomReader, old_file: RandomReader) -> Iterator[_Piece]:
+    step = _chunk_bytes(span.kind)
+    for start in range(0, span.length, step):
+        length = min(step, span.length - start)
+        new = new_file.read_at(span.offset + start, length)
+        if span.source_offset is None:
+            yield _Piece(span.kind, new, b"", None)
+            continue
+        part = Part(span.source_offset + start, length)
+        old = old_file.read_at(part.offset, length)
+        # Only equal bytes and floats make use of a source.
+        is_useful = new == old or span.kind.is_float
+        yield _Piece(span.kind, new, old if is_useful else b"", part if is_useful else None)
+
+
+def _chunk_bytes(kind: ElementKind) -> int:
+    return min(MAX_CHUNK_ELEMENTS * kind.width, MAX_CHUNK_BYTES)
+
+
+def _fits(waiting: list[_Piece], piece: _Piece) -> bool:
+    if not waiting[-1].joins(piece) or len(waiting) == _MAX_PARTS:
+        return False
+    return sum(len(other.new) for other in waiting) + len(piece.new) <= _chunk_bytes(piece.kind)
+
+
+def _record(pieces: list[_Piece]) -> Record:
+    new = b"".join(piece.new for piece in pieces)
+    kind = pieces[0].kind
+    parts = _joined([piece.part for piece in pieces if piece.part])
+    if pieces[0].is_same:
+        return Record(CodecName.SAME, ElementKind.BYTES, len(new), parts, _EMPTY)
+    candidates = [Record(CodecName.FULL, kind, len(new), (), _encode(CodecName.FULL, new, b"", kind))]
+    if parts:
+        old = b"".join(piece.old for piece in pieces)
+        encoded = _encode(CodecName.DIFFERENCE, new, old, kind)
+        candidates.append(Record(CodecName.DIFFERENCE, kind, len(new), parts, encoded))
+    return min(candidates, key=lambda record: len(record.to_bytes()))
+
+
+def _encode(codec: CodecName, new: bytes, old: bytes, kind: ElementKind) -> Encoded:
+    encoded = CODECS[codec].encode(new, old, kind)
+    if encoded is None:
+        raise RuntimeError(f"codec {codec.name} refused {len(new)} bytes of {kind.name} that it can express")
+    return encoded
+
+
+def _joined(parts: list[Part]) -> tuple[Part, ...]:
+    """Return the same ranges with neighbours made one."""
+    joined: list[Part] = []
+    for part in parts:
+        if joined and joined[-1].offset + joined[-1].length == part.offset:
+            joined[-1] = Part(joined[-1].offset, joined[-1].length + part.length)
+        else:
+            joined.append(part)
+    return tuple(joined)

@@ -1,0 +1,76 @@
+"""Reading a file at any place, in bounded pieces, with `pread`: mapping it would count as resident memory."""
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from delta_updates.errors import IntegrityError
+
+PIECE_BYTES = 1 << 20
+
+
+class RandomReader:
+    """One open file. It is opened once, so that what was checked is what is read.
+
+    Attributes:
+        path: Where it was found.
+        length: Its length in bytes when it was opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        # O_NONBLOCK: opening a pipe that someone put in a tree must not wait for its writer.
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        status = os.fstat(self._descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            self.close()
+            raise IntegrityError(f"{path} is not a regular file")
+        self.length = status.st_size
+        self.identity = (status.st_dev, status.st_ino)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close it; a second call does nothing."""
+        if self._descriptor >= 0:
+            descriptor, self._descriptor = self._descriptor, -1
+            os.close(descriptor)
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Return exactly `length` bytes from `offset`.
+
+        Raises:
+            IntegrityError: The file ends before.
+        """
+        parts: list[bytes] = []
+        while length > 0:
+            part = os.pread(self._descriptor, length, offset)
+            if not part:
+                raise IntegrityError(f"{self.path} ended at byte {offset}, {length} bytes early")
+            parts.append(part)
+            offset += len(part)
+            length -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def pieces(self, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """Yield the bytes from `offset` (all, or `length` of them) in pieces of at most 1 MiB."""
+        end = self.length if length is None else offset + length
+        for start in range(offset, end, PIECE_BYTES):
+            yield self.read_at(start, min(PIECE_BYTES, end - start))
+
+    def sha256(self) -> str:
+        """Return the SHA-256 of the whole content in hex."""
+        digest = hashlib.sha256()
+        for piece in self.pieces():
+            digest.update(piece)
+        return digest.hexdigest()
