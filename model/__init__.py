@@ -1,0 +1,109 @@
+"""The language model of Lamella: layered decoder, adapters, tokenizer, checkpoints, data, training and evaluation.
+
+A leaf: it knows torch, and nothing of networks, differential privacy or databases.
+"""
+
+from model.checkpoint import LoadedModel, load_checkpoint, load_version, save_checkpoint
+from model.config import PRESETS, PROJECTIONS, LoRAConfig, ModelConfig, preset
+from model.data import (
+    ChitchatSource,
+    DataSource,
+    DocstringSource,
+    EncodedExample,
+    Example,
+    JsonlSource,
+    collate,
+    encode_examples,
+    export_users,
+    held_out_examples,
+    open_source,
+    split_by_time,
+    training_part,
+)
+from model.errors import (
+    AdapterError,
+    CheckpointError,
+    ConfigError,
+    ContextLengthError,
+    DataError,
+    ForeignModelError,
+    ModelError,
+    TokenizerError,
+)
+from model.evaluation import example_losses, held_out_loss
+from model.generation import generate
+from model.importers import find_smollm2, import_gguf, import_huggingface
+from model.kv_cache import KVCache
+from model.lora import (
+    adapter_shapes,
+    adapter_state_dict,
+    add_lora,
+    check_adapter_state,
+    initial_adapter,
+    load_adapter,
+    load_adapter_state,
+    merge_lora,
+    remove_lora,
+    save_adapter,
+    unmerge_lora,
+)
+from model.tokenizer import Tokenizer
+from model.training import chat_texts, pretrain_tiny, sequence_losses, train
+from model.transformer import LayeredTransformer
+
+__all__ = [
+    "PRESETS",
+    "PROJECTIONS",
+    "AdapterError",
+    "CheckpointError",
+    "ChitchatSource",
+    "ConfigError",
+    "ContextLengthError",
+    "DataError",
+    "DataSource",
+    "DocstringSource",
+    "EncodedExample",
+    "Example",
+    "ForeignModelError",
+    "JsonlSource",
+    "KVCache",
+    "LayeredTransformer",
+    "LoRAConfig",
+    "LoadedModel",
+    "ModelConfig",
+    "ModelError",
+    "Tokenizer",
+    "TokenizerError",
+    "adapter_shapes",
+    "adapter_state_dict",
+    "add_lora",
+    "chat_texts",
+    "check_adapter_state",
+    "collate",
+    "encode_examples",
+    "example_losses",
+    "export_users",
+    "find_smollm2",
+    "generate",
+    "held_out_examples",
+    "held_out_loss",
+    "import_gguf",
+    "import_huggingface",
+    "initial_adapter",
+    "load_adapter",
+    "load_adapter_state",
+    "load_checkpoint",
+    "load_version",
+    "merge_lora",
+    "open_source",
+    "preset",
+    "pretrain_tiny",
+    "remove_lora",
+    "save_adapter",
+    "save_checkpoint",
+    "sequence_losses",
+    "split_by_time",
+    "train",
+    "training_part",
+    "unmerge_lora",
+]
