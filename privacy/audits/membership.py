@@ -1,0 +1,295 @@
+"""Membership inference: can one tell from a released model whether an example was trained on?
+
+The attack is the calibrated loss: what an example's loss fell by from the base to the release (Watson et al., "On the
+Importance of Difficulty Calibration in Membership Inference Attacks", ICLR 2022). Without that calibration the attack
+looks harmless even on a model trained without any protection. Judged at low false-positive rates (Carlini et al., IEEE
+S&P 2022), not on average.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+from scipy import stats
+
+from privacy.errors import AuditError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+CLAIMED_RATE = 0.003
+CLAIMED_AT_FPR = 0.001
+TARGET_FPRS = (CLAIMED_AT_FPR, 0.01)
+CONFIDENCE = 0.95
+# Fewer members cannot prove the claim even if the attack finds none: (1 - rate)^n must fall below 5%.
+MEMBERS_NEEDED = math.ceil(math.log(1 - CONFIDENCE) / math.log(1 - CLAIMED_RATE))
+_BOOTSTRAP_RESAMPLES = 1000
+_HISTOGRAM_BINS = 40
+# The rate at which `power` is stated: what guessing alone achieves at the claimed false-positive rate.
+_TRUE_RATE_FOR_POWER = CLAIMED_AT_FPR
+
+
+Interval = tuple[float, float]
+
+
+class Verdict(StrEnum):
+    """What the measurement says about the claim."""
+
+    PASS = "pass"  # noqa: S105 - a verdict, not a password
+    FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"
+
+
+class OperatingPoint(BaseModel):
+    """The attack at one threshold: an example counts as found when its score is strictly above it.
+
+    Both intervals are two-sided 95% Clopper-Pearson intervals at this threshold; `false_positive_interval` shows how
+    well the non-members pin down the rate that the threshold was chosen for.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target_fpr: float
+    threshold: float
+    false_positives: int
+    false_positive_interval: Interval
+    hits: int
+    true_positive_rate: float
+    true_positive_interval: Interval
+
+
+class AttackFigures(BaseModel):
+    """One score's figures: area under the ROC curve and the points that matter."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    auc: float
+    auc_interval: Interval
+    points: tuple[OperatingPoint, ...]
+
+
+class MembershipResult(BaseModel):
+    """A membership measurement, complete enough to print and draw, without any single example's score.
+
+    `claimed_point` decides: pass when the one-sided 95% upper bound of the true-positive rate at 0.1% false positives
+    is below 0.3%, enough examples were measured and the positive control was caught; fail when the lower bound is
+    above 0.3% and above what the false positives explain; else inconclusive.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    verdict: Verdict
+    reason: str
+    members: int
+    non_members: int
+    upper_bound: float
+    power: float
+    calibrated: AttackFigures
+    raw_loss: AttackFigures
+    roc: tuple[tuple[float, float], ...]
+    bin_edges: tuple[float, ...]
+    member_counts: tuple[int, ...]
+    non_member_counts: tuple[int, ...]
+    control: AttackFigures | None
+    is_control_caught: bool | None
+
+    @property
+    def claimed_point(self) -> OperatingPoint:
+        """The calibrated attack at 0.1% false positives."""
+        return self.calibrated.points[0]
+
+
+def membership_audit(
+    *,
+    member_losses: Sequence[float],
+    member_base_losses: Sequence[float],
+    non_member_losses: Sequence[float],
+    non_member_base_losses: Sequence[float],
+    positive_control: MembershipResult | None = None,
+    seed: int = 0,
+) -> MembershipResult:
+    """Measure how well an attacker tells members from non-members.
+
+    Losses are per example, on the released model and on its base; members were trained on, non-members come from the
+    same source and were not. `positive_control` is this audit's result on the same run without noise, which the attack
+    must catch before its silence elsewhere means anything: without it the verdict is never pass.
+
+    Args:
+        member_losses: on the release, shape (members,).
+        member_base_losses: on the base, the same examples in the same order.
+        non_member_losses: on the release, shape (non_members,).
+        non_member_base_losses: on the base, the same examples in the same order.
+        positive_control: the result for a run known to leak.
+        seed: of the bootstrap for the area under the curve.
+
+    Raises:
+        AuditError: lengths differ, a loss is not finite, or there are too few to measure anything.
+    """
+    member, member_base = _paired(member_losses, member_base_losses, "member")
+    other, other_base = _paired(non_member_losses, non_member_base_losses, "non-member")
+    member_scores, other_scores = member_base - member, other_base - other
+    calibrated = _figures(member_scores, other_scores, seed)
+    caught = None if positive_control is None else positive_control.verdict is Verdict.FAIL
+    verdict, reason, upper = _judge(calibrated.points[0], len(member), len(other), is_control_caught=caught)
+    edges = _shared_edges(member_scores, other_scores)
+    return MembershipResult(
+        verdict=verdict,
+        reason=reason,
+        members=len(member),
+        non_members=len(other),
+        upper_bound=upper,
+        power=power_to_pass(members=len(member)),
+        calibrated=calibrated,
+        raw_loss=_figures(-member, -other, seed),
+        roc=_roc(member_scores, other_scores),
+        bin_edges=tuple(edges.tolist()),
+        member_counts=_counts(member_scores, edges),
+        non_member_counts=_counts(other_scores, edges),
+        control=None if positive_control is None else positive_control.calibrated,
+        is_control_caught=caught,
+    )
+
+
+def clopper_pearson(hits: int, trials: int, *, confidence: float = CONFIDENCE) -> Interval:
+    """The exact two-sided interval of a proportion: covers any truth with at least `confidence`.
+
+    Source: Clopper, Pearson, "The Use of Confidence or Fiducial Limits", Biometrika 1934.
+    """
+    tail = (1 - confidence) / 2
+    low = float(stats.beta.ppf(tail, hits, trials - hits + 1)) if hits > 0 else 0.0
+    high = float(stats.beta.ppf(1 - tail, hits + 1, trials - hits)) if hits < trials else 1.0
+    return low, high
+
+
+def power_to_pass(*, members: int, true_rate: float = _TRUE_RATE_FOR_POWER) -> float:
+    """The chance that `members` members suffice to prove the claim when the attack truly finds `true_rate` of them."""
+    most_hits = -1
+    while most_hits < members and _one_sided(most_hits + 1, members)[1] < CLAIMED_RATE:
+        most_hits += 1
+    return float(stats.binom.cdf(most_hits, members, true_rate)) if most_hits >= 0 else 0.0
+
+
+def _judge(
+    point: OperatingPoint, members: int, non_members: int, *, is_control_caught: bool | None
+) -> tuple[Verdict, str, float]:
+    """Verdict, reason, and the one-sided upper bound it rests on."""
+    low, high = _one_sided(point.hits, members)
+    chance = _one_sided(point.false_positives, non_members)[1]
+    found = f"{point.hits} of {members} members found at {point.false_positives} of {non_members} false positives"
+    if low > max(CLAIMED_RATE, chance):
+        return Verdict.FAIL, f"{found}: at least {low:.2%} with 95% confidence, above {CLAIMED_RATE:.1%}", high
+    if high >= CLAIMED_RATE:
+        return (
+            Verdict.INCONCLUSIVE,
+            f"{found}: the true rate may be up to {high:.2%}, not below {CLAIMED_RATE:.1%}",
+            high,
+        )
+    if non_members < round(1 / CLAIMED_AT_FPR):
+        reason = f"{found}: {non_members} non-members cannot set a threshold for {CLAIMED_AT_FPR:.1%} false positives"
+        return Verdict.INCONCLUSIVE, reason, high
+    if is_control_caught is None:
+        reason = (
+            f"{found}: below {CLAIMED_RATE:.1%}, but no positive control shows that this attack finds a leak at all"
+        )
+        return Verdict.INCONCLUSIVE, reason, high
+    if not is_control_caught:
+        reason = f"{found}: below {CLAIMED_RATE:.1%}, but the attack missed the control, a run without noise"
+        return Verdict.INCONCLUSIVE, reason, high
+    return Verdict.PASS, f"{found}: at most {high:.2%} with 95% confidence, and the control was caught", high
+
+
+def _one_sided(hits: int, trials: int) -> Interval:
+    """Two bounds that each hold with 95% confidence (not jointly)."""
+    return clopper_pearson(hits, trials, confidence=2 * CONFIDENCE - 1)
+
+
+def _paired(losses: Sequence[float], base_losses: Sequence[float], who: str) -> tuple[Floats, Floats]:
+    values, base = np.asarray(losses, dtype=np.float64), np.asarray(base_losses, dtype=np.float64)
+    if values.ndim != 1 or values.shape != base.shape or values.size == 0:
+        raise AuditError(f"{who} losses need one value an example on both models: {values.shape} and {base.shape}")
+    if not (np.isfinite(values).all() and np.isfinite(base).all()):
+        raise AuditError(f"{who} losses contain values that are not finite; the model may have diverged")
+    return values, base
+
+
+def _figures(member: Floats, other: Floats, seed: int) -> AttackFigures:
+    auc, interval = _auc_with_interval(member, other, seed)
+    points = tuple(_operating_point(member, other, target) for target in TARGET_FPRS)
+    return AttackFigures(auc=auc, auc_interval=interval, points=points)
+
+
+def _operating_point(member: Floats, other: Floats, target_fpr: float) -> OperatingPoint:
+    """The lowest threshold with at most `target_fpr` false positives among the non-members.
+
+    Strictly above counts, so tied scores are never split in the attack's or the claim's favour.
+    """
+    allowed = int(target_fpr * other.size + 1e-9)
+    threshold = float(np.sort(other)[other.size - 1 - allowed])
+    false_positives, hits = int((other > threshold).sum()), int((member > threshold).sum())
+    return OperatingPoint(
+        target_fpr=target_fpr,
+        threshold=threshold,
+        false_positives=false_positives,
+        false_positive_interval=clopper_pearson(false_positives, other.size),
+        hits=hits,
+        true_positive_rate=hits / member.size,
+        true_positive_interval=clopper_pearson(hits, member.size),
+    )
+
+
+def _auc_with_interval(member: Floats, other: Floats, seed: int) -> tuple[float, Interval]:
+    """Chance that a member scores above a non-member, a tie counting half; percentile bootstrap over both groups."""
+    values, inverse = np.unique(np.concatenate([member, other]), return_inverse=True)
+    of_member, of_other = inverse[: member.size], inverse[member.size :]
+    auc = _auc(np.bincount(of_member, minlength=values.size), np.bincount(of_other, minlength=values.size))
+    if auc in {0.0, 1.0}:
+        # The bootstrap sees no spread here. Disjoint pairs are independent trials, so their interval is exact.
+        pairs = min(member.size, other.size)
+        return auc, clopper_pearson(round(auc * pairs), pairs)
+    random = np.random.default_rng(seed)
+    resampled = [
+        _auc(
+            np.bincount(random.choice(of_member, member.size), minlength=values.size),
+            np.bincount(random.choice(of_other, other.size), minlength=values.size),
+        )
+        for _ in range(_BOOTSTRAP_RESAMPLES)
+    ]
+    low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return auc, (float(low), float(high))
+
+
+def _auc(member_counts: NDArray[np.int64], other_counts: NDArray[np.int64]) -> float:
+    """From counts a distinct score, in rising order."""
+    below = np.cumsum(other_counts) - other_counts
+    favourable = (member_counts * (below + other_counts / 2)).sum()
+    return float(favourable / (member_counts.sum() * other_counts.sum()))
+
+
+def _roc(member: Floats, other: Floats) -> tuple[tuple[float, float], ...]:
+    """(false-positive rate, true-positive rate) where either changes, thinned to a drawable number of points."""
+    thresholds = np.unique(np.concatenate([member, other]))[::-1]
+    fpr = 1 - np.searchsorted(np.sort(other), thresholds, side="left") / other.size
+    tpr = 1 - np.searchsorted(np.sort(member), thresholds, side="left") / member.size
+    wanted = np.unique(np.concatenate([np.geomspace(1e-4, 1, 120), np.linspace(0, 1, 80)]))
+    keep = np.unique(np.clip(np.searchsorted(fpr, wanted, side="right") - 1, 0, fpr.size - 1))
+    return ((0.0, 0.0), *((float(fpr[index]), float(tpr[index])) for index in keep), (1.0, 1.0))
+
+
+def _shared_edges(member: Floats, other: Floats) -> Floats:
+    """Histogram edges over the middle 99% of both groups."""
+    both = np.concatenate([member, other])
+    low, high = np.quantile(both, [0.005, 0.995])
+    return np.linspace(low, high if high > low else low + 1e-6, _HISTOGRAM_BINS + 1)
+
+
+def _counts(scores: Floats, edges: Floats) -> tuple[int, ...]:
+    """Scores per bin; the outermost bins take what lies beyond them."""
+    return tuple(np.histogram(scores.clip(edges[0], edges[-1]), edges)[0].tolist())

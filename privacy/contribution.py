@@ -1,0 +1,140 @@
+"""One round in plain facts: what a device is asked to do, and all that may leave it beside the update."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+
+from privacy.errors import ContributionError, InstructionsError
+from privacy.ledger import Delta, EventId, Identifier, PositiveFloat, PrivacyEvent, Probability, StepCount, new_event_id
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+ConfigValue = int | float | str | list[str]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+TargetName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+
+
+class RoundInstructions(BaseModel):
+    """What the server asks of a device in one round; parsed on the device before anything else happens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    run_id: Identifier
+    server_round: int = Field(ge=0)
+    base_hash: Sha256
+    privacy_unit: Literal["example"]
+    clipping_norm: PositiveFloat
+    target_epsilon: float = Field(gt=0, le=1000, allow_inf_nan=False)
+    target_delta: Delta
+    budget_rounds: int = Field(ge=1, le=1_000_000, description="participations the budget must last for")
+    steps: int = Field(ge=1, le=100_000)
+    batch_size: int = Field(ge=1, le=1_000_000, description="expected size of a Poisson batch")
+    learning_rate: PositiveFloat
+    max_length: int = Field(ge=2, le=1_000_000, description="tokens of one example")
+    max_examples: int = Field(ge=1, le=10_000_000, description="examples one device may use")
+    rank: int = Field(ge=1, le=4096)
+    alpha: PositiveFloat
+    targets: tuple[TargetName, ...] = Field(min_length=1, max_length=32, strict=False)
+
+    @field_validator("targets")
+    @classmethod
+    def _without_repeats(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError(f"a target is named twice in {value}")
+        return value
+
+    def sampling_probability_for(self, num_examples: int) -> float:
+        """The chance with which each of `num_examples` examples enters a step: batch_size / num_examples, at most 1.
+
+        Raises:
+            InstructionsError: there is no example to draw from.
+        """
+        if num_examples < 1:
+            raise InstructionsError(f"a device with {num_examples} examples cannot take part")
+        return min(1.0, self.batch_size / num_examples)
+
+    def to_config(self) -> dict[str, ConfigValue]:
+        """A flat mapping of the kind that a Flower ConfigRecord takes."""
+        return _flat(self)
+
+    @classmethod
+    def from_config(cls, mapping: Mapping[str, object]) -> Self:
+        """Parse what a server sent.
+
+        Raises:
+            InstructionsError: a field is missing, unknown, of the wrong type or out of bounds.
+        """
+        try:
+            return cls.model_validate(dict(mapping))
+        except ValidationError as error:
+            raise InstructionsError(f"the round's instructions are not usable: {_problems(error)}") from error
+
+
+class Contribution(BaseModel):
+    """The facts that leave a device beside the adapter update: what the accountant and the server need, and no more.
+
+    No loss, no accuracy, no timing, no text: each would tell something about the data that nobody accounts for.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    device_id: Identifier = Field(description="whose budget is charged; the enrolled name of the device")
+    run_id: Identifier = Field(description="which training run the update belongs to")
+    server_round: int = Field(ge=0, description="which round it answers, so that late and replayed answers are refused")
+    base_hash: Sha256 = Field(description="which base it was trained on; an update for another base is worthless")
+    num_examples: int = Field(
+        ge=1,
+        le=10_000_000,
+        description="capped number of examples; fixes the sampling probability and is treated as public",
+    )
+    event_id: EventId = Field(
+        default_factory=new_event_id,
+        description="random name of the ledger entry, so that both ledgers can be compared",
+    )
+    noise_multiplier: float = Field(
+        ge=0, allow_inf_nan=False, description="noise per step over the clipping norm; accounting needs it"
+    )
+    sampling_probability: Probability = Field(description="chance of each example to enter a step; accounting needs it")
+    steps: StepCount = Field(description="noisy training steps taken; accounting needs it")
+    clipping_norm: PositiveFloat = Field(description="largest influence of one example on one step")
+    target_delta: Delta = Field(description="the small probability for which the device's budget is stated")
+
+    def event(self, recorded_at: datetime) -> PrivacyEvent:
+        """The ledger entry this contribution costs; the same `event_id` on the device and on the server."""
+        facts = self.model_dump(exclude={"base_hash", "num_examples"})
+        return PrivacyEvent(**facts, recorded_at=recorded_at)
+
+    def to_config(self) -> dict[str, ConfigValue]:
+        """A flat mapping of the kind that a Flower ConfigRecord takes."""
+        return _flat(self)
+
+    @classmethod
+    def from_config(cls, mapping: Mapping[str, object]) -> Self:
+        """Parse what a device sent. A device may be broken or hostile: nothing here is taken on trust but the type.
+
+        Raises:
+            ContributionError: a field is missing, unknown, of the wrong type or out of bounds.
+        """
+        try:
+            return cls.model_validate(dict(mapping))
+        except ValidationError as error:
+            raise ContributionError(f"a device's contribution is not usable: {_problems(error)}") from error
+
+
+# Derived from the class, so that the report's list cannot drift from what is sent.
+LEAVES_THE_DEVICE: tuple[tuple[str, str], ...] = tuple(
+    (name, field.description or "") for name, field in Contribution.model_fields.items()
+)
+
+
+def _flat(facts: BaseModel) -> dict[str, ConfigValue]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in facts}
+
+
+def _problems(error: ValidationError) -> str:
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found[:5])

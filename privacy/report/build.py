@@ -1,0 +1,144 @@
+"""Events and audits → a report, and a report → files that anyone can check."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from privacy.accountant import ACCOUNTANT, epsilon_by_device, epsilon_curve
+from privacy.contribution import LEAVES_THE_DEVICE
+from privacy.errors import ReportError
+from privacy.ledger import event_line
+from privacy.report.costs import device_cost, device_series, events_of, round_costs, rounds_of
+from privacy.report.schema import AuditReport
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from privacy.audits.membership import MembershipResult
+    from privacy.budget import PrivacyBudget
+    from privacy.ledger import PrivacyEvent
+    from privacy.report.schema import RunFacts, UtilityFigure
+
+REPORT_FILES = ("report.html", "report.md", "report.json", "ledger.jsonl")
+_LIBRARIES = ("lamella", "dp-accounting", "numpy", "scipy", "opacus", "torch", "flwr")
+_CURVE_DELTAS = tuple(10.0**-exponent for exponent in range(3, 11))
+
+
+class ReportPaths(NamedTuple):
+    """Where a report's files are."""
+
+    html: Path
+    markdown: Path
+    json: Path
+    ledger: Path
+
+
+def build_report(
+    *,
+    title: str,
+    run: RunFacts,
+    events: Sequence[PrivacyEvent],
+    target_delta: float,
+    budget: PrivacyBudget | None,
+    membership: MembershipResult | None = None,
+    utility: Sequence[UtilityFigure] = (),
+    provenance: Mapping[str, str],
+) -> AuditReport:
+    """Recompute everything from `events` and put it together with what was measured.
+
+    Give every event about the devices' examples, void and aborted rounds and earlier runs included: all of it is spent.
+
+    Raises:
+        UnknownEventError: an event cannot be accounted for.
+    """
+    spent = tuple(events)
+    by_device = epsilon_by_device(spent, target_delta=target_delta)
+    worst = max(by_device, key=lambda device: by_device[device], default=None)
+    epsilon_max = by_device[worst] if worst is not None else 0.0
+    deltas = sorted({*_CURVE_DELTAS, target_delta}, reverse=True)
+    rounds = rounds_of(spent)
+    return AuditReport(
+        title=title,
+        created_at=datetime.now(UTC),
+        run=run,
+        accountant=ACCOUNTANT,
+        target_delta=target_delta,
+        budget_epsilon=None if budget is None else budget.target_epsilon,
+        budget_delta=None if budget is None else budget.target_delta,
+        verdict=_verdict(spent, epsilon_max, budget),
+        epsilon_max=epsilon_max,
+        worst_device=worst,
+        devices=tuple(device_cost(device, by_device[device], spent) for device in by_device),
+        rounds=round_costs(spent, rounds, target_delta),
+        series=device_series(spent, rounds, by_device, target_delta),
+        curve=tuple(zip(deltas, epsilon_curve(events_of(spent, worst), deltas), strict=True)),
+        membership=membership,
+        utility=tuple(utility),
+        leaves_the_device=LEAVES_THE_DEVICE,
+        provenance=dict(provenance),
+        software=_software(),
+        event_count=len(spent),
+        ledger_sha256=hashlib.sha256(_ledger_bytes(spent)).hexdigest(),
+        events=spent,
+    )
+
+
+def write_report(report: AuditReport, folder: Path) -> ReportPaths:
+    """Write report.html, report.md, report.json and ledger.jsonl into `folder`, each whole or not at all.
+
+    Raises:
+        ReportError: the report does not carry its events, so that nobody could recompute it.
+    """
+    if len(report.events) != report.event_count:
+        raise ReportError("this report was read from JSON and carries no events; build it again from the ledger")
+    contents = (
+        report.to_html().encode(),
+        report.to_markdown().encode(),
+        report.to_json().encode(),
+        _ledger_bytes(report.events),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / name for name in REPORT_FILES]
+    for path, content in zip(paths, contents, strict=True):
+        unfinished = path.with_name(path.name + ".part")
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    return ReportPaths(*paths)
+
+
+def _verdict(
+    events: Sequence[PrivacyEvent], epsilon_max: float, budget: PrivacyBudget | None
+) -> Literal["within_budget", "over_budget", "no_budget", "no_guarantee", "no_events"]:
+    if not events:
+        return "no_events"
+    if math.isinf(epsilon_max):
+        return "no_guarantee"
+    if budget is None:
+        return "no_budget"
+    # The budget is judged at its own delta, which need not be the report's.
+    spent = max(epsilon_by_device(events, target_delta=budget.target_delta).values())
+    return "within_budget" if spent <= budget.target_epsilon else "over_budget"
+
+
+def _ledger_bytes(events: Sequence[PrivacyEvent]) -> bytes:
+    return b"".join(event_line(event) for event in events)
+
+
+def _software() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,107 @@
+"""Page one: the verdict, the claim and the few figures that matter most; then the sections."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from privacy.audits.membership import CLAIMED_AT_FPR, Verdict
+from privacy.report.blocks import Card, Document, number, probability, strength_of
+from privacy.report.sections import sections_of
+
+if TYPE_CHECKING:
+    from privacy.audits.membership import MembershipResult
+    from privacy.report.blocks import Tone
+    from privacy.report.schema import AuditReport
+
+
+def document_of(report: AuditReport) -> Document:
+    """Put `report` into words."""
+    tone, headline = _headline(report)
+    return Document(
+        title=report.title,
+        subtitle=f"Model {report.run.model}, release {report.run.release}, run {report.run.run_id}. "
+        f"Written {report.created_at:%Y-%m-%d %H:%M} UTC.",
+        tone=tone,
+        headline=headline,
+        claim=_claim(report),
+        cards=_cards(report),
+        sections=sections_of(report),
+    )
+
+
+def _headline(report: AuditReport) -> tuple[Tone, str]:
+    spent = f"ε = {number(report.epsilon_max)} at δ = {probability(report.target_delta)}"
+    attack = None if report.membership is None else report.membership.verdict
+    certain: dict[str, str] = {
+        "no_events": "Nothing to report: the ledger holds no event.",
+        "no_guarantee": "No privacy guarantee: at least one device's update was trained without noise (ε = ∞).",
+        "over_budget": f"Over budget: {spent}; the budget was ε = {number(report.budget_epsilon)}.",
+    }
+    if report.verdict in certain:
+        return "bad", certain[report.verdict]
+    if attack is Verdict.FAIL:
+        return "bad", f"The membership attack succeeds: trained examples can be traced ({spent})."
+    if report.verdict == "no_budget":
+        return "caution", f"No budget was set for this run. Spent: {spent}."
+    if strength_of(report.epsilon_max)[0] != "good":
+        return "caution", f"Within budget, but the budget is weak: {spent}."
+    endings: dict[Verdict | None, str] = {
+        None: "Membership was not measured.",
+        Verdict.INCONCLUSIVE: "The membership test cannot decide.",
+        Verdict.PASS: "The membership test is passed.",
+    }
+    return "good" if attack is Verdict.PASS else "caution", f"Within budget: {spent}. {endings[attack]}"
+
+
+def _claim(report: AuditReport) -> str:
+    if not report.devices:
+        return "No device trained, so nothing is claimed."
+    if math.isinf(report.epsilon_max):
+        return "No claim is made: without noise, what a device sends can reveal its examples."
+    return (
+        f"For each of the {len(report.devices)} devices that trained, everything that left it for this release is "
+        f"({number(report.epsilon_max)}, {probability(report.target_delta)})-differentially private for each single "
+        "training example of that device (neighbouring: one example added or removed). It holds against everyone, the "
+        "server included, and for whatever is later computed from it: the updates, the release and all that follows."
+    )
+
+
+def _cards(report: AuditReport) -> tuple[Card, ...]:
+    tone, strength = strength_of(report.epsilon_max)
+    if report.verdict in {"over_budget", "no_guarantee", "no_events"}:
+        tone = "bad"
+    budget = "no budget set"
+    if report.budget_epsilon is not None and report.budget_delta is not None:
+        budget = f"budget {number(report.budget_epsilon, 2)} at δ = {probability(report.budget_delta)}"
+    done = report.run.rounds_completed
+    return (
+        Card("Privacy spent", f"ε = {number(report.epsilon_max, 2)}", f"costliest device, {strength}; {budget}", tone),
+        _membership_card(report.membership),
+        Card(
+            "Took part",
+            f"{len(report.devices)} of {report.run.devices_enrolled} devices",
+            f"{done} of {report.run.rounds_planned} rounds completed, {len(report.run.void_rounds)} void",
+            "good",
+        ),
+        _utility_card(report),
+    )
+
+
+def _membership_card(result: MembershipResult | None) -> Card:
+    if result is None:
+        return Card("Membership attack", "not measured", "nothing is known about attacks in practice", "caution")
+    tones: dict[Verdict, Tone] = {Verdict.PASS: "good", Verdict.FAIL: "bad", Verdict.INCONCLUSIVE: "caution"}
+    point = result.claimed_point
+    low, high = point.true_positive_interval
+    note = f"finds {point.true_positive_rate:.2%} [{low:.2%}, {high:.2%}] at {CLAIMED_AT_FPR:.1%} false alarms"
+    return Card("Membership attack", str(result.verdict), note, tones[result.verdict])
+
+
+def _utility_card(report: AuditReport) -> Card:
+    if not report.utility:
+        return Card("Usefulness", "not measured", "no figure was given", "caution")
+    first = report.utility[0]
+    return Card(
+        "Usefulness", f"{number(first.before)} → {number(first.after)}", f"{first.name}, before and after", "good"
+    )

@@ -1,0 +1,147 @@
+"""The report's plain values: what JSON holds and the other forms are made from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+from privacy.audits.membership import MembershipResult  # noqa: TC001 - pydantic reads it
+from privacy.errors import ReportError
+from privacy.ledger import PrivacyEvent  # noqa: TC001 - pydantic reads it
+from privacy.report.document import document_of
+from privacy.report.render import html_of, markdown_of
+
+Scalar = str | int | float | bool | None
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+class TensorFact(_Part):
+    """One tensor of the adapter update that devices send."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    num_bytes: int = Field(ge=0)
+
+
+class UtilityFigure(_Part):
+    """What the release is worth: one measure on the parent and on the release."""
+
+    name: str
+    before: float
+    after: float
+    measured_on: str = ""
+
+
+class RunFacts(_Part):
+    """What happened, told by the operator's registry; only `events` decide about ε."""
+
+    run_id: str
+    model: str
+    release: str
+    parent: str | None = None
+    base_hash: str
+    rounds_planned: int = Field(ge=0)
+    rounds_completed: int = Field(ge=0)
+    void_rounds: tuple[int, ...] = ()
+    devices_enrolled: int = Field(ge=0)
+    settings: dict[str, Scalar] = {}
+    update_tensors: tuple[TensorFact, ...] = ()
+    incidents: tuple[str, ...] = ()
+
+
+class DeviceCost(_Part):
+    """One device's bill."""
+
+    device_id: str
+    epsilon: float
+    participations: int
+    steps: int
+    smallest_noise_multiplier: float
+    largest_sampling_probability: float
+    largest_clipping_norm: float
+
+
+class RoundCost(_Part):
+    """One round's bill. `epsilon_so_far` is the largest device's total after it; None where a long run left it out."""
+
+    run_id: str
+    server_round: int
+    participants: int
+    epsilon_alone: float
+    epsilon_so_far: float | None
+
+
+class DeviceSeries(_Part):
+    """A device's total after each of its rounds: (position of the round in the report's `rounds`, ε)."""
+
+    device_id: str
+    points: tuple[tuple[int, float], ...]
+
+
+class AuditReport(_Part):
+    """Everything the report says, in plain values; `format` counts the schema."""
+
+    format: Literal[1] = 1
+    title: str
+    created_at: AwareDatetime
+    run: RunFacts
+    accountant: str
+    target_delta: float
+    budget_epsilon: float | None
+    budget_delta: float | None
+    verdict: Literal["within_budget", "over_budget", "no_budget", "no_guarantee", "no_events"]
+    epsilon_max: float
+    worst_device: str | None
+    devices: tuple[DeviceCost, ...]
+    rounds: tuple[RoundCost, ...]
+    series: tuple[DeviceSeries, ...]
+    curve: tuple[tuple[float, float], ...]
+    membership: MembershipResult | None
+    utility: tuple[UtilityFigure, ...]
+    leaves_the_device: tuple[tuple[str, str], ...]
+    provenance: dict[str, str]
+    software: dict[str, str]
+    event_count: int
+    ledger_sha256: str
+    events: tuple[PrivacyEvent, ...] = Field(default=(), exclude=True, repr=False)
+
+    @property
+    def participation_counts(self) -> dict[int, int]:
+        """How many devices took part how often."""
+        return dict(sorted(Counter(device.participations for device in self.devices).items()))
+
+    def to_json(self) -> str:
+        """The whole report but the events, which `ledger.jsonl` holds."""
+        return self.model_dump_json(indent=2) + "\n"
+
+    def to_markdown(self) -> str:
+        """The report as text, without plots."""
+        return markdown_of(document_of(self))
+
+    def to_html(self) -> str:
+        """The report as one self-contained page with plots.
+
+        Raises:
+            ReportError: matplotlib is not installed.
+        """
+        from privacy.report.plots import figures_of  # noqa: PLC0415 - recomputing must not need matplotlib
+
+        return html_of(document_of(self), figures_of(self))
+
+    @classmethod
+    def from_json(cls, raw: str | bytes) -> AuditReport:
+        """Parse a `report.json`; its `events` are empty, read them from the ledger beside it.
+
+        Raises:
+            ReportError: it is not a report of this format.
+        """
+        try:
+            return cls.model_validate_json(raw)
+        except ValidationError as error:
+            raise ReportError(f"not a privacy report of format 1: {error.errors(include_url=False)[:3]}") from error

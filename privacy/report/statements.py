@@ -1,0 +1,75 @@
+"""What holds for every release of this kind: trust, assumptions and limits, as (lead, text) in plain words."""
+
+from __future__ import annotations
+
+TRUST = (
+    ("The device", "is trusted with its own examples. It clips, draws the noise and keeps its own ledger."),
+    (
+        "The server",
+        (
+            "is not trusted with examples: the noise is added before anything leaves the device. It is trusted to name "
+            "the ledger's events truthfully in this report; each device can check its own."
+        ),
+    ),
+    (
+        "Other devices and users of the release",
+        "see only what was computed from noisy updates, which costs nothing more.",
+    ),
+    (
+        "Whoever listens on the network",
+        "learns that a device took part, when, and how much it sent. That is not covered by ε.",
+    ),
+)
+
+ASSUMPTIONS = (
+    (
+        "One example, not one person.",
+        (
+            "A person wrote many of the examples on a device. ε holds for each one of them, not for all together: "
+            "for k examples of one person it grows up to k times as large, and δ by more than that."
+        ),
+    ),
+    (
+        "Repeated text.",
+        "An example that sits on several devices, or several times on one, counts as several examples.",
+    ),
+    (
+        "The number of examples is public.",
+        (
+            "Each device tells how many examples it used, up to a cap. That number sets the sampling probability and "
+            "is treated as public."
+        ),
+    ),
+    ("Server sampling gives no amplification.", "No credit is taken for asking only some devices in a round."),
+    (
+        "Dropout and aborted rounds are charged.",
+        (
+            "A device charges its ledger before it trains. Whether its reply arrived or the round became void "
+            "changes nothing: what was computed is spent. A device whose reply never arrived may have spent more "
+            "than the events of this report show; its own ledger knows."
+        ),
+    ),
+    ("Random numbers.", "Sampling and noise come from the operating system's cryptographic generator."),
+    (
+        "Floating point.",
+        (
+            "The proof is about real numbers. Noise is made and added in 64-bit arithmetic and then rounded to 32 "
+            "bits; attacks on the lowest bits (Mironov 2012) are made harder by that, not proved impossible."
+        ),
+    ),
+    (
+        "Not covered by ε.",
+        (
+            "The data that the base was pretrained on; the choice of settings before this run; the held-out examples "
+            "on which quality and membership were measured; the fact of taking part."
+        ),
+    ),
+)
+
+LIMITS = (
+    ("", "This report is not signed. Check its origin and the ledger's hash by another way."),
+    ("", "It trusts that devices ran the stated code. A tampered device harms only its own examples."),
+    ("", "It gives no guarantee per person or per device, only per example."),
+    ("", "The membership test is one attack on one sample. Failing to find a leak is no proof that there is none."),
+    ("", "Extraction and reconstruction attacks were not measured."),
+)

@@ -1,0 +1,349 @@
+"""The report: recomputed from events, the same in three forms, safe to open, checkable by anyone."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import sys
+from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from privacy import LEAVES_THE_DEVICE, PrivacyEvent, ReportError
+from privacy.__main__ import main
+from privacy.accountant import epsilon, epsilon_by_device
+from privacy.audits import MembershipResult, membership_audit
+from privacy.budget import PrivacyBudget
+from privacy.report import AuditReport, RunFacts, TensorFact, UtilityFigure, build_report, write_report
+from privacy.report.costs import _evaluated
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+DELTA = 1e-5
+NASTY = "<script>alert('x')</script> & \"q\" | `c` *b* [l](http://evil.example)"
+
+
+def make_event(device: int, server_round: int, **changes: object) -> PrivacyEvent:
+    values: dict[str, object] = {
+        "run_id": "run-1",
+        "server_round": server_round,
+        "device_id": f"device-{device}",
+        "noise_multiplier": 1.1,
+        "sampling_probability": 0.1 if device else 0.2,
+        "steps": 20,
+        "clipping_norm": 1.0,
+        "target_delta": DELTA,
+        "recorded_at": datetime(2026, 3, 1, tzinfo=UTC) + timedelta(minutes=server_round),
+    }
+    return PrivacyEvent.model_validate({**values, **changes})
+
+
+EVENTS = tuple(make_event(device, n) for n, cohort in enumerate([(0, 1), (0, 2), (1, 0)], 1) for device in cohort)
+
+
+def make_run(**changes: Any) -> RunFacts:  # noqa: ANN401 - any field
+    values: dict[str, Any] = {
+        "run_id": "run-1",
+        "model": "chat",
+        "release": "v3",
+        "parent": "v2",
+        "base_hash": "ab" * 32,
+        "rounds_planned": 3,
+        "rounds_completed": 2,
+        "void_rounds": (2,),
+        "devices_enrolled": 4,
+        "settings": {"rank": 8},
+        "update_tensors": tuple(
+            TensorFact(name=f"layers.{n}.attention.q_proj.lora_a", shape=(8, 64), dtype="float16", num_bytes=1024)
+            for n in range(30)
+        ),
+    }
+    return RunFacts(**{**values, **changes})
+
+
+def make_report(**changes: Any) -> AuditReport:  # noqa: ANN401 - any argument
+    values: dict[str, Any] = {
+        "title": "Privacy report",
+        "run": make_run(),
+        "events": EVENTS,
+        "target_delta": DELTA,
+        "budget": PrivacyBudget(target_epsilon=8.0, target_delta=DELTA),
+        "provenance": {"tree_hash": "cd" * 32},
+    }
+    return build_report(**{**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def measured() -> MembershipResult:
+    random = np.random.default_rng(0)
+    base, other = random.normal(3, 1, 200), random.normal(3, 1, 300)
+    return membership_audit(
+        member_losses=list(base - 0.1),
+        member_base_losses=list(base),
+        non_member_losses=list(other - random.normal(0.05, 0.1, 300)),
+        non_member_base_losses=list(other),
+    )
+
+
+@pytest.fixture(scope="module")
+def report(measured: MembershipResult) -> AuditReport:
+    utility = (UtilityFigure(name="held-out loss", before=3.4, after=3.2, measured_on="2 users"),)
+    return make_report(membership=measured, utility=utility)
+
+
+def test_every_figure_follows_from_the_events(report: AuditReport) -> None:
+    by_device = epsilon_by_device(EVENTS, target_delta=DELTA)
+    assert {device.device_id: device.epsilon for device in report.devices} == by_device
+    assert report.worst_device == "device-0"
+    assert report.epsilon_max == by_device["device-0"] == max(by_device.values())
+    assert dict(report.curve)[DELTA] == report.epsilon_max
+    assert report.participation_counts == {1: 1, 2: 1, 3: 1}
+    assert [one.participants for one in report.rounds] == [2, 2, 2]
+    assert report.rounds[-1].epsilon_so_far == report.epsilon_max
+    assert report.rounds[0].epsilon_alone == epsilon([make_event(0, 1)], target_delta=DELTA)
+    worst = next(one for one in report.series if one.device_id == "device-0")
+    assert worst.points == tuple(
+        (n, epsilon([make_event(0, 1, steps=20 * (n + 1))], target_delta=DELTA)) for n in range(3)
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict", "headline"),
+    [
+        ({}, "within_budget", "Within budget"),
+        ({"budget": PrivacyBudget(target_epsilon=1.0, target_delta=DELTA)}, "over_budget", "Over budget"),
+        ({"budget": PrivacyBudget(target_epsilon=8.0, target_delta=1e-12)}, "over_budget", "Over budget"),
+        ({"budget": None}, "no_budget", "No budget was set"),
+        ({"events": (*EVENTS, make_event(9, 3, noise_multiplier=0.0))}, "no_guarantee", "No privacy guarantee"),
+        ({"events": ()}, "no_events", "Nothing to report"),
+        (
+            {"events": (make_event(0, 1, steps=2000),), "budget": PrivacyBudget(target_epsilon=90, target_delta=DELTA)},
+            "within_budget",
+            "the budget is weak",
+        ),
+    ],
+)
+def test_verdicts(changes: dict[str, Any], verdict: str, headline: str) -> None:
+    found = make_report(**changes)
+    assert found.verdict == verdict
+    assert headline in found.to_markdown().splitlines()[4]
+    assert headline in found.to_html()
+    assert AuditReport.from_json(found.to_json()).epsilon_max == found.epsilon_max
+
+
+def test_a_successful_attack_outweighs_a_kept_budget() -> None:
+    random = np.random.default_rng(0)
+    leak = membership_audit(
+        member_losses=list(random.normal(1, 0.1, 500)),
+        member_base_losses=[3.0] * 500,
+        non_member_losses=list(random.normal(3, 0.1, 1000)),
+        non_member_base_losses=[3.0] * 1000,
+    )
+    assert "The membership attack succeeds" in make_report(membership=leak).to_markdown()
+
+
+def test_both_texts_say_everything(report: AuditReport) -> None:
+    for text in (report.to_markdown().replace("\\", ""), re.sub(r"<[^>]+>", "", report.to_html())):
+        for needed in (
+            f"{report.epsilon_max:.3f}",
+            "one example added or removed",
+            "Poisson sampling",
+            "Server sampling gives no amplification",
+            "The number of examples is public",
+            "Floating point",
+            "cryptographic generator",
+            "2 (void)",
+            "python -m privacy recompute",
+            "dp-accounting",
+            report.ledger_sha256,
+            "30 tensors, 30,720 bytes",
+            "inconclusive",
+            "held-out loss",
+            *(name for name, _ in LEAVES_THE_DEVICE),
+            *(why for _, why in LEAVES_THE_DEVICE if "'" not in why),
+        ):
+            assert needed in text, needed
+
+
+class Strict(HTMLParser):
+    """Collects tags and every address the page refers to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in {"src", "href", "action", "style"}]
+
+
+def test_no_string_from_outside_becomes_markup() -> None:
+    nasty = make_report(
+        title=NASTY,
+        run=make_run(
+            model=NASTY,
+            release=NASTY,
+            parent=NASTY,
+            base_hash=NASTY,
+            settings={NASTY: NASTY},
+            incidents=(NASTY,),
+            update_tensors=(TensorFact(name=NASTY, shape=(1,), dtype=NASTY, num_bytes=1),),
+        ),
+        utility=(UtilityFigure(name=NASTY, before=1, after=2, measured_on=NASTY),),
+        provenance={NASTY: NASTY},
+    )
+    page = Strict()
+    page.feed(nasty.to_html())
+    assert "script" not in page.tags
+    assert "a" not in page.tags
+    text = nasty.to_markdown()
+    assert "<script" not in text
+    assert not re.search(r"(?<!\\)\[l", text)
+    for line in text.splitlines():
+        if line.startswith("| ") and "script" in line:
+            assert len(re.findall(r"(?<!\\)\|", line)) >= 3
+
+
+def test_the_page_needs_no_network_and_its_plots_are_whole(report: AuditReport) -> None:
+    html = report.to_html()
+    page = Strict()
+    page.feed(html)
+    assert page.tags.count("img") == 4
+    assert not [one for one in page.addresses if not one.startswith(("data:image/svg+xml;base64,", "border-top"))]
+    assert "url(" not in html
+    assert "@import" not in html
+    for image in re.findall(r"base64,([A-Za-z0-9+/=]+)", html):
+        svg = base64.b64decode(image).decode()
+        assert svg.rstrip().endswith("</svg>")
+        assert "mathdefault" not in svg.split("</defs>")[-1]
+    assert html == report.to_html()
+
+
+def test_written_files_hold_up_to_recomputing(
+    report: AuditReport, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = write_report(report, tmp_path / "deep" / "folder")
+    assert [path.name for path in paths] == ["report.html", "report.md", "report.json", "ledger.jsonl"]
+    assert sorted(path.name for path in paths.html.parent.iterdir()) == sorted(path.name for path in paths)
+    assert main(["recompute", str(paths.html.parent)]) == 0
+    assert "The report holds." in capsys.readouterr().out
+    again = AuditReport.from_json(paths.json.read_bytes())
+    assert again.model_copy(update={"events": EVENTS}) == report
+    with pytest.raises(ReportError, match="carries no events"):
+        write_report(again, tmp_path)
+
+
+def tampered_epsilon(folder: Path) -> None:
+    path = folder / "report.json"
+    report = json.loads(path.read_text())
+    report["devices"][0]["epsilon"] -= 0.01
+    path.write_text(json.dumps(report))
+
+
+def tampered_maximum(folder: Path) -> None:
+    path = folder / "report.json"
+    report = json.loads(path.read_text())
+    report["epsilon_max"] = 0.1
+    path.write_text(json.dumps(report))
+
+
+def less_spent(folder: Path) -> None:
+    path = folder / "ledger.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+
+
+def more_noise(folder: Path) -> None:
+    path = folder / "ledger.jsonl"
+    path.write_text(path.read_text().replace('"noise_multiplier":1.1', '"noise_multiplier":1.2'))
+
+
+def reordered(folder: Path) -> None:
+    path = folder / "ledger.jsonl"
+    path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
+
+
+@pytest.mark.parametrize("tamper", [tampered_epsilon, tampered_maximum, less_spent, more_noise, reordered])
+def test_any_difference_is_found(
+    tamper: Any,  # noqa: ANN401 - one of the functions above
+    report: AuditReport,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_report(report, tmp_path)
+    tamper(tmp_path)
+    assert main(["recompute", str(tmp_path)]) == 1
+    assert "DIFFERS" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["report.json", "ledger.jsonl"])
+@pytest.mark.parametrize("content", [None, b"", b"{", b'{"format": 2}\n'])
+def test_unusable_folders_are_a_sentence(
+    name: str, content: bytes | None, report: AuditReport, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = write_report(report, tmp_path)
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    # An empty or torn ledger is readable, and differs.
+    assert main(["recompute", str(tmp_path)]) == (1 if name == "ledger.jsonl" and content in {b"", b"{"} else 2)
+    assert paths.html.exists()
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+
+
+def test_help_describes_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--help"], ["recompute", "--help"]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 0
+        assert "recompute" in capsys.readouterr().out
+
+
+def test_without_matplotlib_the_page_says_what_to_install(report: AuditReport, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ReportError, match=r"install lamella\[server\]"):
+        report.to_html()
+    assert report.to_markdown()
+    assert report.to_json()
+
+
+def test_json_is_strict_also_without_a_guarantee() -> None:
+    raw = make_report(events=(make_event(0, 1, noise_multiplier=0.0),)).to_json()
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    assert json.loads(raw, parse_constant=refuse)["format"] == 1
+    with pytest.raises(ReportError, match="not a privacy report"):
+        AuditReport.from_json(raw.replace('"format": 1', '"format": 2', 1))
+
+
+def test_several_runs_are_kept_apart_and_all_charged() -> None:
+    earlier = [make_event(0, n, run_id="run-0") for n in (1, 2)]
+    found = make_report(events=[*earlier, *EVENTS])
+    assert [(one.run_id, one.server_round) for one in found.rounds] == [
+        ("run-0", 1),
+        ("run-0", 2),
+        ("run-1", 1),
+        ("run-1", 2),
+        ("run-1", 3),
+    ]
+    assert found.epsilon_max == epsilon([make_event(0, 1, steps=100)], target_delta=DELTA)
+    assert "run-0 / 1" in found.to_markdown()
+    assert found.to_html()
+
+
+def test_long_runs_evaluate_evenly_spread_rounds() -> None:
+    assert _evaluated(3, 8) == {0, 1, 2}
+    assert _evaluated(1, 8) == {0}
+    assert _evaluated(0, 0) == set()
+    many = _evaluated(1000, 100)
+    assert {0, 999} <= many
+    assert len(many) == 4
