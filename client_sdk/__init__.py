@@ -1,0 +1,49 @@
+"""The device side of Lamella: signed over-the-air updates with A/B slots, local inference, local training.
+
+`Device` is the one door. Importing this package, updating and generating need none of the training or server extras.
+"""
+
+from client_sdk.device import Device, DeviceStatus
+from client_sdk.errors import (
+    DeclinedError,
+    DeviceDiskError,
+    DeviceError,
+    EnrolmentError,
+    MetadataError,
+    MissingExtraError,
+    NothingInstalledError,
+    OfferRefusedError,
+    PackageError,
+    RefusedError,
+    RetryLaterError,
+    SelfTestError,
+    ServiceRefusedError,
+    ServiceUnavailableError,
+    UpdateInProgressError,
+)
+from client_sdk.slots import ActiveVersion
+from client_sdk.transport import Limits
+from client_sdk.updater import UpdateResult
+
+__all__ = [
+    "ActiveVersion",
+    "DeclinedError",
+    "Device",
+    "DeviceDiskError",
+    "DeviceError",
+    "DeviceStatus",
+    "EnrolmentError",
+    "Limits",
+    "MetadataError",
+    "MissingExtraError",
+    "NothingInstalledError",
+    "OfferRefusedError",
+    "PackageError",
+    "RefusedError",
+    "RetryLaterError",
+    "SelfTestError",
+    "ServiceRefusedError",
+    "ServiceUnavailableError",
+    "UpdateInProgressError",
+    "UpdateResult",
+]

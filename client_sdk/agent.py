@@ -1,0 +1,84 @@
+"""The agent: keeps one device up to date, with jittered polling, until it is told to stop."""
+
+import logging
+import random
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+from client_sdk.device import Device
+from client_sdk.errors import DeviceError, EnrolmentError, OfferRefusedError
+from client_sdk.updater import UpdateResult
+
+_MAX_DOUBLINGS = 5
+_logger = logging.getLogger(__name__)
+
+
+def run_agent(
+    device: Device, *, interval_s: float, jitter: float, sleep: Callable[[float], None] = time.sleep
+) -> NoReturn:
+    """Update, wait, and again, until SIGTERM or SIGINT; logs one line a decision.
+
+    A signal may end an update at any moment: every step leaves what the next run understands, and a download goes on
+    where it stopped.
+
+    Args:
+        device: an enrolled device.
+        interval_s: mean seconds between two polls; it doubles with every failure in a row, up to 32 times.
+        jitter: each wait is longer or shorter by up to this fraction, so that a fleet does not poll in step.
+        sleep: waits.
+
+    Raises:
+        SystemExit: code 0 when told to stop.
+        EnrolmentError: the device is not enrolled (any more); polling cannot change that.
+    """
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signal_number, _stop)
+    _logger.info("keeping %s up to date, every %.0f s", device.status().name, interval_s)
+    failures = 0
+    jittered = random.SystemRandom()
+    while True:
+        failures = 0 if poll(device) else min(failures + 1, _MAX_DOUBLINGS)
+        sleep(interval_s * 2.0**failures * jittered.uniform(1.0 - jitter, 1.0 + jitter))
+
+
+def poll(device: Device) -> bool:
+    """Update once and log the decision; returns False when the next look should be later than usual.
+
+    Raises:
+        EnrolmentError: the device is not enrolled (any more).
+    """
+    try:
+        result = device.update()
+    except EnrolmentError:
+        raise
+    except DeviceError as error:
+        _logger.warning("%s: %s", type(error).__name__, error)
+        # A refused offer cost one small request, and the operator's answer to it should be seen soon.
+        return isinstance(error, OfferRefusedError)
+    _logger.log(logging.WARNING if result.decision == "reverted" else logging.INFO, "%s", describe(result))
+    return True
+
+
+def describe(result: UpdateResult) -> str:
+    """One line for people."""
+    before = f"v{result.from_version}" if result.from_version else "nothing"
+    if result.decision == "up_to_date":
+        return f"up to date at {before}" if result.from_version else "nothing is offered to this device yet"
+    how = ""
+    if result.package:
+        how = (
+            f" ({result.package} package of {result.package_bytes / 1e6:.2f} MB, downloaded in "
+            f"{result.download_seconds:.1f} s, applied in {result.apply_seconds:.1f} s)"
+        )
+    if result.decision == "reverted":
+        return f"v{result.to_version} failed its self-test{how}: {result.reason} {before} serves on."
+    note = f"; the delta did not work: {result.reason}" if result.reason else ""
+    return f"{before} -> v{result.to_version} confirmed{how}{note}"
+
+
+def _stop(signal_number: int, _frame: FrameType | None) -> NoReturn:
+    _logger.info("stopped by %s", signal.Signals(signal_number).name)
+    raise SystemExit(0)

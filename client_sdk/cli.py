@@ -1,0 +1,218 @@
+"""`lamella-device`: one device at the terminal."""
+
+import dataclasses
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
+
+from client_sdk.agent import describe, run_agent
+from client_sdk.device import Device, Prompt
+from client_sdk.errors import DeviceError
+from client_sdk.updater import UpdateResult
+
+DEFAULT_HOME = Path("~/.lamella/device")
+
+app = typer.Typer(
+    name="lamella-device",
+    help="Keep a language model on this device up to date, talk to it, and train it together with others.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_console = Console()
+_problems = Console(stderr=True)
+
+Home = Annotated[Path, typer.Option("--home", envvar="LAMELLA_DEVICE_HOME", help="The device's folder.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON alone, for programs.")]
+
+
+@app.command()
+def enroll(
+    enrolment_file: Annotated[Path, typer.Argument(metavar="FILE", help="The enrolment file from the operator.")],
+    name: Annotated[str, typer.Option(help="What the operator sees this device as.")] = "device",
+    allow_http: Annotated[  # noqa: FBT002 - a flag on the command line
+        bool, typer.Option("--allow-http", help="Accept plain http to another machine, on a private network only.")
+    ] = False,
+    home: Home = DEFAULT_HOME,
+) -> None:
+    """Become a device of the server that the enrolment file names."""
+    status = Device(home).enroll(enrolment_file, name=name, allow_http=allow_http)
+    _say(f"Enrolled as {status.name} ({status.device_id}) for {status.model} at {status.server_url}.")
+
+
+@app.command()
+def check(home: Home = DEFAULT_HOME, as_json: AsJson = False) -> None:  # noqa: FBT002 - a flag on the command line
+    """Ask whether there is an update, and verify it against the signed metadata."""
+    offer = Device(home).check()
+    if as_json:
+        print(offer.model_dump_json(indent=2) if offer else "null")  # noqa: T201 - stdout is the interface
+    elif offer is None:
+        _say("Nothing new for this device.")
+    else:
+        source = offer.package.source_version
+        kind = "a full package" if source is None else f"a delta from v{source}"
+        _say(f"v{offer.version} is offered: {kind} of {offer.package.length / 1e6:.2f} MB. `lamella-device update`")
+
+
+@app.command()
+def update(home: Home = DEFAULT_HOME, as_json: AsJson = False) -> None:  # noqa: FBT002 - a flag on the command line
+    """Download, apply and test what is offered; the old version serves until the new one passed."""
+    result = _update_with_bar(Device(home))
+    if as_json:
+        print(json.dumps(dataclasses.asdict(result), indent=2))  # noqa: T201 - stdout is the interface
+    else:
+        _say(describe(result))
+    if result.decision == "reverted":
+        raise typer.Exit(1)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to answer, or to go on from.")],
+    chat: Annotated[  # noqa: FBT002 - a flag on the command line
+        bool, typer.Option("--chat", help="Treat the prompt as a chat message.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The answer ends here at the latest.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy and always the same.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="Equal seeds give equal answers.")] = None,
+    home: Home = DEFAULT_HOME,
+    as_json: AsJson = False,  # noqa: FBT002 - a flag on the command line
+) -> None:
+    """Answer with the version that serves."""
+    device = Device(home)
+    asked: Prompt = [{"role": "user", "content": prompt}] if chat else prompt
+    started = time.monotonic()
+    pieces: list[str] = []
+    for piece in device.stream(asked, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed):
+        pieces.append(piece)
+        if not as_json:
+            print(piece, end="", flush=True)  # noqa: T201 - stdout is the interface
+    if as_json:
+        answer = {
+            "text": "".join(pieces),
+            "version": device.running_version(),
+            "seconds": round(time.monotonic() - started, 3),
+        }
+        print(json.dumps(answer, ensure_ascii=False))  # noqa: T201 - stdout is the interface
+    else:
+        print()  # noqa: T201 - stdout is the interface
+
+
+@app.command()
+def train(
+    superlink: Annotated[str, typer.Option(help="Address of the federation's SuperLink, host:port.")],
+    data: Annotated[str, typer.Option(help="A data source such as jsonl:FOLDER; default: data/ in the home.")] = "",
+    user: Annotated[str, typer.Option(help="Whose examples of that source; default: the only user's.")] = "",
+    root_certificates: Annotated[
+        Path | None, typer.Option(help="CA certificate of the SuperLink; without it the connection is plain.")
+    ] = None,
+    private_key: Annotated[Path | None, typer.Option(help="This node's key, where the SuperLink demands one.")] = None,
+    interval_s: Annotated[float, typer.Option(min=1.0, help="Mean seconds between two looks for an update.")] = 3600.0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Loopback port for Flower itself; 0: a free one.")] = 0,
+    home: Home = DEFAULT_HOME,
+) -> None:
+    """Take part in federated training with this device's own data, and stay up to date, until stopped."""
+    from client_sdk.supernode import Membership, run_supernode  # noqa: PLC0415 - no other command starts a process
+
+    _log_to_stderr()
+    membership = Membership(
+        superlink=superlink,
+        data=data,
+        user=user,
+        root_certificates=root_certificates,
+        private_key=private_key,
+        port=port,
+    )
+    raise typer.Exit(run_supernode(Device(home), membership, interval_s=interval_s))
+
+
+@app.command()
+def status(home: Home = DEFAULT_HOME, as_json: AsJson = False) -> None:  # noqa: FBT002 - a flag on the command line
+    """Who this device is, what it runs, and what it decided last."""
+    facts = dataclasses.asdict(Device(home).status())
+    if as_json:
+        print(json.dumps(facts, indent=2))  # noqa: T201 - stdout is the interface
+        return
+    table = Table(show_header=False, box=None)
+    for key, value in facts.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, tuple) else value
+        table.add_row(key.replace("_", " "), "-" if shown in {None, ""} else str(shown))
+    _console.print(table)
+
+
+@app.command()
+def agent(
+    interval_s: Annotated[float, typer.Option(min=1.0, help="Mean seconds between two polls.")] = 3600.0,
+    jitter: Annotated[float, typer.Option(min=0.0, max=1.0, help="Each wait varies by up to this fraction.")] = 0.2,
+    home: Home = DEFAULT_HOME,
+) -> None:
+    """Keep this device up to date until stopped; logs one line a decision."""
+    _log_to_stderr()
+    run_agent(Device(home), interval_s=interval_s, jitter=jitter)
+
+
+def main() -> None:
+    """Entry point: an expected error is one clear sentence on stderr and exit code 1."""
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        code = app(standalone_mode=False)
+    except click.exceptions.Exit as leave:
+        return leave.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        _say_problem("Stopped. What was downloaded is kept.")
+        return 130
+    except (DeviceError, OSError) as error:
+        _say_problem(f"Error: {_sentence(error)}")
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def _sentence(error: DeviceError | OSError) -> str:
+    if isinstance(error, DeviceError):
+        return str(error)
+    return f"{error.filename or 'the disk'}: {error.strerror or error}. Free space, or check who may write there."
+
+
+def _update_with_bar(device: Device) -> UpdateResult:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=_problems, transient=True, disable=not _problems.is_terminal) as bars:
+        bar = bars.add_task("Downloading", total=None)
+        return device.update(on_progress=lambda done, total: bars.update(bar, completed=done, total=total))
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("tuf").setLevel(logging.WARNING)
+
+
+def _say(text: str) -> None:
+    _console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _say_problem(text: str) -> None:
+    _problems.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""The Flower ClientApp: parse, hand over to `local_training`, pack the reply."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from client_sdk.errors import DeclinedError, DeviceError
+from client_sdk.local_training import TrainingSite, train_round
+from model import ModelError
+from privacy import InstructionsError, PrivacyError, RoundInstructions
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Answer one round: the update and its facts, or the reason why this device declines."""
+    try:
+        instructions = RoundInstructions.from_config(dict(message.content.config_records["instructions"]))
+        adapter = {name: array.numpy() for name, array in message.content.array_records["adapter"].items()}
+        contribution, update = train_round(site_of(context), instructions, adapter)
+    except (InstructionsError, DeviceError, ModelError, PrivacyError, KeyError) as error:
+        # Our own errors name settings and hashes, never a person's text; anything else stays on the device's log.
+        return Message(content=RecordDict({"declined": ConfigRecord({"reason": str(error)[:300]})}), reply_to=message)
+    return Message(
+        content=RecordDict(
+            {
+                "contribution": ConfigRecord(contribution.to_config()),
+                "update": ArrayRecord({name: Array(tensor) for name, tensor in update.items()}),
+            }
+        ),
+        reply_to=message,
+    )
+
+
+def site_of(context: Context) -> TrainingSite:
+    """Where this node trains.
+
+    A real device says so in its node config: `home` (a `Device` home), `data` (a source of `model.open_source`) and,
+    where that source has several users, `user`.
+    A simulated one is number `partition-id` of the folder that `lamella fleet make` wrote (run config key `fleet`).
+
+    Raises:
+        DeclinedError: Neither is given.
+    """
+    home = context.node_config.get("home")
+    if home:
+        # Imported here: a simulated device needs no updater.
+        from client_sdk.device import Device  # noqa: PLC0415
+
+        data = str(context.node_config.get("data") or f"jsonl:{home}/data")
+        user = str(context.node_config.get("user") or "")
+        return TrainingSite(home=Path(str(home)), tree=Device(Path(str(home))).active().tree, data=data, user=user)
+    fleet = str(context.run_config.get("fleet") or "")
+    if not fleet:
+        raise DeclinedError(
+            "this node has neither `home` in its node config nor a simulated fleet; "
+            "run `lamella fleet make` and pass --run-config 'fleet=\"FOLDER\"'"
+        )
+    return simulated_site(Path(fleet), int(context.node_config["partition-id"]))
+
+
+def simulated_site(fleet: Path, number: int) -> TrainingSite:
+    """Device `number` of a simulated fleet; raises DeclinedError when the fleet has fewer."""
+    users: list[str] = json.loads((fleet / "fleet.json").read_text(encoding="utf-8"))["users"]
+    if number >= len(users):
+        raise DeclinedError(f"the fleet has {len(users)} devices, number {number} does not exist")
+    return TrainingSite(
+        home=fleet / "devices" / str(number), tree=fleet / "tree", data=f"jsonl:{fleet / 'data'}", user=users[number]
+    )

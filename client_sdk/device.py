@@ -1,0 +1,349 @@
+"""The one door for an application: enrol, check, update, generate, train, status."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from client_sdk.disk import Disk, LocalDisk, disk_errors, make_private_folder, replace_file
+from client_sdk.download import HttpFetcher, Progress
+from client_sdk.errors import EnrolmentError, MissingExtraError, NothingInstalledError
+from client_sdk.health import self_test
+from client_sdk.lock import update_lock
+from client_sdk.metadata import SignedCatalogue, checked_root, pinned_root_path
+from client_sdk.offers import OfferFinder
+from client_sdk.reports import Reporter
+from client_sdk.runtime import Runtime
+from client_sdk.service import UpdateService
+from client_sdk.slots import ActiveVersion, SlotStore
+from client_sdk.state import DeviceState, StateFile
+from client_sdk.transport import Clock, Limits, Transport, checked_server_url
+from client_sdk.updater import SelfTest, Updater, UpdateResult
+from delta_updates import EnrolmentFile, EnrolRequest, Offer
+
+if TYPE_CHECKING:
+    from client_sdk.local_training import AdapterArrays
+    from privacy import Contribution, RoundInstructions
+
+_MAX_ENROLMENT_BYTES = 1 << 20
+_MAX_CREDENTIAL_BYTES = 4096
+
+Prompt = str | Sequence[Mapping[str, str]]
+"""Plain text to go on from, or chat messages with `role` and `content`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceStatus:
+    """What a person wants to know about a device; contains no secret."""
+
+    device_id: str
+    name: str
+    model: str
+    server_url: str
+    version: int | None
+    kind: str | None
+    tree_hash: str | None
+    base_hash: str | None
+    in_test: int | None
+    highest_version: int
+    failed_versions: tuple[int, ...]
+    reports_waiting: int
+    last_check_at: str | None
+    last_decision: str
+
+
+class Device:
+    """One device, whose whole memory is the folder `home`.
+
+    Example:
+        >>> device = Device(Path("~/.lamella/device").expanduser())
+        >>> device.enroll(Path("enrolment.json"), name="kitchen")
+        >>> device.update().decision
+        'confirmed'
+        >>> device.generate([{"role": "user", "content": "Hello!"}])
+        'Hi there! How are you?'
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        *,
+        limits: Limits | None = None,
+        clock: Clock | None = None,
+        disk: Disk | None = None,
+        test_version: SelfTest = self_test,
+    ) -> None:
+        """Open a device's folder; touches nothing yet.
+
+        Args:
+            home: the device's folder; `enroll` makes it.
+            limits: how long and how often the server is bothered.
+            clock: time for waits and deadlines of the network.
+            disk: where durable changes go through.
+            test_version: the self-test of a new version.
+        """
+        self.home = home.expanduser().absolute()
+        self._limits = limits or Limits()
+        self._clock = clock
+        self._disk = disk or LocalDisk()
+        self._test_version = test_version
+        self._states = StateFile(self.home, self._disk)
+        self._slots = SlotStore(self.home / "slots", self._disk)
+        self._runtime = Runtime(self._slots)
+
+    # --- enrol
+
+    def enroll(self, enrolment_file: Path, *, name: str = "device", allow_http: bool = False) -> DeviceStatus:
+        """Become a device of the server that the enrolment file names.
+
+        The file comes from the operator out of band: it pins the root of trust and carries a one-time token.
+
+        Args:
+            enrolment_file: JSON as `lamella device enrolment` writes it.
+            name: what the operator sees this device as.
+            allow_http: accept plain http to another machine (a private container network). Remembered.
+
+        Raises:
+            EnrolmentError: the file is not valid, or this home is already enrolled.
+            ServiceUnavailableError, ServiceRefusedError: the server is away, or does not take the token.
+            DeviceDiskError: this disk.
+        """
+        enrolment = _read_enrolment(enrolment_file)
+        server_url = checked_server_url(enrolment.server_url, allow_http=allow_http)
+        root = checked_root(enrolment.root)
+        try:
+            request = EnrolRequest(token=enrolment.token, name=name)
+        except ValidationError as error:
+            raise EnrolmentError(f"{name!r} cannot be a device's name: 1 to 64 printable characters.") from error
+        with disk_errors(self.home, "preparing the device's folder"):
+            make_private_folder(self.home)
+            make_private_folder(self.home / "trust")
+        with update_lock(self.home):
+            self._require_new(enrolment.model)
+            reply = UpdateService(self._transport_to(server_url, allow_http=allow_http)).enrol(request)
+            with disk_errors(self.home, "storing the enrolment"):
+                replace_file(self._disk, pinned_root_path(self.home / "trust"), root)
+                replace_file(self._disk, self._credential_path, reply.credential.encode())
+            # Written last: until it is there, the device is not enrolled.
+            self._states.save(
+                DeviceState(
+                    server_url=server_url,
+                    allow_http=allow_http,
+                    model=enrolment.model,
+                    device_id=reply.device_id,
+                    name=name,
+                )
+            )
+        return self.status()
+
+    # --- update
+
+    def check(self) -> Offer | None:
+        """Ask whether there is an update; what is returned was verified against the signed metadata.
+
+        Raises:
+            DeviceError: see `client_sdk.errors`.
+        """
+        return self._updater.check()
+
+    def update(self, *, on_progress: Progress = lambda _done, _total: None) -> UpdateResult:
+        """Bring this device to the version it is offered; the old one serves until the new one passed its self-test.
+
+        Args:
+            on_progress: called with the bytes that are here and the package's length, while downloading.
+
+        Raises:
+            DeviceError: see `client_sdk.errors`; the old version serves on.
+        """
+        return self._updater.update(on_progress=on_progress)
+
+    # --- run
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> str:
+        """The active version's answer as a whole; see `stream`."""
+        pieces = self.stream(prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+        return "".join(pieces)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> Iterator[str]:
+        """The active version's answer, piece by piece, while it is made.
+
+        The model stays loaded between calls and is loaded again after an update, also one by another process.
+
+        Args:
+            prompt: plain text to go on from, or chat messages.
+            max_new_tokens: the answer ends here at the latest.
+            temperature: 0 is greedy and deterministic.
+            top_p: nucleus of the sampling.
+            seed: equal seeds give equal answers.
+
+        Raises:
+            NothingInstalledError: update first.
+            DeviceError: this model cannot answer this prompt; the message says why.
+        """
+        return self._runtime.stream(
+            prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+        )
+
+    def running_version(self) -> int | None:
+        """The version whose model is in memory, or None before the first answer."""
+        return self._runtime.version()
+
+    # --- train
+
+    def train(
+        self, instructions: "RoundInstructions", adapter: "AdapterArrays", *, data: str = ""
+    ) -> "tuple[Contribution, AdapterArrays]":
+        """Train one federated round on this device's own examples; see `client_sdk.local_training.train_round`.
+
+        A device that joins a federation needs no call of this: Flower calls it (`lamella-device train`).
+
+        Args:
+            instructions: what the server asks for.
+            adapter: the adapter of this round, float32, by the names of `model.adapter_state_dict`.
+            data: a source of `model.open_source`; empty is the folder `data` in this device's home.
+
+        Returns:
+            The facts and the update that may leave this device.
+
+        Raises:
+            MissingExtraError: this install cannot train.
+            NothingInstalledError: update first.
+            DeclinedError: another base, no examples, or the privacy budget does not allow it.
+        """
+        try:
+            from client_sdk import local_training  # noqa: PLC0415 - updating and generating must not import Opacus
+        except ImportError as error:
+            raise MissingExtraError(f"Training needs `pip install lamella[federated]` ({error}).") from error
+        site = local_training.TrainingSite(
+            home=self.home, tree=self.active().tree, data=data or f"jsonl:{self.home / 'data'}"
+        )
+        return local_training.train_round(site, instructions, adapter)
+
+    # --- look
+
+    def active(self) -> ActiveVersion:
+        """The version that serves: its tree and its manifest.
+
+        Raises:
+            NothingInstalledError: nothing (whole) is installed.
+        """
+        active = self._slots.active()
+        if active is None:
+            raise NothingInstalledError("No version is installed yet. Run `lamella-device update` first.")
+        return active
+
+    def status(self) -> DeviceStatus:
+        """Who this device is, what it runs, and what it decided last.
+
+        Raises:
+            EnrolmentError: not enrolled yet.
+            DeviceDiskError: this disk.
+        """
+        state, pointer, active = self._states.load(), self._slots.pointer(), self._slots.active()
+        manifest = active.manifest if active else None
+        return DeviceStatus(
+            device_id=state.device_id,
+            name=state.name,
+            model=state.model,
+            server_url=state.server_url,
+            version=manifest.version if manifest else None,
+            kind=manifest.kind if manifest else None,
+            tree_hash=manifest.tree_hash if manifest else None,
+            base_hash=manifest.base_hash if manifest else None,
+            in_test=pointer.test.record.version if pointer.test else None,
+            highest_version=max(state.highest_version, pointer.highest_version),
+            failed_versions=tuple(failed.version for failed in state.failed),
+            reports_waiting=len(state.outbox),
+            last_check_at=state.last_check_at,
+            last_decision=state.last_decision,
+        )
+
+    # --- the parts
+
+    @property
+    def _credential_path(self) -> Path:
+        return self.home / "credential"
+
+    @cached_property
+    def _updater(self) -> Updater:
+        state = self._states.load()
+        transport = self._transport_to(state.server_url, allow_http=state.allow_http, credential=self._credential())
+        service = UpdateService(transport)
+        reporter = Reporter(self._states, service)
+        catalogue = SignedCatalogue(self.home / "trust", transport, self._disk)
+        return Updater(
+            home=self.home,
+            states=self._states,
+            slots=self._slots,
+            finder=OfferFinder(
+                states=self._states, slots=self._slots, service=service, catalogue=catalogue, reporter=reporter
+            ),
+            fetcher=HttpFetcher(transport, self._disk),
+            reporter=reporter,
+            self_test=self._test_version,
+            disk=self._disk,
+        )
+
+    def _transport_to(self, server_url: str, *, allow_http: bool, credential: str | None = None) -> Transport:
+        return Transport(
+            server_url, credential=credential, allow_http=allow_http, limits=self._limits, clock=self._clock
+        )
+
+    def _credential(self) -> str:
+        try:
+            with self._credential_path.open("rb") as file:
+                return file.read(_MAX_CREDENTIAL_BYTES).decode("ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise EnrolmentError(
+                f"The device's credential in {self._credential_path} cannot be read. Enrol this device again."
+            ) from error
+
+    def _require_new(self, model: str) -> None:
+        if self._states.exists():
+            state = self._states.load()
+            raise EnrolmentError(
+                f"{self.home} is already enrolled as {state.name!r} ({state.device_id}) at {state.server_url}. Use "
+                "another --home, or remove its state.json to enrol it again (versions and counter are kept)."
+            )
+        # The version counter belongs to one model: it must not judge the versions of another.
+        confirmed = self._slots.pointer().confirmed
+        if confirmed and confirmed.model != model:
+            raise EnrolmentError(
+                f"{self.home} holds a version of {confirmed.model!r}, but the enrolment file is for {model!r}. Use "
+                "another --home."
+            )
+
+
+def _read_enrolment(path: Path) -> EnrolmentFile:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_MAX_ENROLMENT_BYTES)
+    except OSError as error:
+        raise EnrolmentError(f"The enrolment file {path} cannot be read: {error.strerror}.") from error
+    try:
+        return EnrolmentFile.model_validate_json(raw)
+    except ValidationError as error:
+        # The message names the field, never its value: the file holds a token.
+        field = ".".join(str(part) for part in error.errors(include_input=False)[0]["loc"]) or "JSON"
+        raise EnrolmentError(
+            f"{path} is not an enrolment file (problem with {field}). Ask the operator for a new one."
+        ) from None

@@ -1,0 +1,241 @@
+"""Resumable, bounded package download: what arrived is kept and continued, also by the next process."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import urllib3
+
+from client_sdk.disk import Disk, disk_errors
+from client_sdk.errors import PackageError, ServiceUnavailableError
+from client_sdk.transport import CHUNK_BYTES, Backoff, Transport, raise_for_status
+from delta_updates.manifest import sha256_of
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes of a download that are on this disk, and its signed length in bytes."""
+
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
+_MAX_ETAG_CHARS = 256
+_PARTIAL_CONTENT = 206
+_RANGE_NOT_SATISFIABLE = 416
+
+
+class Fetcher(Protocol):
+    """Something that brings signed files here."""
+
+    def fetch(self, url_path: str, destination: Path, *, length: int, sha256: str, on_progress: Progress) -> int:
+        """Put exactly the signed bytes at `destination`; returns how many bytes were transferred for it.
+
+        Raises:
+            ServiceUnavailableError: the service is away or too slow; what arrived is kept.
+            PackageError: the bytes are not the signed ones; nothing is kept.
+            DeviceDiskError: this device's disk; what arrived is kept.
+        """
+        ...
+
+
+class HttpFetcher:
+    """`Fetcher` over HTTP ranges (RFC 9110, section 14).
+
+    What arrived lies beside the destination as `.part`, with the ETag that it belongs to as `.etag`.
+    """
+
+    def __init__(self, transport: Transport, disk: Disk) -> None:
+        self._transport = transport
+        self._disk = disk
+
+    def fetch(self, url_path: str, destination: Path, *, length: int, sha256: str, on_progress: Progress) -> int:
+        """Put exactly the signed bytes at `destination`; see `Fetcher.fetch`."""
+        with disk_errors(destination.parent, "storing the download"):
+            if destination.exists() and sha256_of(destination) == sha256:
+                on_progress(length, length)
+                return 0
+            part = _Part(destination, length, self._disk)
+            was_resumed = part.size() > 0
+            transfer = _Transfer(self._transport, url_path, part, on_progress)
+            transfer.run()
+            if was_resumed and sha256_of(part.path) != sha256:
+                # The kept part may be damaged, which proves nothing about the service: once more, from zero.
+                part.discard()
+                transfer.run()
+            if sha256_of(part.path) != sha256:
+                part.discard()
+                raise PackageError(
+                    f"The {length} bytes downloaded from {url_path} do not have the signed sha256 {sha256[:12]}…; they "
+                    "were deleted."
+                )
+            part.finish(destination)
+            return transfer.transferred_bytes
+
+
+class _Part:
+    """The bytes that arrived so far, and the ETag they belong to."""
+
+    def __init__(self, destination: Path, length: int, disk: Disk) -> None:
+        self.path = destination.with_name(destination.name + ".part")
+        self.length = length
+        self._etag_path = destination.with_name(destination.name + ".etag")
+        self._disk = disk
+        if self.size() > length:
+            self.discard()
+
+    def size(self) -> int:
+        try:
+            return self.path.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def etag(self) -> str | None:
+        try:
+            return self._etag_path.read_text("ascii")[:_MAX_ETAG_CHARS]
+        except (FileNotFoundError, UnicodeDecodeError):
+            return None
+
+    def restart(self, etag: str | None) -> None:
+        """Forget what arrived and note the ETag of what will."""
+        self.discard()
+        # Only a strong ETag promises equal bytes (RFC 9110, 8.8.1); without one the final hash has to tell.
+        if etag and etag.startswith('"') and etag.isascii() and etag.isprintable() and len(etag) <= _MAX_ETAG_CHARS:
+            self._etag_path.write_text(etag, "ascii")
+
+    def discard(self) -> None:
+        self._disk.remove(self.path)
+        self._disk.remove(self._etag_path)
+
+    def append(self, offset: int, chunks: Callable[[], bytes], check: Callable[[int], None]) -> None:
+        """Write chunks from `offset` on until they end."""
+        with self._disk.open_at(self.path, offset) as file:
+            while chunk := chunks():
+                offset += len(chunk)
+                # Checked before writing: a server must not fill this disk with more than was signed.
+                if offset > self.length:
+                    self.discard()
+                    raise PackageError(f"The service sends more than the signed {self.length} bytes of this package.")
+                _write_all(file, chunk)
+                check(offset)
+
+    def finish(self, destination: Path) -> None:
+        self._disk.sync_file(self.path)
+        self._disk.rename(self.path, destination)
+        self._disk.remove(self._etag_path)
+        self._disk.sync_folder(destination.parent)
+
+
+class _Transfer:
+    """Requests until a part is whole, within the limits of time, rate and patience."""
+
+    def __init__(self, transport: Transport, url_path: str, part: _Part, on_progress: Progress) -> None:
+        self.transferred_bytes = 0
+        self._transport = transport
+        self._url_path = url_path
+        self._part = part
+        self._on_progress = on_progress
+        self._limits = transport.limits
+        self._clock = transport.clock
+        self._deadline = self._clock.monotonic() + self._limits.download_deadline_s
+        self._window_start = (0.0, 0)
+        self._offset = 0
+
+    def run(self) -> None:
+        """Bring the part to its full length.
+
+        Raises:
+            ServiceUnavailableError: `attempts` failures in a row without a byte gained, or the deadline passed.
+            PackageError: the service has other bytes than the signed ones.
+        """
+        backoff = Backoff(self._limits, self._clock)
+        failures = 0
+        while (before := self._part.size()) < self._part.length:
+            failure = self._attempt()
+            gained = self._part.size() - before
+            if failure is None or self._part.size() == self._part.length:
+                continue
+            failures = 0 if gained > 0 else failures + 1
+            if failures >= self._limits.attempts or self._clock.monotonic() >= self._deadline:
+                raise failure
+            backoff.wait(failures, at_least_s=failure.retry_after_s)
+
+    def _attempt(self) -> ServiceUnavailableError | None:
+        """One request from where the part ends; returns why it ended early, or None."""
+        offset, etag = self._part.size(), self._part.etag()
+        try:
+            with self._transport.open("GET", self._url_path, headers=_range_headers(offset, etag)) as response:
+                offset = self._agree(response, offset, etag)
+                self._window_start = (self._clock.monotonic(), offset)
+                self._offset = offset
+                self._on_progress(offset, self._part.length)
+                self._part.append(offset, lambda: response.read1(CHUNK_BYTES), self._count)
+        except ServiceUnavailableError as error:
+            return error
+        if self._part.size() < self._part.length:
+            return ServiceUnavailableError(f"{self._transport.server_url} ended the transfer early.")
+        return None
+
+    def _agree(self, response: urllib3.BaseHTTPResponse, offset: int, etag: str | None) -> int:
+        """Check what the server is about to send; returns the offset it starts at."""
+        if response.status == _RANGE_NOT_SATISFIABLE:
+            self._part.discard()
+            raise ServiceUnavailableError(f"{self._transport.server_url} has no bytes from {offset} on.")
+        raise_for_status(response, self._transport.server_url, self._clock, self._limits)
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise PackageError(f"The service encodes {self._url_path} although it was asked not to.")
+        new_etag = response.headers.get("ETag")
+        if response.status == _PARTIAL_CONTENT:
+            is_other = etag is not None and new_etag is not None and etag != new_etag
+            if offset == 0 or is_other or not _continues(response, offset, self._part.length):
+                # Appending it would build a file of two versions: drop the part and ask for the whole next time.
+                self._part.discard()
+                raise ServiceUnavailableError(
+                    f"{self._transport.server_url} answered with another range than the one asked for (from {offset}): "
+                    f"{response.headers.get('Content-Range')!r}."
+                )
+            return offset
+        # 200 instead of 206: the server ignores ranges, or the file changed. It sends everything.
+        announced = response.headers.get("Content-Length")
+        if announced is not None and announced != str(self._part.length):
+            raise PackageError(
+                f"The service announces {announced} bytes for {self._url_path}; signed are {self._part.length}."
+            )
+        self._part.restart(new_etag)
+        return 0
+
+    def _count(self, offset: int) -> None:
+        self.transferred_bytes += offset - self._offset
+        self._offset = offset
+        self._on_progress(offset, self._part.length)
+        now = self._clock.monotonic()
+        if now >= self._deadline:
+            raise ServiceUnavailableError(
+                f"The download took longer than {self._limits.download_deadline_s:.0f} s. The next update continues it."
+            )
+        start_s, start_offset = self._window_start
+        elapsed_s = now - start_s
+        if elapsed_s < self._limits.rate_window_s:
+            return
+        # An endless trickle would hold the device on an old version for as long as the attacker likes.
+        if offset - start_offset < self._limits.min_rate_bytes_per_s * elapsed_s:
+            raise ServiceUnavailableError(
+                f"{self._transport.server_url} sent {offset - start_offset} bytes in {elapsed_s:.0f} s: too slow."
+            )
+        self._window_start = (now, offset)
+
+
+def _range_headers(offset: int, etag: str | None) -> dict[str, str]:
+    if offset == 0:
+        return {}
+    return {"Range": f"bytes={offset}-"} | ({"If-Range": etag} if etag else {})
+
+
+def _continues(response: urllib3.BaseHTTPResponse, offset: int, length: int) -> bool:
+    match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+    if match is None:
+        return False
+    first, last, total = match.groups()
+    return int(first) == offset and int(last) == length - 1 and total in {"*", str(length)}
+
+
+def _write_all(file: BinaryIO, chunk: bytes) -> None:
+    rest = memoryview(chunk)
+    while rest:
+        rest = rest[file.write(rest) :]

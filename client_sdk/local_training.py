@@ -1,0 +1,216 @@
+"""One round of training on this device: budget, DP-SGD on its own data, and what may leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from client_sdk.errors import DeclinedError
+from delta_updates import base_hash, scan_tree
+from model import (
+    EncodedExample,
+    LoadedModel,
+    LoRAConfig,
+    adapter_state_dict,
+    add_lora,
+    encode_examples,
+    load_adapter_state,
+    load_version,
+    open_source,
+    remove_lora,
+    sequence_losses,
+    training_part,
+)
+from privacy import (
+    BudgetExceededError,
+    Contribution,
+    JsonlLedger,
+    RoundInstructions,
+)
+from privacy.budget import PrivacyBudget, require_affordable
+from privacy.calibration import noise_multiplier_for
+from privacy.dp_sgd import DPSGDParameters, train_dp_sgd
+
+AdapterArrays = dict[str, npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class TrainingSite:
+    """Where a device trains: its private home, the tree it runs, and its own examples.
+
+    Attributes:
+        home: Keeps the privacy ledger and the device id; never leaves the device.
+        tree: The installed version; its `base/` is what is trained on.
+        data: A source specification of `model.open_source`.
+        user: Whose examples of that source; empty: the only one there is.
+    """
+
+    home: Path
+    tree: Path
+    data: str
+    user: str = ""
+
+    @property
+    def device_id(self) -> str:
+        """This device's pseudonym towards the server; random, made once."""
+        path = self.home / "training_id"
+        try:
+            return path.read_text(encoding="ascii").strip()
+        except FileNotFoundError:
+            temporary = path.with_name(f"training_id.{os.getpid()}")
+            temporary.write_text(secrets.token_hex(16), encoding="ascii")
+            try:
+                # link, unlike replace, does not overwrite: two processes agree on the first one's id.
+                os.link(temporary, path)
+            except FileExistsError:
+                pass
+            finally:
+                temporary.unlink()
+            return path.read_text(encoding="ascii").strip()
+
+    @property
+    def ledger(self) -> JsonlLedger:
+        """Every privacy event of this device, over all runs."""
+        return JsonlLedger(self.home / "ledger.jsonl")
+
+
+def train_round(
+    site: TrainingSite, instructions: RoundInstructions, adapter: Mapping[str, npt.NDArray[np.float32]]
+) -> tuple[Contribution, AdapterArrays]:
+    """Train the adapter on this device's examples and return what may leave: facts and the update.
+
+    Args:
+        site: Where this device keeps its base, data and ledger.
+        instructions: What the server asks for, already parsed.
+        adapter: The adapter of this round, float32, by the names of `model.adapter_state_dict`.
+
+    Raises:
+        DeclinedError: Another base, no examples, or the budget does not allow it; nothing was spent.
+        AdapterError: The received adapter does not fit the base.
+    """
+    actual = _base_hash(site.tree)
+    if actual != instructions.base_hash:
+        raise DeclinedError(f"this device runs base {actual[:12]}, the round is for base {instructions.base_hash[:12]}")
+    loaded = _load_base(site.tree)
+    lora = LoRAConfig(rank=instructions.rank, alpha=instructions.alpha, dropout=0.0, targets=instructions.targets)
+    add_lora(loaded.model, lora)
+    try:
+        load_adapter_state(loaded.model, {name: torch.from_numpy(value.copy()) for name, value in adapter.items()})
+        examples = _examples(site, loaded, instructions)
+        contribution, parameters = _charge(site, instructions, num_examples=len(examples))
+        _fit(loaded, examples, instructions, parameters)
+        trained = adapter_state_dict(loaded.model)
+        update = {name: (trained[name].detach().numpy() - adapter[name]).astype(np.float32) for name in adapter}
+    finally:
+        remove_lora(loaded.model)
+    return contribution, update
+
+
+def _charge(
+    site: TrainingSite, instructions: RoundInstructions, *, num_examples: int
+) -> tuple[Contribution, DPSGDParameters]:
+    """Check the budget and write the event down, before any example is touched.
+
+    A crash after this point has cost budget and released nothing, which is the safe side.
+    """
+    site.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    probability = instructions.sampling_probability_for(num_examples)
+    multiplier = _noise_multiplier(site.home, instructions, probability)
+    contribution = Contribution(
+        device_id=site.device_id,
+        run_id=instructions.run_id,
+        server_round=instructions.server_round,
+        base_hash=instructions.base_hash,
+        num_examples=num_examples,
+        noise_multiplier=multiplier,
+        sampling_probability=probability,
+        steps=instructions.steps,
+        clipping_norm=instructions.clipping_norm,
+        target_delta=instructions.target_delta,
+    )
+    ledger = site.ledger
+    event = contribution.event(datetime.now(UTC))
+    budget = PrivacyBudget(target_epsilon=instructions.target_epsilon, target_delta=instructions.target_delta)
+    try:
+        require_affordable(budget, ledger.events(), event)
+    except BudgetExceededError as error:
+        raise DeclinedError(f"privacy budget: {error}") from error
+    ledger.append(event)
+    return contribution, DPSGDParameters(
+        noise_multiplier=multiplier,
+        clipping_norm=instructions.clipping_norm,
+        sampling_probability=probability,
+        steps=instructions.steps,
+        expected_batch_size=probability * num_examples,
+    )
+
+
+def _noise_multiplier(home: Path, instructions: RoundInstructions, probability: float) -> float:
+    """The calibrated noise multiplier; kept beside the ledger, since calibrating takes a second."""
+    question = {
+        "target_epsilon": instructions.target_epsilon,
+        "target_delta": instructions.target_delta,
+        "sampling_probability": probability,
+        "steps": instructions.steps * instructions.budget_rounds,
+    }
+    path = home / "calibration.json"
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["question"] == question:
+            return float(kept["noise_multiplier"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        pass  # Absent or torn: only a cache, so calibrate again. `require_affordable` checks the result anyway.
+    multiplier = noise_multiplier_for(
+        target_epsilon=instructions.target_epsilon,
+        target_delta=instructions.target_delta,
+        sampling_probability=probability,
+        steps=instructions.steps * instructions.budget_rounds,
+    )
+    path.write_text(json.dumps({"question": question, "noise_multiplier": multiplier}), encoding="utf-8")
+    return multiplier
+
+
+def _examples(site: TrainingSite, loaded: LoadedModel, instructions: RoundInstructions) -> Sequence[EncodedExample]:
+    source = open_source(site.data)
+    users = source.users()
+    user = site.user or (users[0] if len(users) == 1 else "")
+    if user not in users:
+        raise DeclinedError("this device has no examples of its own to train on")
+    chosen = training_part(source.examples(user), max_examples=instructions.max_examples)
+    encoded = encode_examples(loaded.tokenizer, chosen, max_length=instructions.max_length)
+    if not encoded:
+        raise DeclinedError("this device has no examples of its own to train on")
+    return encoded
+
+
+def _fit(
+    loaded: LoadedModel,
+    examples: Sequence[EncodedExample],
+    instructions: RoundInstructions,
+    parameters: DPSGDParameters,
+) -> None:
+    trainable = [p for p in loaded.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trainable, lr=instructions.learning_rate, momentum=0.9)
+    train_dp_sgd(loaded.model, examples, loss_of=sequence_losses, optimizer=optimizer, parameters=parameters)
+
+
+@lru_cache(maxsize=1)
+def _load_base(tree: Path) -> LoadedModel:
+    """The base alone, in float32; kept, since a simulation's process serves many devices in turn."""
+    return load_version(tree, dtype=torch.float32, with_adapter=False)
+
+
+@lru_cache(maxsize=1)
+def _base_hash(tree: Path) -> str:
+    """Hash of the base's bytes as they are on disk, not as anything claims them to be."""
+    return base_hash(scan_tree(tree))

@@ -1,0 +1,65 @@
+"""Outcome reports: queued durably first, delivered when the service is there, never blocking an update."""
+
+import logging
+
+from client_sdk.errors import DeviceDiskError, DeviceError, EnrolmentError, RetryLaterError
+from client_sdk.service import UpdateService
+from client_sdk.state import DeviceState, StateFile
+from delta_updates import Offer, Outcome, OutcomeReport
+
+_MAX_REASON_CHARS = 500
+_logger = logging.getLogger(__name__)
+
+
+class Reporter:
+    """The outbox of one device. Call it only while holding the update lock."""
+
+    def __init__(self, states: StateFile, service: UpdateService) -> None:
+        self._states = states
+        self._service = service
+
+    def queue(self, report: OutcomeReport, *, state: DeviceState | None = None) -> None:
+        """Queue a report durably, in one write with the changed `state` that it belongs to."""
+        self._states.save((state or self._states.load()).with_report(report))
+
+    def queue_failure(self, offer: Offer, error: DeviceError) -> None:
+        """Queue that an offer could not be used; the same failure, polled again and again, is queued once."""
+        state = self._states.load()
+        if state.last_decision == str(error)[:_MAX_REASON_CHARS]:
+            return
+        report = OutcomeReport(
+            offer_id=offer.offer_id, version=offer.version, outcome=Outcome.FAILED, reason=reason_of(error)
+        )
+        self._try_to_save(state.with_report(report))
+
+    def deliver(self) -> None:
+        """Send what is queued, oldest first; what the service refuses is dropped, what it cannot take now is kept."""
+        try:
+            state = self._states.load()
+        except DeviceError:
+            return
+        left = list(state.outbox)
+        while left:
+            try:
+                self._service.report(left[0])
+            except (RetryLaterError, EnrolmentError) as error:
+                _logger.info("%d report(s) wait for the service: %s", len(left), error)
+                break
+            except DeviceError as error:
+                # Kept, it would block every later report for ever.
+                _logger.warning("the service refused a report (%s): dropped", error)
+            del left[0]
+        if len(left) != len(state.outbox):
+            self._try_to_save(state.model_copy(update={"outbox": tuple(left)}))
+
+    def _try_to_save(self, state: DeviceState) -> None:
+        try:
+            self._states.save(state)
+        except DeviceDiskError as error:
+            # The failure being reported matters more than the report; an unsaved delivery is delivered again.
+            _logger.warning("the outbox could not be stored: %s", error)
+
+
+def reason_of(error: Exception | str) -> str:
+    """A reason as long as the service takes it."""
+    return str(error)[:_MAX_REASON_CHARS]

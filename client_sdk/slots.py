@@ -1,0 +1,231 @@
+"""A/B slots: two folders for versions and one small file that says which of them serves.
+
+`slots/active.json` is the pointer. A version moves through it in two durable steps: *test* (it is there, but the old
+slot serves) and *confirmed* (it serves). A power cut at any moment leaves the old pointer or the new one; the folders
+of a slot are only ever filled or cleared while the pointer does not name them.
+"""
+
+import logging
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from client_sdk.disk import Disk, disk_errors, make_private_folder, replace_file
+from client_sdk.errors import DeviceDiskError
+from delta_updates import DeltaError, VersionManifest
+
+SlotName = Literal["a", "b"]
+MAX_BOOTS = 2
+"""A version in test gets one try and, after a crash of the process, one retry."""
+
+_MAX_POINTER_BYTES = 1 << 16
+_logger = logging.getLogger(__name__)
+
+
+class SlotRecord(BaseModel):
+    """One slot's content as the pointer names it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    slot: SlotName
+    model: str
+    version: int
+    tree_hash: str
+    base_hash: str
+    offer_id: str
+
+
+class SlotInTest(BaseModel):
+    """A slot between *test* and *confirm*; `boots` counts the self-tests that were started."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    record: SlotRecord
+    boots: int = 0
+
+
+class Pointer(BaseModel):
+    """The content of `slots/active.json`.
+
+    `highest_version` and `highest_hash` repeat the counter of `state.json`, so that losing one file does not lose it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    generation: int = 0
+    confirmed: SlotRecord | None = None
+    test: SlotInTest | None = None
+    highest_version: int = 0
+    highest_hash: str | None = None
+
+
+class ActiveVersion(NamedTuple):
+    """A version on this device's disk: its files and its manifest."""
+
+    tree: Path
+    manifest: VersionManifest
+
+
+class SlotStore:
+    """The two slots and their pointer under `folder`."""
+
+    def __init__(self, folder: Path, disk: Disk) -> None:
+        self._folder = folder
+        self._disk = disk
+        self._pointer_path = folder / "active.json"
+
+    def pointer(self) -> Pointer:
+        """Read the pointer; an absent or damaged one reads as "nothing installed", never as a guess.
+
+        Raises:
+            DeviceDiskError: the disk cannot be read.
+        """
+        try:
+            with self._pointer_path.open("rb") as file:
+                raw = file.read(_MAX_POINTER_BYTES)
+        except FileNotFoundError:
+            return Pointer()
+        except OSError as error:
+            raise DeviceDiskError(f"{self._pointer_path} cannot be read: {error.strerror}. Check the disk.") from error
+        try:
+            return Pointer.model_validate_json(raw)
+        except ValidationError:
+            _logger.warning("%s is damaged: treating this device as empty", self._pointer_path)
+            return Pointer()
+
+    def tree_of(self, record: SlotRecord) -> Path:
+        """The folder with the files of a slot's version."""
+        return self._folder / record.slot / "tree"
+
+    def read(self, record: SlotRecord) -> ActiveVersion | None:
+        """A slot's version, or None when its files are not those the pointer names (lost or cut short).
+
+        Compares the manifest's hash and every file's path and length; the content is hashed when it is used as the
+        source of a delta.
+        """
+        tree = self.tree_of(record)
+        try:
+            manifest = VersionManifest.from_bytes((self._folder / record.slot / "manifest.json").read_bytes())
+            is_whole = manifest.tree_hash == record.tree_hash and all(
+                (tree / entry.path).stat().st_size == entry.length for entry in manifest.files
+            )
+        except (OSError, DeltaError):
+            return None
+        return ActiveVersion(tree, manifest) if is_whole else None
+
+    def active(self) -> ActiveVersion | None:
+        """The version that serves, or None when nothing (whole) is installed."""
+        confirmed = self.pointer().confirmed
+        return self.read(confirmed) if confirmed else None
+
+    def prepare(self) -> tuple[SlotName, Path]:
+        """Clear the slot that does not serve; returns its name and the folder its tree goes to (not yet there).
+
+        Raises:
+            DeviceDiskError: the disk is failing.
+        """
+        pointer = self.pointer()
+        free: SlotName = "b" if pointer.confirmed and pointer.confirmed.slot == "a" else "a"
+        if pointer.test and pointer.test.record.slot == free:
+            raise ValueError(f"slot {free} is in test: confirm or revert it before preparing another version")
+        slot_folder = self._folder / free
+        with disk_errors(self._folder, "clearing the free slot"):
+            make_private_folder(self._folder)
+            self._disk.remove(slot_folder)
+            self._disk.make_folder(slot_folder)
+            self._disk.sync_folder(self._folder)
+        return free, slot_folder / "tree"
+
+    def begin_test(self, slot: SlotName, manifest: VersionManifest, offer_id: str) -> SlotInTest:
+        """Name a filled slot as *test*. The old slot keeps serving.
+
+        Raises:
+            DeviceDiskError: the disk is full, read-only or failing.
+        """
+        record = SlotRecord(
+            slot=slot,
+            model=manifest.model,
+            version=manifest.version,
+            tree_hash=manifest.tree_hash,
+            base_hash=manifest.base_hash,
+            offer_id=offer_id,
+        )
+        with disk_errors(self._folder, "storing the new version's manifest"):
+            replace_file(self._disk, self._folder / slot / "manifest.json", manifest.to_bytes())
+        in_test = SlotInTest(record=record)
+        self._save(self.pointer().model_copy(update={"test": in_test}))
+        return in_test
+
+    def count_boot(self, by: int = 1) -> int:
+        """Count one more start of the self-test, durably and before it runs, so that a crash loop ends.
+
+        `by=-1` takes a start back: a process that was asked to stop did not crash.
+
+        Raises:
+            DeviceDiskError: the disk is full, read-only or failing.
+        """
+        pointer = self.pointer()
+        in_test = _require_test(pointer)
+        boots = in_test.boots + by
+        self._save(pointer.model_copy(update={"test": in_test.model_copy(update={"boots": boots})}))
+        return boots
+
+    def confirm(self) -> SlotRecord:
+        """Let the slot in test serve, and raise the version counter, in one step.
+
+        Raises:
+            DeviceDiskError: the disk is full, read-only or failing.
+        """
+        pointer = self.pointer()
+        record = _require_test(pointer).record
+        self._save(
+            pointer.model_copy(
+                update={
+                    "confirmed": record,
+                    "test": None,
+                    "highest_version": max(pointer.highest_version, record.version),
+                    "highest_hash": record.tree_hash,
+                }
+            )
+        )
+        return record
+
+    def revert(self) -> None:
+        """Forget the slot in test; the old slot goes on serving. Does nothing when no slot is in test.
+
+        Raises:
+            DeviceDiskError: the disk is full, read-only or failing.
+        """
+        pointer = self.pointer()
+        if pointer.test:
+            self._save(pointer.model_copy(update={"test": None}))
+
+    def keep_counter(self, version: int, tree_hash: str | None) -> None:
+        """Raise the pointer's counter to one remembered elsewhere (the pointer was lost).
+
+        Raises:
+            DeviceDiskError: the disk is full, read-only or failing.
+        """
+        pointer = self.pointer()
+        if version > pointer.highest_version:
+            self._save(pointer.model_copy(update={"highest_version": version, "highest_hash": tree_hash}))
+
+    def _save(self, pointer: Pointer) -> None:
+        numbered = pointer.model_copy(update={"generation": pointer.generation + 1})
+        with disk_errors(self._folder, "switching slots"):
+            make_private_folder(self._folder)
+            replace_file(self._disk, self._pointer_path, numbered.model_dump_json(indent=1).encode())
+
+
+def bytes_to_write(manifest: VersionManifest, source: ActiveVersion | None) -> int:
+    """Disk bytes a version needs beside `source`, whose unchanged files are linked rather than copied."""
+    have = {(entry.path, entry.sha256) for entry in source.manifest.files} if source else set()
+    return sum(entry.length for entry in manifest.files if (entry.path, entry.sha256) not in have)
+
+
+def _require_test(pointer: Pointer) -> SlotInTest:
+    if pointer.test is None:
+        raise ValueError("no slot is in test")
+    return pointer.test

@@ -1,0 +1,279 @@
+"""HTTP to one enrolled server: bounded in size and time, no redirects, and the credential goes nowhere else."""
+
+import ipaddress
+import json
+import random
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import NamedTuple, Protocol
+from urllib.parse import urlsplit
+
+import urllib3
+from urllib3.exceptions import HTTPError, SSLError
+
+from client_sdk.errors import EnrolmentError, ServiceRefusedError, ServiceUnavailableError
+
+CHUNK_BYTES = 1 << 16
+_MAX_DETAIL_BYTES = 1 << 14
+_RETRYABLE = frozenset(
+    {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS} | set(range(500, 600))
+)
+
+
+class Clock(Protocol):
+    """Time, so that tests need not wait."""
+
+    def monotonic(self) -> float:
+        """Seconds since some fixed moment."""
+        ...
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+        ...
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def monotonic(self) -> float:
+        """Seconds since some fixed moment."""
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+        time.sleep(seconds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How long and how often this device bothers the server.
+
+    Attributes:
+        connect_timeout_s: to open a connection.
+        read_timeout_s: without a single byte.
+        request_deadline_s: for one small answer as a whole, however slowly it drips.
+        attempts: tries of one small request, and tries of a download in a row without progress.
+        backoff_base_s, backoff_cap_s: the wait before try n is random in [0, min(cap, base * 2**n)].
+        download_deadline_s: for one package as a whole; what arrived is kept and continued by the next update.
+        min_rate_bytes_per_s, rate_window_s: a download slower than this over the window is cut and tried again.
+    """
+
+    connect_timeout_s: float = 10.0
+    read_timeout_s: float = 30.0
+    request_deadline_s: float = 60.0
+    attempts: int = 5
+    backoff_base_s: float = 0.5
+    backoff_cap_s: float = 60.0
+    download_deadline_s: float = 6 * 3600.0
+    min_rate_bytes_per_s: float = 1024.0
+    rate_window_s: float = 60.0
+
+
+class Backoff:
+    """Exponential waits with full jitter, so that a fleet does not come back all at once."""
+
+    def __init__(self, limits: Limits, clock: Clock) -> None:
+        self._limits = limits
+        self._clock = clock
+        self._random = random.SystemRandom()
+
+    def wait(self, failures: int, *, at_least_s: float | None = None) -> None:
+        """Wait after the `failures`-th failure in a row; a server's Retry-After is a floor, up to the cap."""
+        ceiling = min(self._limits.backoff_cap_s, self._limits.backoff_base_s * 2.0**failures)
+        asked = min(at_least_s or 0.0, self._limits.backoff_cap_s)
+        self._clock.sleep(max(asked, self._random.uniform(0.0, ceiling)))
+
+
+class Answer(NamedTuple):
+    """A small answer, read as a whole."""
+
+    status: int
+    body: bytes
+
+
+class Transport:
+    """Requests to the enrolled server, and to nothing else."""
+
+    def __init__(
+        self,
+        server_url: str,
+        *,
+        credential: str | None = None,
+        allow_http: bool = False,
+        limits: Limits | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.server_url = checked_server_url(server_url, allow_http=allow_http)
+        self.limits = limits or Limits()
+        self.clock = clock or SystemClock()
+        self._credential = credential
+        self._pool = urllib3.PoolManager(
+            timeout=urllib3.Timeout(connect=self.limits.connect_timeout_s, read=self.limits.read_timeout_s),
+            retries=False,
+        )
+
+    @contextmanager
+    def open(
+        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, body: bytes | None = None
+    ) -> Iterator[urllib3.BaseHTTPResponse]:
+        """One request; yields the open response whatever its status, except a redirect.
+
+        Raises:
+            ServiceUnavailableError: no connection, or it broke.
+            ServiceRefusedError: the server answered with a redirect.
+        """
+        sent = {"Accept-Encoding": "identity", "User-Agent": "lamella-device", **(headers or {})}
+        if self._credential:
+            sent["Authorization"] = f"Bearer {self._credential}"
+        if body is not None:
+            sent["Content-Type"] = "application/json"
+        response: urllib3.BaseHTTPResponse | None = None
+        try:
+            response = self._pool.request(
+                method,
+                self.server_url + path,
+                headers=sent,
+                body=body,
+                redirect=False,
+                preload_content=False,
+                decode_content=False,
+            )
+            if 300 <= response.status < 400:  # noqa: PLR2004 - the class of redirects
+                # Following it would hand the credential, or the choice of the server, to whoever wrote the header.
+                raise ServiceRefusedError(
+                    f"{self.server_url} answered with a redirect ({response.status}); redirects are refused. Enrol "
+                    "with the server's final address.",
+                    status=response.status,
+                )
+            yield response
+        except (HTTPError, OSError) as error:
+            if isinstance(error, OSError) and not isinstance(error, (ConnectionError, TimeoutError)):
+                raise  # the caller's disk, not the network
+            raise ServiceUnavailableError(self._no_answer(error)) from error
+        finally:
+            if response is not None:
+                response.close()
+
+    def call(
+        self, method: str, path: str, *, body: bytes | None = None, max_bytes: int, attempts: int | None = None
+    ) -> Answer:
+        """One small request, tried again while the service is away; returns only 2xx answers.
+
+        Raises:
+            ServiceUnavailableError: no answer, 5xx, too slow, or too many requests, at every attempt.
+            ServiceRefusedError: another 4xx answer, a redirect, or an answer larger than `max_bytes`.
+            EnrolmentError: the credential is not accepted.
+        """
+        backoff = Backoff(self.limits, self.clock)
+        for failures in range(attempts or self.limits.attempts):
+            try:
+                return self._call_once(method, path, body, max_bytes)
+            except ServiceUnavailableError as error:
+                last = error
+                if failures + 1 < (attempts or self.limits.attempts):
+                    backoff.wait(failures, at_least_s=error.retry_after_s)
+        raise last
+
+    def _call_once(self, method: str, path: str, body: bytes | None, max_bytes: int) -> Answer:
+        with self.open(method, path, body=body) as response:
+            raise_for_status(response, self.server_url, self.clock, self.limits)
+            return Answer(response.status, read_bounded(response, max_bytes, self.clock, self.limits))
+
+    def _no_answer(self, error: Exception) -> str:
+        if isinstance(error, SSLError):
+            return f"{self.server_url} does not prove its identity (TLS: {error}). Check the address and the clock."
+        return f"{self.server_url} does not answer ({type(error).__name__}). Check the network, or try again later."
+
+
+def checked_server_url(server_url: str, *, allow_http: bool) -> str:
+    """The server's address without a trailing slash.
+
+    Raises:
+        EnrolmentError: not an http(s) address, or plain http to another machine without `allow_http`.
+    """
+    parts = urlsplit(server_url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.query or parts.fragment:
+        raise EnrolmentError(f"{server_url!r} is not a server address such as https://updates.example.org.")
+    if parts.scheme == "http" and not (allow_http or _is_loopback(parts.hostname)):
+        # Packages are signed, but over plain http anyone on the way reads and reuses the device's credential.
+        raise EnrolmentError(
+            f"{server_url} is plain http: anyone on the way could read this device's credential. Use https, or enrol "
+            "with --allow-http on a private network."
+        )
+    return server_url.rstrip("/")
+
+
+def read_bounded(response: urllib3.BaseHTTPResponse, max_bytes: int, clock: Clock, limits: Limits) -> bytes:
+    """Read a small body within its size and time limits.
+
+    Raises:
+        ServiceRefusedError: more than `max_bytes`.
+        ServiceUnavailableError: slower than the request deadline allows.
+    """
+    deadline = clock.monotonic() + limits.request_deadline_s
+    body = bytearray()
+    while chunk := response.read1(CHUNK_BYTES):
+        body += chunk
+        if len(body) > max_bytes:
+            raise ServiceRefusedError(
+                f"The server's answer is larger than the {max_bytes} bytes allowed here.", status=response.status
+            )
+        # A server that drips bytes resets every socket timeout; only a deadline ends it.
+        if clock.monotonic() > deadline:
+            raise ServiceUnavailableError(f"The server's answer took longer than {limits.request_deadline_s:.0f} s.")
+    return bytes(body)
+
+
+def raise_for_status(response: urllib3.BaseHTTPResponse, server_url: str, clock: Clock, limits: Limits) -> None:
+    """Sort an answer that is not 2xx by who can act; does nothing for 2xx.
+
+    Raises:
+        ServiceUnavailableError, EnrolmentError, ServiceRefusedError: see `Transport.call`.
+    """
+    status = response.status
+    if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
+        return
+    if status in _RETRYABLE:
+        raise ServiceUnavailableError(
+            f"{server_url} answers {status}; trying again later helps.", retry_after_s=_retry_after_s(response)
+        )
+    detail = _detail(response, clock, limits)
+    if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+        raise EnrolmentError(f"{server_url} does not accept this device ({status}{detail}). Enrol it again.")
+    raise ServiceRefusedError(f"{server_url} refused the request ({status}{detail}).", status=status)
+
+
+def printable(text: str, *, max_chars: int = 300) -> str:
+    """Foreign text made safe to print: one line, no control characters, not long."""
+    return "".join(c if c.isprintable() else " " for c in text[:max_chars]).strip()
+
+
+def _detail(response: urllib3.BaseHTTPResponse, clock: Clock, limits: Limits) -> str:
+    try:
+        body = read_bounded(response, _MAX_DETAIL_BYTES, clock, limits)
+    except (ServiceRefusedError, ServiceUnavailableError):
+        return ""
+    text = body.decode("utf-8", "replace")
+    try:
+        parsed = json.loads(text)
+        text = str(parsed.get("detail", "")) if isinstance(parsed, dict) else text
+    except ValueError:
+        pass  # not every proxy speaks application/problem+json
+    return f": {printable(text)}" if text else ""
+
+
+def _retry_after_s(response: urllib3.BaseHTTPResponse) -> float | None:
+    value = response.headers.get("Retry-After", "")
+    return float(value) if value.isascii() and value.isdigit() and len(value) < 7 else None  # noqa: PLR2004 - days
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

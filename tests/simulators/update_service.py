@@ -1,0 +1,289 @@
+"""An update service in one process: real signed metadata, real packages, real HTTP on loopback, and bad manners on call.
+
+`faults` are used up by the following package downloads, one a request; `answers` by the following offers.
+"""
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from securesystemslib.signer import CryptoSigner
+from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
+
+from delta_updates import Offer, OutcomeReport, PackageRef, UpdateQuery, build_package
+from simulators.versions import manifest_of
+
+TOKEN = "enrolment-token-0001"
+CREDENTIAL = "device-credential-0001"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """One way to answer a package request badly; unset parts are as they should be."""
+
+    status: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    cut_after: int | None = None
+    ignores_range: bool = False
+    content_range: str | None = None
+    corrupt_at: int | None = None
+    extra: bytes = b""
+
+
+@dataclass
+class Published:
+    """One version as the service offers it."""
+
+    version: int
+    tree: Path
+    tree_hash: str
+    packages: dict[int | None, PackageRef]
+
+
+class FakeUpdateService:
+    """Keys, metadata and packages of one model; start it with `running()`."""
+
+    def __init__(self, folder: Path, *, model: str = "tiny") -> None:
+        self.model = model
+        self.published: dict[int, Published] = {}
+        self.reports: list[OutcomeReport] = []
+        self.queries: list[UpdateQuery] = []
+        self.requests: list[tuple[str, str, dict[str, str]]] = []
+        self.faults: list[Fault] = []
+        self.answers: list[Offer | int | bytes] = []
+        self.report_status = 204
+        self.metadata_status: int | None = None
+        self.on_offer: Callable[[Offer], Offer] = lambda offer: offer
+        self.metadata: dict[str, bytes] = {}
+        self.files: dict[str, bytes] = {}
+        self.address = ""
+        self.signers = {role: CryptoSigner.generate_ed25519() for role in ("root", "targets", "snapshot", "timestamp")}
+        self._folder = folder
+        self._targets = Targets(version=1)
+        self._snapshot = Snapshot(version=1)
+        self._timestamp = Timestamp(version=1)
+        self.root = Root(version=1, consistent_snapshot=True)
+        for role, signer in self.signers.items():
+            self.root.add_key(signer.public_key, role)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.sign_root()
+        self.sign()
+
+    # --- what an operator does
+
+    def publish(
+        self, tree: Path, *, version: int, deltas_from: tuple[int, ...] = (), facts: dict[str, Any] | None = None
+    ) -> Published:
+        """Build, sign and offer a version."""
+        manifest = manifest_of(tree, version=version, model=self.model, facts=facts)
+        self.add_target(f"manifests/{self.model}/{version}.json", manifest.to_bytes(), {})
+        packages = {}
+        for source in (None, *deltas_from):
+            out = self._folder / f"{version}-from-{source}.lmpkg"
+            build_package(self.published[source].tree if source else None, tree, out)
+            name = "full" if source is None else f"from-{source}"
+            path = f"packages/{self.model}/{version}/{name}.lmpkg"
+            custom = {
+                "model": self.model,
+                "version": version,
+                "tree_hash": manifest.tree_hash,
+                "source_version": source,
+            }
+            self.add_target(path, out.read_bytes(), custom)
+            raw = self.files[path]
+            packages[source] = PackageRef(
+                path=path, length=len(raw), sha256=hashlib.sha256(raw).hexdigest(), source_version=source
+            )
+        self.published[version] = Published(version, tree, manifest.tree_hash, packages)
+        self.sign()
+        return self.published[version]
+
+    def add_target(self, path: str, raw: bytes, custom: dict[str, Any]) -> None:
+        self.files[path] = raw
+        self._targets.targets[path] = TargetFile(
+            len(raw), {"sha256": hashlib.sha256(raw).hexdigest()}, path, unrecognized_fields={"custom": custom}
+        )
+
+    def sign(self, *, expires: datetime | None = None) -> None:
+        """Sign targets, snapshot and timestamp anew."""
+        for signed in (self._targets, self._snapshot, self._timestamp):
+            signed.version += 1
+            signed.expires = expires or _in_a_day()
+        self._snapshot.meta["targets.json"] = MetaFile(version=self._targets.version)
+        self._timestamp.snapshot_meta = MetaFile(version=self._snapshot.version)
+        self._store(f"{self._targets.version}.targets.json", self._targets, "targets")
+        self._store(f"{self._snapshot.version}.snapshot.json", self._snapshot, "snapshot")
+        self._store("timestamp.json", self._timestamp, "timestamp")
+
+    def sign_root(self) -> None:
+        self.root.expires = _in_a_day()
+        self._store(f"{self.root.version}.root.json", self.root, "root")
+
+    def rotate(self, role: str) -> None:
+        """Replace a role's key by a new one, in a new root."""
+        old_root_signer = self.signers["root"]
+        self.root.revoke_key(self.signers[role].public_key.keyid, role)
+        self.signers[role] = CryptoSigner.generate_ed25519()
+        self.root.add_key(self.signers[role].public_key, role)
+        self.root.version += 1
+        metadata = Metadata(self.root)
+        metadata.sign(old_root_signer)
+        metadata.sign(self.signers["root"], append=True)
+        self.metadata[f"{self.root.version}.root.json"] = metadata.to_bytes()
+
+    def enrolment(self, folder: Path) -> Path:
+        """The file for a device."""
+        path = folder / "enrolment.json"
+        root = json.loads(self.metadata["1.root.json"])
+        path.write_text(json.dumps({"server_url": self.address, "model": self.model, "token": TOKEN, "root": root}))
+        return path
+
+    def offer(self, version: int, *, source: int | None = None) -> Offer:
+        published = self.published[version]
+        return Offer(
+            offer_id=f"offer-{len(self.queries)}",
+            model=self.model,
+            version=version,
+            tree_hash=published.tree_hash,
+            manifest_path=f"manifests/{self.model}/{version}.json",
+            package=published.packages[source],
+        )
+
+    def outcomes(self) -> list[tuple[int, str]]:
+        return [(report.version, report.outcome.value) for report in self.reports]
+
+    def package_requests(self) -> list[dict[str, str]]:
+        """The headers of each package request so far."""
+        return [headers for _, path, headers in self.requests if path.startswith("/v1/targets/packages/")]
+
+    # --- what a device meets
+
+    def answer(self, query: UpdateQuery) -> Offer | int | bytes | None:
+        self.queries.append(query)
+        if self.answers:
+            return self.answers.pop(0)
+        newest = max(self.published, default=0)
+        if newest <= (query.installed_version or 0):
+            return None
+        has_delta = not query.only_full and query.installed_version in self.published[newest].packages
+        return self.on_offer(self.offer(newest, source=query.installed_version if has_delta else None))
+
+    @contextmanager
+    def running(self) -> Iterator["FakeUpdateService"]:
+        server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"service": self}))
+        self.address = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield self
+        finally:
+            server.shutdown()
+            thread.join()
+            server.server_close()
+
+    def _store(self, name: str, signed: Root | Targets | Snapshot | Timestamp, role: str) -> None:
+        metadata = Metadata(signed)
+        metadata.sign(self.signers[role])
+        self.metadata[name] = metadata.to_bytes()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Devices that hang up are what is being tested; a handler's own mistake shows in the device's error."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    service: FakeUpdateService
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def do_GET(self) -> None:
+        self._note()
+        if self.path.startswith("/v1/metadata/"):
+            raw = self.service.metadata.get(self.path.removeprefix("/v1/metadata/"))
+            status = self.service.metadata_status or (404 if raw is None else 200)
+            self._send(status, raw if raw is not None and status == 200 else b"no such metadata")
+        elif self.path.startswith("/v1/targets/"):
+            path = unquote(self.path.removeprefix("/v1/targets/"))
+            if path.startswith("packages/"):
+                self._send_package(path, self.service.faults.pop(0) if self.service.faults else Fault())
+            else:
+                self._send(200, self.service.files[path])
+        else:
+            self._send(404, b"")
+
+    def do_POST(self) -> None:
+        self._note()
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path == "/v1/devices":
+            is_right = json.loads(body)["token"] == TOKEN
+            reply = json.dumps({"device_id": "device-1", "credential": CREDENTIAL}).encode()
+            self._send(201, reply) if is_right else self._send(403, b'{"detail": "the token is used up"}')
+        elif self.headers["Authorization"] != f"Bearer {CREDENTIAL}":
+            self._send(401, b"who are you?")
+        elif self.path == "/v1/updates/check":
+            self._send_offer(self.service.answer(UpdateQuery.model_validate_json(body)))
+        elif self.path == "/v1/updates/report":
+            if self.service.report_status == 204:
+                self.service.reports.append(OutcomeReport.model_validate_json(body))
+            self._send(self.service.report_status, b"")
+        else:
+            self._send(404, b"")
+
+    def _send_offer(self, answer: Offer | int | bytes | None) -> None:
+        if answer is None:
+            self._send(204, b"")
+        elif isinstance(answer, int):
+            self._send(answer, b'{"detail": "on purpose"}')
+        else:
+            self._send(200, answer if isinstance(answer, bytes) else answer.model_dump_json().encode())
+
+    def _send_package(self, path: str, fault: Fault) -> None:
+        raw = self.service.files[path]
+        etag = f'"{hashlib.sha256(raw).hexdigest()}"'
+        if fault.corrupt_at is not None:
+            raw = raw[: fault.corrupt_at] + bytes([raw[fault.corrupt_at] ^ 1]) + raw[fault.corrupt_at + 1 :]
+        headers = {"ETag": etag}
+        status, start = 200, 0
+        wanted = self.headers.get("Range")
+        if wanted and not fault.ignores_range and self.headers.get("If-Range", etag) == etag:
+            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            status = 206 if start < len(raw) else 416
+            headers["Content-Range"] = fault.content_range or f"bytes {start}-{len(raw) - 1}/{len(raw)}"
+        if fault.status is not None:
+            self._send(fault.status, b"on purpose", fault.headers)
+            return
+        body = raw[start:] + fault.extra
+        self._send(status, body, headers | fault.headers, cut_after=fault.cut_after)
+
+    def _send(
+        self, status: int, body: bytes, headers: dict[str, str] | None = None, *, cut_after: int | None = None
+    ) -> None:
+        self.send_response(status)
+        if status != 204:
+            self.send_header("Content-Length", str(len(body)))
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if status != 204:
+            self.wfile.write(body if cut_after is None else body[:cut_after])
+        if cut_after is not None and cut_after < len(body):
+            self.close_connection = True
+
+    def _note(self) -> None:
+        self.service.requests.append((self.command, self.path, dict(self.headers.items())))
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+        """Silence."""
+
+
+def _in_a_day() -> datetime:
+    return (datetime.now(UTC) + timedelta(days=1)).replace(microsecond=0)

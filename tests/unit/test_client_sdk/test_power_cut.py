@@ -1,0 +1,85 @@
+"""The power goes at each disk operation of an update; the next start must find the old version or the new one."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from client_sdk import OfferRefusedError, SelfTestError
+from delta_updates import verify_tree
+from simulators.faulty_disk import FaultyDisk, Loses, PowerCut
+from simulators.update_service import FakeUpdateService
+from simulators.versions import write_tree
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Iterator[Path]:
+    """In memory where there is such a folder: hundreds of devices are made and thrown away."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir():
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize(
+    "loses",
+    ["unsynced", pytest.param("nothing", marks=pytest.mark.slow), pytest.param("content", marks=pytest.mark.slow)],
+)
+def test_a_power_cut_at_any_operation(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device, loses: Loses
+) -> None:
+    home, kept = tmp_path / "home", tmp_path / "kept"
+    open_device().update()
+    service.publish(write_tree(tmp_path / "v2", base_seed=1, adapter_seed=2), version=2, deltas_from=(1,))
+    shutil.copytree(home, kept, symlinks=True)
+    clean = FaultyDisk(tmp_path / "stash")
+    open_device(disk=clean).update()
+    served_at_restart = []
+    for cut_at in range(1, len(clean.operations) + 1):
+        shutil.rmtree(home)
+        shutil.copytree(kept, home, symlinks=True)
+        service.reports.clear()
+        with pytest.raises(PowerCut):
+            open_device(disk=FaultyDisk(tmp_path / f"stash-{cut_at}", cut_at=cut_at, loses=loses)).update()
+        active = open_device().active()
+        verify_tree(active.tree, active.manifest.files)
+        served_at_restart.append(active.manifest.version)
+        open_device(disk=FaultyDisk(tmp_path / f"stash2-{cut_at}")).update()
+        active = open_device().active()
+        verify_tree(active.tree, active.manifest.files)
+        assert active.manifest.version == 2, f"cut at {cut_at}: {clean.operations[cut_at - 1]}"
+        assert (2, "confirmed") in service.outcomes()
+        assert not {"reverted", "failed"} & {outcome for _, outcome in service.outcomes()}
+    # Old until the switch, new from then on: never anything else, and never back.
+    assert served_at_restart == sorted(served_at_restart)
+    assert set(served_at_restart) == {1, 2}
+
+
+def test_a_power_cut_at_any_operation_of_a_revert(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device
+) -> None:
+    def broken(_tree: Path, _manifest: object) -> None:
+        raise SelfTestError("broken")
+
+    home, kept = tmp_path / "home", tmp_path / "kept"
+    open_device().update()
+    service.publish(write_tree(tmp_path / "v2", base_seed=1), version=2, deltas_from=(1,))
+    shutil.copytree(home, kept, symlinks=True)
+    clean = FaultyDisk(tmp_path / "stash")
+    open_device(disk=clean, test_version=broken).update()
+    for cut_at in range(len(clean.operations) * 2 // 3, len(clean.operations) + 1):
+        shutil.rmtree(home)
+        shutil.copytree(kept, home, symlinks=True)
+        with pytest.raises(PowerCut):
+            open_device(disk=FaultyDisk(tmp_path / f"stash-{cut_at}", cut_at=cut_at), test_version=broken).update()
+        for _ in range(2):
+            try:
+                open_device(test_version=broken).update()
+            except OfferRefusedError:
+                continue
+        status = open_device().status()
+        assert (status.version, status.in_test, status.failed_versions) == (1, None, (2,))

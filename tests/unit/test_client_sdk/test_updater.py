@@ -1,0 +1,468 @@
+"""The whole update over loopback HTTP, and everything that must not happen in it."""
+
+import shutil
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from client_sdk import (
+    Device,
+    DeviceDiskError,
+    EnrolmentError,
+    MetadataError,
+    MissingExtraError,
+    OfferRefusedError,
+    PackageError,
+    SelfTestError,
+    ServiceUnavailableError,
+    UpdateInProgressError,
+)
+from client_sdk.lock import update_lock
+from delta_updates import Offer, VersionManifest, verify_tree
+from simulators.faulty_disk import FaultyDisk
+from simulators.update_service import CREDENTIAL, Fault, FakeUpdateService
+from simulators.versions import write_tree
+
+
+class Crash(BaseException):
+    """The process ends in the middle of a self-test."""
+
+
+def v2_with_delta(service: FakeUpdateService, tmp_path: Path) -> Path:
+    tree = write_tree(tmp_path / "v2", base_seed=1, adapter_seed=2)
+    service.publish(tree, version=2, deltas_from=(1,))
+    return tree
+
+
+def broken(_tree: Path, _manifest: VersionManifest) -> None:
+    raise SelfTestError("the logits are not finite")
+
+
+def crashing(_tree: Path, _manifest: VersionManifest) -> None:
+    raise Crash
+
+
+# --- the good way
+
+
+def test_full_then_delta_then_nothing_new(service: FakeUpdateService, v1: Path, tmp_path: Path, open_device) -> None:
+    device: Device = open_device()
+    seen: list[tuple[int, int]] = []
+    first = device.update(on_progress=lambda *step: seen.append(step))
+    assert (first.decision, first.from_version, first.to_version, first.package) == ("confirmed", None, 1, "full")
+    assert seen[-1] == (first.package_bytes, first.package_bytes)
+    v2 = v2_with_delta(service, tmp_path)
+    offer = device.check()
+    assert offer is not None
+    assert (offer.version, offer.package.source_version) == (2, 1)
+    second = open_device().update()
+    assert (second.decision, second.from_version, second.to_version, second.package) == ("confirmed", 1, 2, "delta")
+    assert second.bytes_downloaded == second.package_bytes == service.published[2].packages[1].length
+    active = device.active()
+    verify_tree(active.tree, active.manifest.files)
+    assert active.manifest.tree_hash == service.published[2].tree_hash
+    assert (active.tree / "base/model.safetensors").read_bytes() == (v2 / "base/model.safetensors").read_bytes()
+    assert device.update().decision == "up_to_date"
+    assert device.check() is None
+    assert service.outcomes() == [(v, o) for v in (1, 2) for o in ("downloaded", "applied", "confirmed")]
+    assert list((tmp_path / "home" / "downloads").iterdir()) == []
+
+
+def test_nothing_is_offered_to_an_empty_device(service: FakeUpdateService, open_device) -> None:
+    result = open_device().update()
+    assert (result.decision, result.to_version) == ("up_to_date", None)
+    assert open_device().status().last_decision == "nothing is offered yet"
+
+
+def test_versions_may_be_skipped(service: FakeUpdateService, v1: Path, tmp_path: Path, open_device) -> None:
+    open_device().update()
+    service.publish(write_tree(tmp_path / "v5", base_seed=5), version=5)
+    assert open_device().update().to_version == 5
+
+
+# --- bad packages
+
+
+def test_a_bad_delta_gets_one_try_at_the_full_package(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device
+) -> None:
+    open_device().update()
+    v2_with_delta(service, tmp_path)
+    service.faults[:] = [Fault(corrupt_at=50)]
+    result = open_device().update()
+    assert (result.decision, result.to_version, result.package) == ("confirmed", 2, "full")
+    assert "signed sha256" in result.reason
+    assert service.queries[-1].only_full
+    assert service.outcomes()[3:] == [(2, "failed"), (2, "downloaded"), (2, "applied"), (2, "confirmed")]
+
+
+def test_bit_rot_in_the_source_is_found_before_it_matters(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device
+) -> None:
+    device: Device = open_device()
+    device.update()
+    weights = device.active().tree / "base/model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    v2_with_delta(service, tmp_path)
+    result = device.update()
+    assert (result.decision, result.package) == ("confirmed", "full")
+    verify_tree(device.active().tree, device.active().manifest.files)
+
+
+def test_a_bad_full_package_leaves_the_old_version(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device
+) -> None:
+    open_device().update()
+    v2_with_delta(service, tmp_path)
+    service.faults[:] = [Fault(corrupt_at=50), Fault(corrupt_at=60)]
+    with pytest.raises(PackageError):
+        open_device().update()
+    assert open_device().active().manifest.version == 1
+    assert service.outcomes()[3:] == [(2, "failed"), (2, "failed")]
+    # Nothing of it is held against the version: the next package may be whole.
+    assert open_device().update().to_version == 2
+
+
+def test_a_signed_package_that_makes_another_tree_is_refused(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device
+) -> None:
+    other = write_tree(tmp_path / "other", base_seed=9)
+    service.publish(other, version=2)
+    full = service.published[2].packages[None]
+    service.files[full.path] = service.files["packages/tiny/1/full.lmpkg"]
+    service.add_target(full.path, service.files[full.path], {})
+    service.sign()
+    raw = service.published[1].packages[None]
+    service.published[2].packages[None] = full.model_copy(update={"length": raw.length, "sha256": raw.sha256})
+    with pytest.raises(PackageError, match="cannot be applied"):
+        open_device().update()
+
+
+def test_a_cut_download_continues_in_the_next_process(service: FakeUpdateService, v1: Path, open_device) -> None:
+    length = service.published[1].packages[None].length
+    service.faults[:] = [Fault(cut_after=1000), *[Fault(status=503)] * 3]
+    with pytest.raises(ServiceUnavailableError):
+        open_device().update()
+    assert open_device().update().bytes_downloaded == length - 1000
+
+
+# --- bad offers and bad metadata
+
+
+def test_a_replayed_old_offer_is_refused_and_reported_once(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device
+) -> None:
+    v2_with_delta(service, tmp_path)
+    open_device().update()
+    service.answers[:] = [service.offer(1), service.offer(1)]
+    for _ in range(2):
+        with pytest.raises(OfferRefusedError, match="older than v2"):
+            open_device().update()
+    assert open_device().active().manifest.version == 2
+    assert service.outcomes()[3:] == [(1, "failed")]
+
+
+@pytest.mark.parametrize("lost", ["slots", "slots/active.json", "trust/timestamp.json", "trust/root_history"])
+def test_losing_local_files_does_not_open_the_door_to_old_versions(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device, lost: str
+) -> None:
+    old_metadata = dict(service.metadata)
+    v2_with_delta(service, tmp_path)
+    open_device().update()
+    path = tmp_path / "home" / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    good_metadata, service.metadata = service.metadata, old_metadata
+    service.answers[:] = [service.offer(1)]
+    with pytest.raises((OfferRefusedError, MetadataError)):
+        open_device().update()
+    # The lost version itself comes back, once the service says the truth again.
+    service.metadata = good_metadata
+    open_device().update()
+    assert open_device().active().manifest.version == 2
+
+
+def test_the_counter_survives_a_new_enrolment(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device
+) -> None:
+    v2_with_delta(service, tmp_path)
+    open_device().update()
+    (tmp_path / "home" / "state.json").unlink()
+    device: Device = open_device()
+    assert device.status().highest_version == 2
+    service.answers[:] = [service.offer(1)]
+    with pytest.raises(OfferRefusedError, match="older than v2"):
+        device.update()
+
+
+def test_an_offer_that_lies_about_the_package_is_refused(service: FakeUpdateService, v1: Path, open_device) -> None:
+    def longer(offer: Offer) -> Offer:
+        return offer.model_copy(update={"package": offer.package.model_copy(update={"length": 10**12})})
+
+    service.on_offer = longer
+    with pytest.raises(OfferRefusedError, match="package length"):
+        open_device().check()
+    assert service.package_requests() == []
+
+
+def test_an_unsigned_package_is_refused(service: FakeUpdateService, v1: Path, open_device) -> None:
+    def unsigned(offer: Offer) -> Offer:
+        ref = offer.package.model_copy(update={"path": "packages/tiny/1/other.lmpkg"})
+        return offer.model_copy(update={"package": ref})
+
+    service.on_offer = unsigned
+    with pytest.raises(MetadataError, match="not among the files"):
+        open_device().check()
+
+
+def test_a_manifest_that_is_not_the_signed_one_is_refused(service: FakeUpdateService, v1: Path, open_device) -> None:
+    path = "manifests/tiny/1.json"
+    service.files[path] = service.files[path].replace(b'"version":1', b'"version":2')
+    with pytest.raises(MetadataError, match="not what was signed"):
+        open_device().check()
+
+
+@pytest.mark.parametrize("answer", [b"{}", b"not json", b"\xff" * 100, b"{" * 70_000])
+def test_an_answer_that_is_no_offer_is_refused(service: FakeUpdateService, open_device, answer: bytes) -> None:
+    service.answers[:] = [answer]
+    with pytest.raises(Exception, match=r"not a valid Offer|larger than"):
+        open_device().check()
+
+
+def test_rolled_back_metadata_is_refused(service: FakeUpdateService, v1: Path, tmp_path: Path, open_device) -> None:
+    old = dict(service.metadata)
+    v2_with_delta(service, tmp_path)
+    device: Device = open_device()
+    assert device.check() is not None
+    service.metadata = old
+    with pytest.raises(MetadataError, match="does not verify"):
+        device.check()
+
+
+def test_expired_metadata_is_refused(service: FakeUpdateService, v1: Path, open_device) -> None:
+    service.sign(expires=datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1))
+    with pytest.raises(MetadataError, match=r"expired.*clock"):
+        open_device().check()
+
+
+def test_metadata_signed_by_a_stranger_is_refused(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device
+) -> None:
+    device: Device = open_device()
+    stranger = FakeUpdateService(tmp_path / "stranger")
+    stranger.publish(v1, version=1)
+    service.metadata = stranger.metadata
+    with pytest.raises(MetadataError, match="does not verify"):
+        device.check()
+
+
+def test_rotated_keys_are_followed(service: FakeUpdateService, v1: Path, tmp_path: Path, open_device) -> None:
+    open_device().update()
+    for role in ("timestamp", "targets", "root"):
+        service.rotate(role)
+    service.sign()
+    v2_with_delta(service, tmp_path)
+    assert open_device().update().to_version == 2
+
+
+def test_a_fast_forwarded_timestamp_is_recovered_from_by_rotating_its_key(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device
+) -> None:
+    service._timestamp.version = 10**6
+    service.sign()
+    open_device().update()
+    service.rotate("timestamp")
+    service._timestamp.version = 10
+    service.sign()
+    v2_with_delta(service, tmp_path)
+    assert open_device().update().to_version == 2
+
+
+def test_metadata_is_unavailable_for_now(service: FakeUpdateService, v1: Path, open_device) -> None:
+    service.metadata_status = 503
+    with pytest.raises(ServiceUnavailableError, match="503"):
+        open_device().update()
+
+
+# --- self-test, revert, crash
+
+
+def test_a_failed_self_test_reverts_reports_and_is_remembered(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device
+) -> None:
+    open_device().update()
+    v2_with_delta(service, tmp_path)
+    result = open_device(test_version=broken).update()
+    assert (result.decision, result.from_version, result.to_version) == ("reverted", 1, 2)
+    assert service.outcomes()[3:] == [(2, "downloaded"), (2, "applied"), (2, "reverted")]
+    assert service.reports[-1].reason == "the logits are not finite"
+    device: Device = open_device()
+    assert device.active().manifest.version == 1
+    assert device.status().failed_versions == (2,)
+    downloads = len(service.package_requests())
+    with pytest.raises(OfferRefusedError, match="failed its self-test on this device"):
+        device.update()
+    assert len(service.package_requests()) == downloads
+    service.publish(write_tree(tmp_path / "v3", base_seed=3), version=3, deltas_from=(1,))
+    assert device.update().to_version == 3
+
+
+def test_the_same_bytes_under_a_newer_number_are_not_tried_again(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device
+) -> None:
+    assert open_device(test_version=broken).update().decision == "reverted"
+    service.publish(v1, version=2)
+    with pytest.raises(OfferRefusedError, match="failed its self-test"):
+        open_device().update()
+
+
+def test_the_old_slot_serves_during_the_self_test(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device
+) -> None:
+    open_device().update()
+    v2_with_delta(service, tmp_path)
+    seen = []
+
+    def looking(tree: Path, manifest: VersionManifest) -> None:
+        verify_tree(tree, manifest.files)
+        status = open_device().status()
+        seen.append((status.version, status.in_test))
+
+    open_device(test_version=looking).update()
+    assert seen == [(1, 2)]
+
+
+def test_a_crash_in_the_self_test_is_retried_once_and_then_reverted(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device
+) -> None:
+    open_device().update()
+    v2_with_delta(service, tmp_path)
+    for _ in range(2):
+        with pytest.raises(Crash):
+            open_device(test_version=crashing).update()
+        assert open_device().active().manifest.version == 1
+    with pytest.raises(OfferRefusedError, match="failed its self-test"):
+        open_device(test_version=crashing).update()
+    assert service.outcomes()[-1] == (2, "failed")
+    assert service.outcomes()[-2] == (2, "reverted")
+    assert open_device().status().in_test is None
+
+
+def test_one_crash_in_the_self_test_is_forgiven(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device
+) -> None:
+    with pytest.raises(Crash):
+        open_device(test_version=crashing).update()
+    result = open_device().update()
+    assert (result.decision, result.to_version) == ("confirmed", 1)
+    assert len(service.package_requests()) == 1
+
+
+def test_being_stopped_during_the_self_test_is_no_crash(service: FakeUpdateService, v1: Path, open_device) -> None:
+    def stopped(_tree: Path, _manifest: VersionManifest) -> None:
+        raise KeyboardInterrupt
+
+    for _ in range(5):
+        with pytest.raises(KeyboardInterrupt):
+            open_device(test_version=stopped).update()
+    assert open_device().update().to_version == 1
+
+
+def test_a_missing_extra_is_not_held_against_the_version(service: FakeUpdateService, v1: Path, open_device) -> None:
+    def no_torch(_tree: Path, _manifest: VersionManifest) -> None:
+        raise MissingExtraError("pip install lamella[device]")
+
+    with pytest.raises(MissingExtraError):
+        open_device(test_version=no_torch).update()
+    assert open_device().update().to_version == 1
+
+
+def test_reports_wait_for_the_service_and_come_in_order(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device
+) -> None:
+    service.report_status = 503
+    open_device().update()
+    assert service.reports == []
+    assert open_device().status().reports_waiting == 3
+    service.report_status = 204
+    open_device().check()
+    assert [outcome for _, outcome in service.outcomes()] == ["downloaded", "applied", "confirmed"]
+
+
+def test_a_refused_report_does_not_block_the_others(service: FakeUpdateService, v1: Path, open_device) -> None:
+    service.report_status = 409
+    open_device().update()
+    assert open_device().status().reports_waiting == 0
+
+
+def test_a_confirmation_nobody_heard_of_is_reported_late(service: FakeUpdateService, v1: Path, open_device) -> None:
+    device: Device = open_device()
+    device.update()
+    # As if the power went between the switch and the note of it.
+    state = device._states.load()
+    device._states.save(state.model_copy(update={"confirmed_offer_id": None, "highest_version": 0}))
+    service.reports.clear()
+    open_device().update()
+    assert service.outcomes() == [(1, "confirmed")]
+    assert open_device().status().highest_version == 1
+    open_device().update()
+    assert service.outcomes() == [(1, "confirmed")]
+
+
+# --- this device
+
+
+def test_two_updaters(service: FakeUpdateService, v1: Path, tmp_path: Path, open_device) -> None:
+    device: Device = open_device()
+    with update_lock(tmp_path / "home"), pytest.raises(UpdateInProgressError, match="Another process"):
+        device.update()
+    assert device.update().to_version == 1
+
+
+def test_too_little_room_is_said_before_the_download(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device
+) -> None:
+    open_device()
+    disk = FaultyDisk(tmp_path / "stash", reports_free_bytes=100)
+    with pytest.raises(DeviceDiskError, match=r"needs 0\.\d MB.*0\.0 MB are free"):
+        open_device(disk=disk).update()
+    assert service.package_requests() == []
+    assert open_device().update().to_version == 1
+
+
+def test_a_disk_that_becomes_full_at_any_byte_leaves_a_device_that_recovers(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device
+) -> None:
+    device: Device = open_device()
+    device.update()
+    v2_with_delta(service, tmp_path)
+    decisions = set()
+    for space in range(0, 24_000, 1_500):
+        try:
+            decisions.add(open_device(disk=FaultyDisk(tmp_path / f"stash{space}", space_bytes=space)).update().decision)
+        except DeviceDiskError:
+            decisions.add("full")
+        active = open_device().active()
+        verify_tree(active.tree, active.manifest.files)
+        if active.manifest.version == 2:
+            break
+    assert "full" in decisions
+    open_device().update()
+    assert open_device().active().manifest.version == 2
+
+
+def test_a_revoked_credential_is_said(service: FakeUpdateService, v1: Path, tmp_path: Path, open_device) -> None:
+    open_device()
+    (tmp_path / "home" / "credential").write_text("another-credential-1")
+    with pytest.raises(EnrolmentError, match=r"does not accept this device.*Enrol it again"):
+        open_device().update()
+
+
+def test_the_credential_goes_with_every_request_to_the_service_and_only_there(
+    service: FakeUpdateService, v1: Path, open_device
+) -> None:
+    open_device().update()
+    sent = [headers.get("Authorization") for _, path, headers in service.requests if path != "/v1/devices"]
+    assert set(sent) == {f"Bearer {CREDENTIAL}"}
