@@ -1,0 +1,119 @@
+"""The API as one FastAPI app; ``uvicorn --factory server.api:create_app`` serves it."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from importlib.metadata import version
+from typing import Final
+
+from anyio import to_thread
+from fastapi import APIRouter, Depends, FastAPI
+
+from server.api import (
+    documentation,
+    enrolment,
+    health,
+    operator_devices,
+    operator_runs,
+    operator_versions,
+    problems,
+    targets,
+    updates,
+)
+from server.api.middleware import BodyLimit, Guard
+from server.api.services import Services, require_operator
+from server.artifacts import LocalArtifactStore
+from server.config import Settings, load_settings
+from server.errors import ServerError
+from server.files import operator_token
+from server.registry import Registry
+from server.signing import SignedMetadata
+
+_log = logging.getLogger("lamella.api")
+_MAX_REFRESH_S: Final = 3600.0
+_ABOUT: Final = """\
+Devices ask for updates, download signed packages and report how it went; operators watch.
+
+Devices send `Authorization: Bearer <credential>`, which they get when they enrol. Operators send the token in
+`operator.token` in the server's home. Errors are problem documents (RFC 9457) whose `detail` says what to do next.
+"""
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Open everything in the server's home, making what is missing, and put the API together.
+
+    Args:
+        settings: How to run; None reads the environment.
+
+    Raises:
+        ServerError: A setting, the database, the keys or the disk is not as it must be; nothing listens yet.
+    """
+    settings = settings or load_settings()
+    services = open_services(settings)
+    app = FastAPI(
+        title="Lamella update service",
+        version=version("lamella"),
+        description=_ABOUT,
+        openapi_url="/v1/openapi.json",
+        # Their pages load scripts from a CDN; `documentation` serves one that loads nothing.
+        docs_url=None,
+        redoc_url=None,
+        lifespan=_lifespan,
+    )
+    app.state.services = services
+    problems.install(app)
+    app.add_middleware(BodyLimit)
+    app.add_middleware(Guard, is_https=settings.public_url.startswith("https://"))
+    app.include_router(_all_routers())
+    app.include_router(documentation.router)
+    return app
+
+
+def open_services(settings: Settings) -> Services:
+    """Open registry, artifact store, signed metadata and operator token.
+
+    Raises:
+        ServerError: One of them cannot be used.
+    """
+    token = operator_token(settings.home)
+    artifacts = LocalArtifactStore(settings.artifacts_dir)
+    metadata = SignedMetadata.open(settings)
+    registry = Registry.open(settings)
+    return Services(settings=settings, registry=registry, artifacts=artifacts, metadata=metadata, operator_token=token)
+
+
+def _all_routers() -> APIRouter:
+    everything = APIRouter(prefix="/v1")
+    for module in (health, enrolment, updates, targets):
+        everything.include_router(module.router)
+    operator = APIRouter(prefix="/operator", dependencies=[Depends(require_operator)])
+    for module in (operator_devices, operator_versions, operator_runs):
+        operator.include_router(module.router)
+    everything.include_router(operator)
+    return everything
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    services: Services = app.state.services
+    keeper = asyncio.create_task(_keep_fresh(services))
+    try:
+        yield
+    finally:
+        keeper.cancel()
+        with suppress(asyncio.CancelledError):
+            await keeper
+        services.registry.close()
+
+
+async def _keep_fresh(services: Services) -> None:
+    """Renew signed metadata long before it expires, for as long as the app runs."""
+    # What has used up half of its lifetime is renewed, so an eighth leaves three more tries.
+    pause_s = min(_MAX_REFRESH_S, services.settings.timestamp_expiry_hours * 3600 / 8)
+    while True:
+        await asyncio.sleep(pause_s)
+        try:
+            await to_thread.run_sync(services.metadata.refresh_timestamp)
+        except ServerError:
+            _log.exception("signed metadata could not be renewed; trying again in %.0f s", pause_s)

@@ -1,0 +1,94 @@
+"""For the operator: federated runs, their rounds, and the privacy events they were charged with."""
+
+from http import HTTPStatus
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query
+from pydantic import BaseModel
+
+from delta_updates.manifest import ModelName
+from privacy.ledger import PrivacyEvent
+from server.api.examples import MODEL, PRIVACY_EVENT, ROUND, RUN, answer, page
+from server.api.problems import declare
+from server.api.services import Page, PageLimit, ServicesDep, page_of
+from server.registry import RoundRecord, RunRecord
+
+router = APIRouter(tags=["operator: federation"])
+_IDENTIFIER = r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$"
+
+RunId = Annotated[
+    str, Path(pattern=_IDENTIFIER, description="The run's id.", openapi_examples={"a run": {"value": "run-1"}})
+]
+
+
+class RunDetail(BaseModel):
+    """A run and its rounds, in order."""
+
+    run: RunRecord
+    rounds: tuple[RoundRecord, ...]
+
+
+@router.get(
+    "/runs",
+    summary="List federated runs",
+    responses={
+        200: answer("Runs, newest first.", page(RUN)),
+        **declare(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
+    },
+)
+def list_runs(
+    services: ServicesDep,
+    limit: PageLimit = 100,
+    model: Annotated[ModelName | None, Query(description="Only runs of this model.", examples=[MODEL])] = None,
+    after: Annotated[
+        str | None, Query(pattern=_IDENTIFIER, description="`next` of the page before.", examples=["run-1"])
+    ] = None,
+) -> Page[RunRecord]:
+    """List runs with their recipe and how they ended."""
+    runs = services.registry.runs(model, after=after, limit=limit)
+    return page_of(runs, limit=limit, cursor=runs[-1].run_id if runs else None)
+
+
+@router.get(
+    "/runs/{run_id}",
+    summary="Show a run and its rounds",
+    responses={
+        200: answer("The run.", {"run": RUN, "rounds": [ROUND]}),
+        **declare(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
+    },
+)
+def show_run(services: ServicesDep, run_id: RunId) -> RunDetail:
+    """Show a run, and for each round its replies, failures and held-out loss."""
+    return RunDetail(run=services.registry.run(run_id), rounds=services.registry.rounds(run_id))
+
+
+@router.get(
+    "/privacy-events",
+    summary="List privacy events",
+    responses={
+        200: answer("Events in the order in which they were recorded.", page(PRIVACY_EVENT)),
+        **declare(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
+    },
+)
+def list_privacy_events(
+    services: ServicesDep,
+    limit: PageLimit = 100,
+    run_id: Annotated[
+        str | None, Query(pattern=_IDENTIFIER, description="Only of this run.", examples=["run-1"])
+    ] = None,
+    device_id: Annotated[
+        str | None, Query(pattern=_IDENTIFIER, description="Only of this device.", examples=["user-17"])
+    ] = None,
+    model: Annotated[ModelName | None, Query(description="Only of this model's runs.", examples=[MODEL])] = None,
+    after: Annotated[
+        str | None,
+        Query(
+            pattern=r"^[0-9a-f]{32}$",
+            description="`next` of the page before.",
+            examples=["0f8fad5bd9cb469fa16570867728950e"],
+        ),
+    ] = None,
+) -> Page[PrivacyEvent]:
+    """List what the privacy loss is recomputed from; the ledger is append-only."""
+    events = services.registry.privacy_events(run_id=run_id, device_id=device_id, model=model, after=after, limit=limit)
+    return page_of(events, limit=limit, cursor=events[-1].event_id if events else None)

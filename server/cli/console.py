@@ -1,0 +1,74 @@
+"""What every command shares: the service it works on, and how it speaks to the person at the terminal."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from server.artifacts import LocalArtifactStore
+from server.config import Settings, load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from server.registry import Registry
+    from server.signing import SignedMetadata
+
+console = Console()
+problems = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Service:
+    """The operator's side of the update service, opened piece by piece as a command needs it."""
+
+    settings: Settings
+
+    @cached_property
+    def registry(self) -> Registry:
+        """The registry, migrated to this release."""
+        from server.registry import Registry  # noqa: PLC0415  (SQLAlchemy and Alembic cost half a second)
+
+        return Registry.open(self.settings)
+
+    @cached_property
+    def artifacts(self) -> LocalArtifactStore:
+        """The artifact store."""
+        return LocalArtifactStore(self.settings.artifacts_dir)
+
+    @cached_property
+    def metadata(self) -> SignedMetadata:
+        """Keys and signed metadata, made on first use."""
+        from server.signing import SignedMetadata  # noqa: PLC0415  (cryptography)
+
+        return SignedMetadata.open(self.settings)
+
+
+def open_service() -> Service:
+    """The service of this environment (`LAMELLA_*`)."""
+    return Service(load_settings())
+
+
+def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table; None becomes a dash."""
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*("–" if value is None else str(value) for value in row))
+    console.print(table)
+
+
+def show_json(value: Any) -> None:  # noqa: ANN401 - whatever JSON can hold
+    """Print JSON alone on stdout, for programs."""
+    print(json.dumps(value, indent=2, sort_keys=True, default=str))  # noqa: T201
+
+
+def megabytes(length: int) -> str:
+    """A length in bytes as people read it: 10^6 bytes are a MB."""
+    return f"{length / 1e6:.2f} MB" if length >= 10_000 else f"{length} bytes"  # noqa: PLR2004 - where bytes read better

@@ -1,0 +1,68 @@
+"""`lamella devices`: who is enrolled, invitations, revocation."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from server.cli.console import console, open_service, show_json, show_table
+from server.errors import ConfigurationError
+
+app = typer.Typer(no_args_is_help=True, help="Devices: invite, list, revoke.")
+
+
+@app.command()
+def invite(
+    model: Annotated[str, typer.Option(help="The model that the device will run.")],
+    out: Annotated[Path, typer.Option(help="Enrolment file to write; hand it to the device on a safe way.")],
+) -> None:
+    """Write an enrolment file for one device: where the service is, a one-time token, and the root of its trust."""
+    from server.enrolment import make_enrolment_file  # noqa: PLC0415
+
+    service = open_service()
+    enrolment, token = make_enrolment_file(service.settings, service.registry, service.metadata, model=model)
+    try:
+        # Secret, and never over a file that is there.
+        with os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.write(enrolment.model_dump_json(indent=2) + "\n")
+    except OSError as error:
+        raise ConfigurationError(f"Cannot write {out}: {error.strerror}. Choose another --out.") from None
+    console.print(
+        f"{out}: for one device, until {token.expires_at:%Y-%m-%d %H:%M} UTC. On the device: lamella-device enroll {out.name}"
+    )
+
+
+@app.command("list")
+def list_(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,  # noqa: FBT002 - a flag
+) -> None:
+    """List enrolled devices and what they run."""
+    devices = open_service().registry.devices()
+    if as_json:
+        show_json([vars(device) for device in devices])
+        return
+    show_table(
+        "Devices",
+        ("device", "name", "model", "runs", "last seen", "state"),
+        [
+            (
+                d.device_id,
+                d.name,
+                d.model,
+                d.installed_version and f"v{d.installed_version}",
+                d.last_seen_at and f"{d.last_seen_at:%Y-%m-%d %H:%M}",
+                "revoked" if d.revoked_at else "enrolled",
+            )
+            for d in devices
+        ],
+    )
+
+
+@app.command()
+def revoke(device_id: Annotated[str, typer.Argument(help="Device id, from `lamella devices list`.")]) -> None:
+    """Take a device's credential away; it keeps what it runs and gets nothing more."""
+    record = open_service().registry.revoke_device(device_id)
+    console.print(f"{record.name} ({record.device_id}) is revoked.")

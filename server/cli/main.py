@@ -1,0 +1,69 @@
+"""`lamella`: the commands, and how every error is told."""
+
+from __future__ import annotations
+
+import errno
+import sys
+
+import click
+import typer
+
+from delta_updates import DeltaError
+from server.cli import base, delta, devices, fleet, privacy, release, runs, serve, superlink, train
+from server.cli.console import problems
+from server.errors import ServerError
+
+app = typer.Typer(
+    name="lamella",
+    help="Federated fine-tuning and over-the-air updates for language models on devices. Settings: LAMELLA_* (see docs/settings.md).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("serve")(serve.serve)
+app.add_typer(base.app, name="base")
+app.add_typer(fleet.app, name="fleet")
+app.add_typer(train.app, name="train")
+app.add_typer(runs.app, name="runs")
+app.command("release")(release.release)
+app.command("versions")(release.versions)
+app.add_typer(devices.app, name="devices")
+app.add_typer(superlink.app, name="superlink")
+app.add_typer(privacy.app, name="privacy")
+app.add_typer(delta.app, name="delta")
+
+
+def main() -> None:
+    """Entry point: runs a command; an expected error is one sentence on stderr and exit code 1."""
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        code = app(standalone_mode=False)
+    except click.exceptions.Exit as leave:
+        return leave.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        problems.print("Stopped.")
+        return 130
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        problems.print(f"[red]Error:[/] the disk is full ({error.filename or 'while writing'}). Free some space and run this again.")
+        return 1
+    except _expected_errors() as error:
+        problems.print("[red]Error:[/]", str(error), markup=True, highlight=False)
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def _expected_errors() -> tuple[type[Exception], ...]:
+    """The error roots of the rooms that this command loaded; the others cannot have been raised."""
+    roots: list[type[Exception]] = [ServerError, DeltaError]
+    for room, root in (("model", "ModelError"), ("privacy", "PrivacyError")):
+        if room in sys.modules:
+            roots.append(getattr(sys.modules[room], root))
+    return tuple(roots)

@@ -1,0 +1,165 @@
+"""`lamella privacy`: the report of a run, and recomputing one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from server.cli.console import Service, console, open_service, problems
+from server.federation.recipe import Recipe
+
+if TYPE_CHECKING:
+    from privacy.audits import MembershipResult
+    from privacy.report import RunFacts, UtilityFigure
+    from server.registry import RoundRecord, RunRecord, VersionRecord
+
+app = typer.Typer(no_args_is_help=True, help="Privacy reports: write one, recompute one.")
+
+
+@app.command()
+def report(
+    run_id: Annotated[str, typer.Argument(help="Run id, from `lamella runs list`.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write; default: reports/RUN in the server's home.")] = None,
+    audit_examples: Annotated[
+        int, typer.Option(help="Members, and as many others, for the membership measurement; 0 leaves it out.", min=0)
+    ] = 200,
+) -> None:
+    """Write report.html, report.md, report.json and ledger.jsonl for a run; ε is recomputed from the ledger's events.
+
+    The membership measurement needs the text that devices trained on, so it runs on a simulated fleet only.
+    """
+    from privacy.budget import PrivacyBudget  # noqa: PLC0415
+    from privacy.report import build_report, write_report  # noqa: PLC0415  (scipy, matplotlib)
+
+    service = open_service()
+    run, rounds = service.registry.run(run_id), service.registry.rounds(run_id)
+    recipe = Recipe.from_run_config(run.recipe)
+    release = next((v for v in service.registry.versions(run.model) if v.run_id == run_id and v.state == "released"), None)
+    membership = None
+    if audit_examples and recipe.fleet and any(r.status == "released" for r in rounds):
+        with console.status("Measuring membership inference on the simulated fleet ..."):
+            membership = _membership(service, run, recipe, rounds, limit=audit_examples)
+    with console.status("Recomputing ε from the ledger and drawing ..."):
+        written = build_report(
+            title=f"Privacy report: {run.model}, run {run.run_id}",
+            run=_facts(service, run, recipe, rounds, release),
+            # Of the whole model, not of this run: what earlier runs spent on the same people is spent.
+            events=service.registry.privacy_events(model=run.model),
+            target_delta=recipe.target_delta,
+            budget=PrivacyBudget(target_epsilon=recipe.target_epsilon, target_delta=recipe.target_delta),
+            membership=membership,
+            utility=_utility(release),
+            provenance=_provenance(run, release),
+        )
+        paths = write_report(written, out or service.settings.home / "reports" / run_id)
+    console.print(
+        f"ε ≤ {written.epsilon_max:.3f} at δ = {written.target_delta:g} for the worst of {len(written.devices)} devices "
+        f"(budget {recipe.target_epsilon:g})"
+    )
+    console.print(f"Report: {paths.html}\nRecompute it anywhere: python -m privacy recompute {paths.html.parent}", soft_wrap=True)
+
+
+@app.command()
+def recompute(folder: Annotated[Path, typer.Argument(help="A report's folder.", exists=True, file_okay=False)]) -> None:
+    """Recompute ε from a report's ledger.jsonl and compare; exits with 1 on a difference."""
+    from privacy.__main__ import main  # noqa: PLC0415
+
+    raise typer.Exit(main(["recompute", str(folder)]))
+
+
+def _facts(
+    service: Service, run: RunRecord, recipe: Recipe, rounds: tuple[RoundRecord, ...], release: VersionRecord | None
+) -> RunFacts:
+    from privacy.report import RunFacts  # noqa: PLC0415
+
+    return RunFacts(
+        run_id=run.run_id,
+        model=run.model,
+        release=f"v{release.number}" if release else "(not released)",
+        parent=f"v{run.parent_version}",
+        base_hash=run.base_hash,
+        rounds_planned=recipe.num_server_rounds,
+        rounds_completed=sum(r.status == "released" for r in rounds),
+        void_rounds=tuple(r.server_round for r in rounds if r.status == "void"),
+        devices_enrolled=len({e.device_id for e in service.registry.privacy_events(model=run.model)}),
+        settings={key: value for key, value in recipe.to_run_config().items() if key != "fleet"},
+        update_tensors=_update_tensors(service, rounds),
+        incidents=tuple(f"round {r.server_round}: {why}" for r in rounds for why in r.failures.values()),
+    )
+
+
+def _update_tensors(service: Service, rounds: tuple[RoundRecord, ...]) -> tuple:  # type: ignore[type-arg]
+    """Names, shapes and bytes of what every device sent, read from the adapter that it has the shape of."""
+    from safetensors.numpy import load  # noqa: PLC0415
+
+    from privacy.report import TensorFact  # noqa: PLC0415
+    from server.federation.run import ADAPTER  # noqa: PLC0415
+
+    released = [r for r in rounds if r.status == "released"]
+    if not released:
+        return ()
+    state = load(service.artifacts.path(released[-1].artifacts[ADAPTER]).read_bytes())
+    return tuple(
+        TensorFact(name=name, shape=tensor.shape, dtype=str(tensor.dtype), num_bytes=tensor.nbytes)
+        for name, tensor in sorted(state.items())
+    )
+
+
+def _utility(release: VersionRecord | None) -> tuple[UtilityFigure, ...]:
+    from privacy.report import UtilityFigure  # noqa: PLC0415
+
+    if release is None or release.gate is None:
+        return ()
+    return (
+        UtilityFigure(
+            name="held-out loss, nats (lower is better)",
+            before=release.gate.parent_loss,
+            after=release.gate.candidate_loss,
+            measured_on=str(release.manifest.facts.get("evaluation", "")),
+        ),
+    )
+
+
+def _provenance(run: RunRecord, release: VersionRecord | None) -> dict[str, str]:
+    facts = {"run": run.run_id, "base hash": run.base_hash, "started": run.started_at.isoformat(timespec="seconds")}
+    if release is not None:
+        facts |= {"release": f"{release.model} v{release.number}", "tree hash": release.manifest.tree_hash}
+    return facts
+
+
+def _membership(
+    service: Service, run: RunRecord, recipe: Recipe, rounds: tuple[RoundRecord, ...], *, limit: int
+) -> MembershipResult | None:
+    """Compare examples of simulated devices that took part with examples of people who did not.
+
+    Members are spread evenly over the devices; others are the newest held-out people of the same source.
+    """
+    from safetensors.numpy import load  # noqa: PLC0415  (torch)
+
+    from model import held_out_examples, open_source  # noqa: PLC0415
+    from privacy.audits import membership_audit  # noqa: PLC0415
+    from server.evaluation import HeldOutEvaluation  # noqa: PLC0415
+    from server.federation.bases import tree_of  # noqa: PLC0415
+    from server.federation.fleet import training_examples_of  # noqa: PLC0415
+    from server.federation.run import ADAPTER  # noqa: PLC0415
+    from server.federation.server_app import lora_of  # noqa: PLC0415
+
+    took_part = {event.device_id for event in service.registry.privacy_events(model=run.model)}
+    members = training_examples_of(Path(recipe.fleet), took_part, max_examples=recipe.max_examples, limit=limit)
+    others = held_out_examples(open_source(recipe.data), limit=len(members))
+    if not members or len(others) < len(members):
+        problems.print("No membership measurement: the fleet's text is gone, or too few other people are in the source.")
+        return None
+    tree = tree_of(service.settings, service.registry, service.artifacts, model=run.model, version=run.base_version)
+    evaluation = HeldOutEvaluation(tree, data=recipe.data, examples=1, max_length=recipe.max_length)
+    digest = [r for r in rounds if r.status == "released"][-1].artifacts[ADAPTER]
+    adapter, lora = load(service.artifacts.path(digest).read_bytes()), lora_of(recipe)
+    inside, outside = evaluation.encode(members), evaluation.encode(others)
+    return membership_audit(
+        member_losses=evaluation.losses(adapter, lora, inside),
+        member_base_losses=evaluation.losses_of_base(inside),
+        non_member_losses=evaluation.losses(adapter, lora, outside),
+        non_member_base_losses=evaluation.losses_of_base(outside),
+    )

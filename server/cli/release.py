@@ -1,0 +1,195 @@
+"""`lamella release` and `lamella versions`: from a run's last round to a signed release."""
+
+from __future__ import annotations
+
+import tempfile
+from importlib.metadata import version as distribution_version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from server.cli.console import Service, console, megabytes, open_service, show_json, show_table
+from server.errors import PublishingError
+from server.federation.recipe import Recipe
+
+if TYPE_CHECKING:
+    from server.publishing import Gate, GateResult
+    from server.registry import RunRecord, VersionRecord
+
+
+def release(
+    run_id: Annotated[str, typer.Argument(help="Run id, from `lamella runs list`.")],
+    margin: Annotated[
+        float | None, typer.Option(help="Nats by which the held-out loss may rise (LAMELLA_GATE_MARGIN).")
+    ] = None,
+) -> None:
+    """Turn a run's adapter into a version: evaluation gate, packages that are applied and compared, signatures, release."""
+    from server.publishing import Gate  # noqa: PLC0415
+
+    service = open_service()
+    run = service.registry.run(run_id)
+    known = [v for v in service.registry.versions(run.model) if v.run_id == run_id and v.state != "rejected"]
+    if known:
+        # An earlier attempt was cut off after the gate, or there is nothing left to do: publishing knows.
+        publish_version(service, known[0], gate=None)
+    else:
+        gate = Gate(margin=service.settings.gate_margin if margin is None else margin)
+        candidate, result = _candidate(service, run, gate=gate)
+        console.print(
+            f"Gate: held-out loss {result.parent_loss:.4f} → {result.candidate_loss:.4f} "
+            f"(may rise by {result.margin:g}): {'passed' if result.is_passed else 'failed'}"
+        )
+        publish_version(service, candidate, gate=result)
+    record = service.registry.latest_released(run.model)
+    if record is not None:
+        show_packages(service, record)
+
+
+def versions(
+    model: Annotated[str | None, typer.Option(help="Only this model's.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,  # noqa: FBT002 - a flag
+) -> None:
+    """List versions with their lineage and packages."""
+    registry = open_service().registry
+    models = [model] if model else registry.models()
+    rows = [(v, registry.packages(v.model, v.number)) for name in models for v in registry.versions(name)]
+    if as_json:
+        show_json(
+            [
+                v.manifest.model_dump(exclude={"files"})
+                | {"state": v.state, "reason": v.reason, "packages": {p.path: p.length for p in packages}}
+                for v, packages in rows
+            ]
+        )
+        return
+    show_table(
+        "Versions",
+        ("model", "version", "kind", "parent", "state", "run", "held-out loss", "ε", "packages"),
+        [
+            (
+                v.model,
+                f"v{v.number}",
+                v.manifest.kind,
+                v.manifest.parent and f"v{v.manifest.parent}",
+                v.state + (f": {v.reason}" if v.reason else ""),
+                v.run_id,
+                v.manifest.facts.get("held_out_loss"),
+                v.manifest.facts.get("epsilon"),
+                "\n".join(f"{_from(p.source_version)} {megabytes(p.length)}" for p in packages),
+            )
+            for v, packages in rows
+        ],
+    )
+
+
+def publish_version(service: Service, record: VersionRecord, *, gate: GateResult | None) -> None:
+    """Publish a candidate while telling every step."""
+    from server.publishing import publish  # noqa: PLC0415
+
+    with console.status("Publishing ...") as status:
+        publish(
+            service.registry,
+            service.artifacts,
+            service.metadata,
+            model=record.model,
+            version=record.number,
+            gate=gate,
+            work=service.settings.work_dir,
+            on_step=lambda text, done, total: status.update(f"Publishing ({done}/{total}): {text} ..."),
+        )
+
+
+def show_packages(service: Service, record: VersionRecord) -> None:
+    """Print a release's packages beside its size."""
+    packages = service.registry.packages(record.model, record.number)
+    full = sum(entry.length for entry in record.manifest.files)
+    show_table(
+        f"Released {record.model} v{record.number} ({megabytes(full)} installed)",
+        ("package", "size", "of the full one", "built and applied in"),
+        [
+            (
+                _from(p.source_version),
+                megabytes(p.length),
+                f"{p.length / packages[0].length:.3%}",
+                f"{p.facts['build_seconds']:.1f} s, {p.facts['apply_seconds']:.1f} s",
+            )
+            for p in packages
+        ],
+    )
+
+
+def _from(source_version: int | None) -> str:
+    return "full" if source_version is None else f"delta from v{source_version}"
+
+
+def _candidate(service: Service, run: RunRecord, *, gate: Gate) -> tuple[VersionRecord, GateResult]:
+    """Write the last round's adapter as it will be shipped, judge exactly that, and add it to the registry."""
+    from safetensors.torch import load  # noqa: PLC0415  (torch)
+
+    from model import save_adapter  # noqa: PLC0415
+    from server.federation.run import ADAPTER  # noqa: PLC0415
+    from server.federation.server_app import lora_of  # noqa: PLC0415
+    from server.publishing import create_candidate  # noqa: PLC0415
+
+    if run.parent_version is None:
+        raise PublishingError(f"Run {run.run_id} has no parent version to be compared with.")
+    recipe = Recipe.from_run_config(run.recipe)
+    released = [r for r in service.registry.rounds(run.run_id) if r.status == "released"]
+    if not released:
+        raise PublishingError(f"Run {run.run_id} has no round with a result. See `lamella runs show {run.run_id}`.")
+    service.settings.work_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=service.settings.work_dir, prefix="candidate-") as folder:
+        adapter = Path(folder) / "adapter"
+        state = load(service.artifacts.path(released[-1].artifacts[ADAPTER]).read_bytes())
+        save_adapter(adapter, state, lora_of(recipe))
+        with console.status("Evaluating the candidate and its parent on held-out text ..."):
+            losses, name = _held_out_losses(service, run, recipe, adapter)
+        result = gate.judge(candidate_loss=losses[0], parent_loss=losses[1])
+        record = create_candidate(
+            service.registry,
+            service.artifacts,
+            model=run.model,
+            adapter=adapter,
+            parent=run.parent_version,
+            facts={
+                "run": run.run_id,
+                "rounds": len(released),
+                "privacy_unit": "example",
+                "epsilon": round(_largest_epsilon(service, run.model, recipe.target_delta), 4),
+                "target_delta": recipe.target_delta,
+                "held_out_loss": round(losses[0], 6),
+                "parent_held_out_loss": round(losses[1], 6),
+                "evaluation": name,
+                "lamella": distribution_version("lamella"),
+            },
+            run_id=run.run_id,
+        )
+    return record, result
+
+
+def _held_out_losses(service: Service, run: RunRecord, recipe: Recipe, adapter: Path) -> tuple[tuple[float, float], str]:
+    """(candidate, parent) on the same examples, and what they are called."""
+    from server.evaluation import HeldOutEvaluation  # noqa: PLC0415
+    from server.federation.bases import tree_of  # noqa: PLC0415
+
+    parent_version = run.parent_version or run.base_version
+    parent = service.registry.version(run.model, parent_version)
+    tree = tree_of(service.settings, service.registry, service.artifacts, model=run.model, version=parent.number)
+    evaluation = HeldOutEvaluation(
+        tree, data=recipe.data, examples=recipe.evaluation_examples, max_length=recipe.max_length
+    )
+    facts = parent.manifest.facts
+    if facts.get("evaluation") == evaluation.name and isinstance(facts.get("held_out_loss"), float):
+        before = float(str(facts["held_out_loss"]))  # measured when the parent was released, on the same text
+    elif parent.manifest.kind == "adapter":
+        before = evaluation.loss_of_adapter(tree / "adapter")
+    else:
+        before = evaluation.loss_of_base()
+    return (evaluation.loss_of_adapter(adapter), before), evaluation.name
+
+
+def _largest_epsilon(service: Service, model: str, target_delta: float) -> float:
+    from privacy.accountant import epsilon_by_device  # noqa: PLC0415  (scipy)
+
+    return max(epsilon_by_device(service.registry.privacy_events(model=model), target_delta=target_delta).values(), default=0.0)

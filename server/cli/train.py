@@ -1,0 +1,203 @@
+"""`lamella train federated`: one run, from the recipe to the last round, watched."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version as distribution_version
+from pathlib import Path
+from secrets import token_hex
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from server.cli.console import Service, console, open_service, problems
+from server.errors import FederationError, RecipeError
+from server.federation.recipe import Recipe
+
+if TYPE_CHECKING:
+    from server.federation.flower import FlowerHome, FlowerRun
+
+app = typer.Typer(no_args_is_help=True, help="Fine-tune a model on a fleet.")
+
+
+@app.command()
+def federated(
+    model: Annotated[str, typer.Option(help="Name of the model in the registry.")] = "",
+    rounds: Annotated[int | None, typer.Option(help="Rounds in this run (num-server-rounds).")] = None,
+    cohort: Annotated[int | None, typer.Option(help="Devices asked per round.")] = None,
+    quorum: Annotated[int | None, typer.Option(help="Fewest replies for a round to count.")] = None,
+    target_epsilon: Annotated[float | None, typer.Option(help="Privacy budget of a device, example level.")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other key of the recipe; repeatable.")
+    ] = None,
+    simulate: Annotated[int | None, typer.Option(help="Simulate this many devices on this machine.", min=1)] = None,
+    fleet: Annotated[Path | None, typer.Option(help="Folder of the simulated fleet (kept between runs).")] = None,
+    data: Annotated[str | None, typer.Option(help="Text: chitchat, docstrings or jsonl:FOLDER.")] = None,
+    superlink: Annotated[str | None, typer.Option(help="host:port of a running SuperLink with SuperNodes.")] = None,
+    root_certificates: Annotated[Path | None, typer.Option(help="CA certificate of that SuperLink.")] = None,
+    resume: Annotated[str | None, typer.Option(help="Run id to go on with after its last round.")] = None,
+    cpus_per_device: Annotated[int, typer.Option(help="CPU cores per simulated device.", min=1)] = 2,
+) -> None:
+    """Run federated fine-tuning and show every round; exits with 1 when the run failed."""
+    if (simulate is None) == (superlink is None):
+        raise RecipeError("Say where to train: --simulate DEVICES on this machine, or --superlink HOST:PORT.")
+    service = open_service()
+    chosen = {
+        "model": model or None,
+        "num-server-rounds": rounds,
+        "cohort": cohort,
+        "quorum": quorum,
+        "target-epsilon": target_epsilon,
+        "data": data,
+    }
+    recipe = _recipe(service, chosen, setting or [], resume=resume)
+    if simulate is not None:
+        recipe = _with_fleet(service, recipe, devices=simulate, folder=fleet)
+    with _superlink(service, superlink, root_certificates=root_certificates) as home:
+        from server.federation.flower import start_run  # noqa: PLC0415  (psutil)
+
+        app_folder = home.write_app(recipe, version=distribution_version("lamella"))
+        run = start_run(home, app_folder, devices=simulate, cpus_per_device=cpus_per_device)
+        _watch(service, recipe, run)
+
+
+def _recipe(service: Service, chosen: Mapping[str, object], settings: list[str], *, resume: str | None) -> Recipe:
+    """The recipe: of the run to resume or the defaults, then the options, then `--set`."""
+    values: dict[str, object] = {}
+    if resume is not None:
+        values |= dict(service.registry.run(resume).recipe) | {"resume-run": resume, "run-name": ""}
+    values |= {key: value for key, value in chosen.items() if value is not None}
+    for item in settings:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise RecipeError(f"--set takes KEY=VALUE, got {item!r}.")
+        values[key.strip()] = value.strip()
+    if "model" not in values:
+        raise RecipeError("Say which model to fine-tune with --model; `lamella versions` lists them.")
+    cohort = values.get("cohort")
+    if "quorum" not in values and isinstance(cohort, int):
+        values["quorum"] = max(1, cohort // 2)
+    if resume is None and not values.get("run-name"):
+        values["run-name"] = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{token_hex(2)}"
+    return Recipe.from_run_config(values)
+
+
+def _with_fleet(service: Service, recipe: Recipe, *, devices: int, folder: Path | None) -> Recipe:
+    """Make sure the simulated fleet is there and stands on the model's newest base."""
+    from server.federation.fleet import make_fleet  # noqa: PLC0415
+    from server.federation.bases import base_of, newest_release, tree_of  # noqa: PLC0415
+
+    where = (folder or service.settings.home / "fleets" / recipe.model).absolute()
+    with console.status(f"Preparing {devices} simulated devices ..."):
+        base = base_of(service.registry, newest_release(service.registry, recipe.model))
+        tree = tree_of(
+            service.settings, service.registry, service.artifacts, model=recipe.model, version=base.number
+        )
+        make_fleet(where, tree=tree, data=recipe.data, devices=devices)
+    return recipe.model_copy(update={"fleet": str(where)})
+
+
+@contextlib.contextmanager
+def _superlink(service: Service, address: str | None, *, root_certificates: Path | None) -> Iterator[FlowerHome]:
+    from server.federation.flower import FlowerHome, simulation_superlink  # noqa: PLC0415
+
+    home = FlowerHome(service.settings.home / "flower")
+    if address is not None:
+        home.write_connection(address, root_certificates=root_certificates)
+        yield home
+        return
+    with (
+        console.status("Starting Flower ..."),
+        simulation_superlink(home, extra_environment=_settings_environment(service)) as local,
+    ):
+        home.write_connection(local, root_certificates=None)
+        yield home
+
+
+def _settings_environment(service: Service) -> dict[str, str]:
+    """The settings that the ServerApp, a grandchild of this process, reads again."""
+    home = {"LAMELLA_HOME": str(service.settings.home)}
+    url = service.settings.database_url
+    return home | ({"LAMELLA_DATABASE_URL": url.get_secret_value()} if url else {})
+
+
+def _watch(service: Service, recipe: Recipe, run: FlowerRun) -> None:
+    """Show the rounds as the registry receives them; raise when the run did not complete."""
+    run_id = recipe.resume_run or recipe.run_name
+    console.print(f"Run [bold]{run_id}[/]: {recipe.num_server_rounds} rounds, cohort {recipe.cohort}, quorum {recipe.quorum}")
+    with _progress() as progress:
+        view = _RoundView(service, recipe, run_id, progress)
+        try:
+            status = run.wait(on_poll=view.refresh)
+        except KeyboardInterrupt:
+            problems.print("Stopping the run ...")
+            run.stop()
+            raise
+    ended = view.ended()
+    if status != "finished:completed" or ended is None or ended[0] != "completed":
+        reason = ended[1] if ended is not None and ended[1] else "the ServerApp did not start"
+        problems.print(run.log_tail(), markup=False, highlight=False)
+        raise FederationError(
+            f"Run {run_id} failed ({status}): {reason}. What was reached is kept; go on with --resume {run_id}."
+        )
+    console.print(f"Run [bold]{run_id}[/] completed. Next: lamella release {run_id}")
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[facts]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+class _RoundView:
+    """One progress bar over the rounds, and one printed line a round."""
+
+    def __init__(self, service: Service, recipe: Recipe, run_id: str, progress: Progress) -> None:
+        self._service, self._recipe, self._run_id, self._progress = service, recipe, run_id, progress
+        self._task = progress.add_task("Rounds", total=recipe.num_server_rounds, facts="waiting for devices")
+        self._shown = 0
+        self._next_look = 0.0
+
+    def ended(self) -> tuple[str, str] | None:
+        """Status and reason once the registry says that the run is over."""
+        from server.errors import NotFoundError  # noqa: PLC0415
+
+        with contextlib.suppress(NotFoundError):
+            record = self._service.registry.run(self._run_id)
+            if record.status != "running":
+                return record.status, record.reason
+        return None
+
+    def refresh(self) -> bool:
+        """Look at the registry, at most once a second; True when the run is over."""
+        if time.monotonic() < self._next_look:
+            return False
+        self._next_look = time.monotonic() + 1.0
+        for row in self._service.registry.rounds(self._run_id)[self._shown :]:
+            self._shown += 1
+            epsilon = self._spent()
+            loss = "–" if row.held_out_loss is None else f"{row.held_out_loss:.4f}"
+            facts = f"loss {loss}  replies {row.replies}/{self._recipe.cohort}  ε {epsilon:.2f}"
+            self._progress.console.print(f"  round {row.server_round}: {row.status}  {facts}")
+            for node, why in row.failures.items():
+                self._progress.console.print(f"    node {node}: {why}", style="yellow", highlight=False)
+            self._progress.update(self._task, completed=row.server_round, facts=facts)
+        return self.ended() is not None
+
+    def _spent(self) -> float:
+        """The largest ε that any device of this model has spent so far, over all runs."""
+        from privacy.accountant import epsilon_by_device  # noqa: PLC0415  (scipy)
+
+        events = self._service.registry.privacy_events(model=self._recipe.model)
+        return max(epsilon_by_device(events, target_delta=self._recipe.target_delta).values(), default=0.0)

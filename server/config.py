@@ -1,0 +1,106 @@
+"""Settings of the server: one frozen class, read from the environment once at the start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, HttpUrl, SecretStr, TypeAdapter, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from server.errors import ConfigurationError
+
+_HTTP_URL: TypeAdapter[HttpUrl] = TypeAdapter(HttpUrl)
+
+
+class Settings(BaseSettings):
+    """Everything an operator may set, as ``LAMELLA_<NAME>`` in the environment.
+
+    The database URL may hold a password, so it is a secret: printing the settings does not show it.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="LAMELLA_", frozen=True, extra="ignore", validate_default=True)
+
+    home: Path = Field(
+        default=Path("~/.lamella/server"),
+        description="Folder that holds the database, artifacts, keys, signed metadata and the operator token.",
+    )
+    database_url: SecretStr | None = Field(
+        default=None,
+        description="URL of the registry, sqlite:///... or postgresql://...; unset: registry.sqlite in home.",
+    )
+    host: str = Field(default="127.0.0.1", min_length=1, description="Address the API listens on.")
+    port: int = Field(default=8080, ge=0, le=65535, description="Port the API listens on.")
+    public_url: str = Field(
+        default_factory=lambda data: f"http://127.0.0.1:{data['port']}",
+        description="Where devices reach the API; written into enrolment files. Unset: http://127.0.0.1:<port>.",
+    )
+    gate_margin: float = Field(
+        default=0.02,
+        ge=0,
+        allow_inf_nan=False,
+        description="How much worse, in nats, a candidate's held-out loss may be than its parent's.",
+    )
+    enrolment_hours: float = Field(
+        default=24.0, gt=0, le=24 * 366, description="Hours for which an enrolment token can be used."
+    )
+    root_expiry_days: int = Field(default=365, ge=1, le=3650, description="Days until signed root metadata expires.")
+    targets_expiry_days: int = Field(
+        default=90, ge=1, le=3650, description="Days until signed targets metadata expires."
+    )
+    snapshot_expiry_days: int = Field(
+        default=14, ge=1, le=3650, description="Days until signed snapshot metadata expires."
+    )
+    timestamp_expiry_hours: int = Field(
+        default=48,
+        ge=1,
+        le=24 * 365,
+        description="Hours until the signed timestamp expires: how long a device can be kept from seeing news.",
+    )
+
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, home: Path) -> Path:
+        return home.expanduser().absolute()
+
+    @field_validator("public_url")
+    @classmethod
+    def _is_http(cls, url: str) -> str:
+        _HTTP_URL.validate_python(url)
+        return url.rstrip("/")
+
+    @property
+    def artifacts_dir(self) -> Path:
+        """Where the artifact store keeps its files."""
+        return self.home / "artifacts"
+
+    @property
+    def work_dir(self) -> Path:
+        """Where publishing builds and checks packages; on the artifacts' disk, so that files can be linked."""
+        return self.home / "work"
+
+    @property
+    def sqlalchemy_url(self) -> str:
+        """The registry's URL with the driver spelled out; holds the password, so never print it."""
+        url = self.database_url.get_secret_value() if self.database_url else f"sqlite:///{self.home}/registry.sqlite"
+        for short in ("postgresql://", "postgres://"):
+            if url.startswith(short):
+                return "postgresql+psycopg://" + url.removeprefix(short)
+        return url
+
+
+def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - pydantic parses them
+    """Read the settings; ``overrides`` (a command's options) win over the environment.
+
+    Raises:
+        ConfigurationError: A setting does not parse; names the variable, not its value.
+    """
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"LAMELLA_{'_'.join(str(part) for part in fault['loc']).upper()}: {fault['msg']}"
+            for fault in error.errors(include_input=False, include_url=False)
+            if fault["type"] != "default_factory_not_called"  # only echoes the fault before it
+        )
+        raise ConfigurationError(f"The settings do not fit: {faults}.") from None

@@ -1,0 +1,27 @@
+"""What an operator hands to a device out of band: where the service is, a token, and the root of its trust."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from delta_updates import EnrolmentFile
+
+if TYPE_CHECKING:
+    from server.config import Settings
+    from server.registry import EnrolmentTokenRecord, Registry
+    from server.signing import SignedMetadata
+
+
+def make_enrolment_file(
+    settings: Settings, registry: Registry, metadata: SignedMetadata, *, model: str
+) -> tuple[EnrolmentFile, EnrolmentTokenRecord]:
+    """Make a token for one device and the file to hand to it, with the newest root pinned.
+
+    Raises:
+        NotFoundError: There is no such model.
+    """
+    root = json.loads(metadata.root_bytes())
+    token, record = registry.create_enrolment_token(model, valid_for=timedelta(hours=settings.enrolment_hours))
+    return EnrolmentFile(server_url=settings.public_url, model=model, token=token, root=root), record

@@ -1,0 +1,49 @@
+"""Who takes part in a round."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from server.errors import NotEnoughDevicesError
+
+
+class NodeDirectory(Protocol):
+    """The part of Flower's Grid that lists the connected devices."""
+
+    def get_node_ids(self) -> Sequence[int]:
+        """Ids of the connected nodes."""
+        ...
+
+
+def wait_for_nodes(
+    grid: NodeDirectory,
+    *,
+    minimum: int,
+    timeout_s: float,
+    now: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> tuple[int, ...]:
+    """Wait until at least `minimum` devices are connected and return their node ids, sorted.
+
+    Raises:
+        NotEnoughDevicesError: `timeout_s` passed. Flower's own sampling would wait for ever.
+    """
+    give_up = now() + timeout_s
+    while True:
+        nodes = tuple(sorted(grid.get_node_ids()))
+        if len(nodes) >= minimum:
+            return nodes
+        if now() >= give_up:
+            raise NotEnoughDevicesError(
+                f"{len(nodes)} devices are connected and {minimum} are needed; waited {timeout_s:.0f} s. "
+                "Start more SuperNodes, or lower `quorum` and `cohort`."
+            )
+        sleep(0.5)
+
+
+def draw_cohort(nodes: Sequence[int], *, size: int, rng: random.Random) -> tuple[int, ...]:
+    """Draw `size` distinct devices uniformly (all of them when fewer are connected), sorted."""
+    return tuple(sorted(rng.sample(list(nodes), min(size, len(nodes)))))

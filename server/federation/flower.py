@@ -1,0 +1,258 @@
+"""Flower's processes: a private SuperLink for simulation, starting a run, and learning how it really ended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from server.errors import FederationError
+from server.federation.recipe import Recipe
+
+CONNECTION = "lamella"
+_START_TIMEOUT_S = 90.0
+_COMMAND_TIMEOUT_S = 120.0
+
+_APP = """\
+# Written by `lamella train federated`. The code is the installed package; this only names it.
+[project]
+name = "lamella-run"
+version = "{version}"
+license = "Apache-2.0"
+
+[tool.flwr.app]
+publisher = "lamella"
+
+[tool.flwr.app.components]
+serverapp = "server.federation.server_app:app"
+clientapp = "client_sdk.client_app:app"
+
+[tool.flwr.app.config]
+{config}
+"""
+
+
+@dataclass(frozen=True)
+class FlowerHome:
+    """A Flower home of our own: its connection file, state and logs, apart from the user's `~/.flwr`."""
+
+    folder: Path
+
+    @property
+    def log(self) -> Path:
+        """The SuperLink's log file."""
+        return self.folder / "superlink.log"
+
+    def environment(self) -> dict[str, str]:
+        """This process's environment with what keeps Flower offline, quiet and out of the user's home."""
+        scripts = str(Path(sys.executable).parent)
+        return os.environ | {
+            "FLWR_HOME": str(self.folder),
+            # By default a SuperLink makes a fresh environment from a registry for every run; ours is installed already.
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_DEDUP_LOGS": "0",
+            "TOKENIZERS_PARALLELISM": "false",
+            "PATH": scripts + os.pathsep + os.environ.get("PATH", ""),
+        }
+
+    def write_connection(self, address: str, *, root_certificates: Path | None) -> None:
+        """Name the SuperLink that runs are sent to; plain HTTP unless a CA certificate is given."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        security = f"root-certificates = {json.dumps(str(root_certificates))}" if root_certificates else "insecure = true"
+        (self.folder / "config.toml").write_text(
+            f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = {json.dumps(address)}\n'
+            f"{security}\n",
+            encoding="utf-8",
+        )
+
+    def write_app(self, recipe: Recipe, *, version: str) -> Path:
+        """Write the folder that `flwr run` bundles: a project file alone, a few hundred bytes."""
+        folder = self.folder / "app"
+        folder.mkdir(parents=True, exist_ok=True)
+        config = "\n".join(f"{key} = {json.dumps(value)}" for key, value in recipe.to_run_config().items())
+        (folder / "pyproject.toml").write_text(_APP.format(version=version, config=config), encoding="utf-8")
+        return folder
+
+
+@contextlib.contextmanager
+def simulation_superlink(home: FlowerHome, *, extra_environment: Mapping[str, str]) -> Iterator[str]:
+    """Run a private SuperLink in simulation mode on loopback; yields its address, ends every process it started.
+
+    Raises:
+        FederationError: It did not come up; the message names its log.
+    """
+    port = _free_port()
+    address = f"127.0.0.1:{port}"
+    home.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    command = [
+        "flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess",
+        "--host", "127.0.0.1", "--port", str(port), "--disable-runtime-dependency-installation",
+        "--database", str(home.folder / "state.db"),
+    ]  # fmt: skip
+    environment = home.environment() | dict(extra_environment)
+    with home.log.open("ab") as log:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            cwd=home.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        _wait_until_listening(process, port, home.log)
+        yield address
+    finally:
+        end_process_tree(process.pid)
+
+
+def end_process_tree(pid: int, *, grace_s: float = 5.0) -> None:
+    """Ask a process and everything under it to end, then insist. Ray's workers are among its descendants."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(pid)
+        processes = [parent, *parent.children(recursive=True)]
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGTERM)
+        _, alive = psutil.wait_procs(processes, timeout=grace_s)
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(alive, timeout=grace_s)
+
+
+@dataclass(frozen=True)
+class FlowerRun:
+    """A run that a SuperLink has accepted."""
+
+    home: FlowerHome
+    run_id: str
+
+    def status(self) -> str:
+        """Flower's word for the run: `pending`, `running`, `finished:completed`, `finished:failed`, ..."""
+        answer = _flwr(self.home, "ls", CONNECTION, "--run-id", self.run_id, "--format", "json")
+        runs = answer.get("runs") or [{}]
+        return str(runs[0].get("status", "unknown"))
+
+    def log_tail(self, *, lines: int = 30) -> str:
+        """The end of what the run printed, for a person to read."""
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            done = subprocess.run(
+                ["flwr", "log", self.run_id, CONNECTION, "--show"],
+                env=self.home.environment(),
+                cwd=self.home.folder,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=_COMMAND_TIMEOUT_S,
+                check=False,
+            )
+            return "\n".join(done.stdout.strip().splitlines()[-lines:])
+        return "(Flower gives no log)"
+
+    def stop(self) -> None:
+        """Ask the SuperLink to stop the run; used when the person at the terminal gives up."""
+        with contextlib.suppress(FederationError):
+            _flwr(self.home, "stop", self.run_id, CONNECTION, "--format", "json")
+
+    def wait(self, *, on_poll: Callable[[], bool], poll_s: float = 0.5, status_every_s: float = 20.0) -> str:
+        """Wait for the end and return Flower's status.
+
+        `flwr run --stream` exits with 0 even when the run failed, so the status itself is asked for.
+
+        Args:
+            on_poll: Called every `poll_s`; returns True when the registry says that the run has ended.
+            poll_s: Seconds between two looks at the registry.
+            status_every_s: Seconds between two questions to Flower itself (each costs a process).
+        """
+        next_status = time.monotonic() + status_every_s
+        while True:
+            has_ended = on_poll()
+            if has_ended or time.monotonic() >= next_status:
+                status = self.status()
+                if status.startswith("finished"):
+                    on_poll()
+                    return status
+                next_status = time.monotonic() + (2.0 if has_ended else status_every_s)
+            time.sleep(poll_s)
+
+
+def start_run(home: FlowerHome, app: Path, *, devices: int | None, cpus_per_device: int) -> FlowerRun:
+    """Hand the app to the SuperLink of `home`.
+
+    Args:
+        home: Whose connection is used.
+        app: The folder that `FlowerHome.write_app` wrote.
+        devices: Simulated devices; None for real SuperNodes.
+        cpus_per_device: CPU cores that one simulated device gets while it trains.
+    """
+    simulation = []
+    if devices is not None:
+        simulation = [
+            "--federation-config",
+            f"num-supernodes={devices} client-resources-num-cpus={cpus_per_device} init-args-log-to-driver=false",
+        ]
+    answer = _flwr(home, "run", str(app), CONNECTION, *simulation, "--format", "json")
+    run_id = answer.get("run-id")
+    if not run_id:
+        raise FederationError(f"Flower did not start the run: {answer.get('error-message') or answer}")
+    return FlowerRun(home, str(run_id))
+
+
+def _flwr(home: FlowerHome, *arguments: str) -> dict[str, object]:
+    """Run one `flwr` command and return its JSON answer."""
+    try:
+        done = subprocess.run(
+            ["flwr", *arguments],
+            env=home.environment(),
+            cwd=home.folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_COMMAND_TIMEOUT_S,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise FederationError("`flwr` is not installed here. Install lamella[server].") from None
+    except subprocess.TimeoutExpired:
+        raise FederationError(f"`flwr {arguments[0]}` did not answer within {_COMMAND_TIMEOUT_S:.0f} s.") from None
+    found = re.search(r"\{.*\}", done.stdout, flags=re.DOTALL)
+    if found is None:
+        told = (done.stderr or done.stdout).strip().splitlines()[-3:]
+        raise FederationError(f"`flwr {arguments[0]}` failed: {' '.join(told)[:300]}")
+    answer: dict[str, object] = json.loads(found.group())
+    if answer.get("success") is False:
+        raise FederationError(f"`flwr {arguments[0]}` failed: {str(answer.get('error-message'))[:300]}")
+    return answer
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_until_listening(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    give_up = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < give_up:
+        if process.poll() is not None:
+            raise FederationError(f"Flower's SuperLink ended at once (exit code {process.returncode}). Its log: {log}")
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.2)
+    raise FederationError(f"Flower's SuperLink did not answer within {_START_TIMEOUT_S:.0f} s. Its log: {log}")

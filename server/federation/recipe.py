@@ -1,0 +1,108 @@
+"""What one federated run does: the keys of `[tool.flwr.app.config]`, parsed once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from server.errors import RecipeError
+
+ADAPTER_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def _kebab(name: str) -> str:
+    return name.replace("_", "-")
+
+
+class Recipe(BaseModel):
+    """A federated run's settings; every field is a key of the Flower run config in kebab-case."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=_kebab, populate_by_name=True)
+
+    model: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="Name of the model to fine-tune.")]
+    run_name: Annotated[str, Field(max_length=64, description="Run id in the registry; empty: made from Flower's.")] = (
+        ""
+    )
+    resume_run: Annotated[str, Field(max_length=64, description="Run id to go on with after its last round.")] = ""
+    fleet: Annotated[str, Field(description="Simulation only: folder made by `lamella fleet make`.")] = ""
+    data: Annotated[
+        str, Field(description="Where held-out text comes from: `chitchat`, `docstrings` or `jsonl:FOLDER`.")
+    ] = "chitchat"
+
+    num_server_rounds: Annotated[int, Field(ge=1, le=10_000, description="Rounds in this run.")] = 3
+    cohort: Annotated[int, Field(ge=1, le=100_000, description="Devices asked per round.")] = 2
+    quorum: Annotated[int, Field(ge=1, description="Fewest accepted replies; below it the round is void.")] = 2
+    deadline_s: Annotated[float, Field(gt=0, le=86_400, description="Seconds a round waits for its replies.")] = 600.0
+    wait_for_devices_s: Annotated[
+        float, Field(gt=0, le=86_400, description="Seconds to wait until `quorum` devices are connected.")
+    ] = 120.0
+    max_void_rounds: Annotated[int, Field(ge=0, description="Void rounds in a row before the run fails.")] = 2
+
+    strategy: Annotated[Literal["fedavg", "fedadam"], Field(description="How the server moves the adapter.")] = "fedavg"
+    server_learning_rate: Annotated[float, Field(gt=0, le=100, description="Step size on the averaged update.")] = 1.0
+    max_update_norm: Annotated[float, Field(gt=0, description="L2 norm above which an update is refused.")] = 100.0
+
+    rank: Annotated[int, Field(ge=1, le=512, description="LoRA rank.")] = 4
+    alpha: Annotated[float, Field(gt=0, description="LoRA alpha.")] = 8.0
+    targets: Annotated[str, Field(description="Comma-separated linear layers that get an adapter.")] = "q_proj,v_proj"
+
+    local_steps: Annotated[int, Field(ge=1, le=10_000, description="DP-SGD steps on a device per round.")] = 4
+    batch_size: Annotated[int, Field(ge=1, le=4096, description="Expected examples per step (Poisson sampled).")] = 16
+    learning_rate: Annotated[float, Field(gt=0, le=10, description="Step size on the device.")] = 1e-3
+    max_length: Annotated[int, Field(ge=8, le=4096, description="Tokens per example; longer ones are cut.")] = 64
+    max_examples: Annotated[int, Field(ge=1, description="Examples a device uses at most; also its weight.")] = 256
+
+    clipping_norm: Annotated[float, Field(gt=0, description="L2 bound of one example's gradient.")] = 1.0
+    target_epsilon: Annotated[float, Field(gt=0, le=1000, description="Privacy budget of a device, example level.")] = (
+        8.0
+    )
+    target_delta: Annotated[float, Field(gt=0, lt=1, description="Probability that the ε bound does not cover.")] = 1e-5
+    budget_rounds: Annotated[
+        int, Field(ge=0, description="Participations that the budget must last for; 0: `num-server-rounds`.")
+    ] = 0
+
+    evaluation_examples: Annotated[
+        int, Field(ge=1, le=100_000, description="Held-out examples for the loss that gates a release.")
+    ] = 64
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.quorum > self.cohort:
+            raise ValueError(f"quorum {self.quorum} is larger than cohort {self.cohort}: no round could succeed")
+        unknown = set(self.target_names) - set(ADAPTER_TARGETS)
+        if unknown or not self.target_names:
+            raise ValueError(f"targets must name some of {', '.join(ADAPTER_TARGETS)}; got {self.targets!r}")
+        return self
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """The adapter's target layers, in the model's order."""
+        named = {name.strip() for name in self.targets.split(",") if name.strip()}
+        return tuple(name for name in ADAPTER_TARGETS if name in named) + tuple(sorted(named - set(ADAPTER_TARGETS)))
+
+    @property
+    def participations(self) -> int:
+        """Rounds of one device that its privacy budget must cover."""
+        return self.budget_rounds or self.num_server_rounds
+
+    @classmethod
+    def from_run_config(cls, config: Mapping[str, object]) -> Self:
+        """Parse a Flower run config.
+
+        Raises:
+            RecipeError: A key is unknown, missing or out of range; the message names it.
+        """
+        try:
+            return cls.model_validate(dict(config))
+        except ValidationError as error:
+            lines = [f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors()]
+            raise RecipeError(
+                "The run config does not fit: " + "; ".join(lines) + ". See docs/federated.md for every key."
+            ) from None
+
+    def to_run_config(self) -> dict[str, str | int | float]:
+        """The recipe as a Flower run config."""
+        values: dict[str, str | int | float] = self.model_dump(by_alias=True)
+        return values

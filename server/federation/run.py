@@ -1,0 +1,213 @@
+"""The strategy loop: rounds with a deadline and a quorum, each written down before the next begins."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
+from safetensors.numpy import load, save
+
+from privacy import BudgetExceededError, PrivacyEvent, RoundInstructions
+from privacy.budget import PrivacyBudget, require_affordable
+from server.artifacts import ArtifactStore
+from server.errors import FederationError
+from server.federation.cohort import draw_cohort, wait_for_nodes
+from server.federation.exchange import Exchange, exchange
+from server.federation.optimizer import ServerOptimizer
+from server.federation.recipe import Recipe
+from server.federation.replies import Accepted, AdapterState, Refused
+from server.registry import Registry
+
+ADAPTER, OPTIMIZER = "adapter", "optimizer"
+_WEIGHT = "num-examples"
+
+
+@dataclass
+class FederatedRun:
+    """One run of federated fine-tuning over a Flower Grid.
+
+    Every round ends in one registry transaction that holds its privacy events and its adapter, so a crash loses at most
+    the round in progress and nothing is ever released uncharged.
+    """
+
+    run_id: str
+    recipe: Recipe
+    base_hash: str
+    adapter: AdapterState
+    grid: Grid
+    registry: Registry
+    artifacts: ArtifactStore
+    evaluate: Callable[[AdapterState], float]
+    rng: random.Random = field(default_factory=random.SystemRandom)
+    now: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    next_round: int = 1
+
+    def __post_init__(self) -> None:
+        self._optimizer = ServerOptimizer(self.recipe.strategy, self.recipe.server_learning_rate)
+
+    def resume(self) -> None:
+        """Go on after the last round in the registry, from its adapter and optimizer state."""
+        rounds = self.registry.rounds(self.run_id)
+        released = [r for r in rounds if r.status == "released"]
+        if released:
+            self.adapter = load(self.artifacts.read_bytes(released[-1].artifacts[ADAPTER]))
+            self._optimizer.load_state(load(self.artifacts.read_bytes(released[-1].artifacts[OPTIMIZER])))
+        self.next_round = max((r.server_round for r in rounds), default=0) + 1
+
+    def execute(self) -> AdapterState:
+        """Run the remaining rounds and return the final adapter.
+
+        Raises:
+            FederationError: No round of this run brought a usable result, or too many in a row were void.
+        """
+        void_in_a_row = 0
+        for server_round in range(self.next_round, self.recipe.num_server_rounds + 1):
+            if self._run_round(server_round):
+                void_in_a_row = 0
+                continue
+            void_in_a_row += 1
+            if void_in_a_row > self.recipe.max_void_rounds:
+                raise FederationError(
+                    f"{void_in_a_row} rounds in a row were void (fewer than {self.recipe.quorum} usable replies). "
+                    f"The reasons are in `lamella runs show {self.run_id}`."
+                )
+        if not any(r.status == "released" for r in self.registry.rounds(self.run_id)):
+            raise FederationError(
+                f"Every round of {self.run_id} was void, so there is no new adapter. "
+                f"The reasons are in `lamella runs show {self.run_id}`."
+            )
+        return self.adapter
+
+    def _run_round(self, server_round: int) -> bool:
+        """Run one round and write it down; False when it was void."""
+        started = self.now()
+        nodes = wait_for_nodes(
+            self.grid,
+            minimum=self.recipe.quorum,
+            timeout_s=self.recipe.wait_for_devices_s,
+            now=self.now,
+            sleep=self.sleep,
+        )
+        instructions = self._instructions(server_round)
+        result = exchange(
+            self.grid,
+            draw_cohort(nodes, size=self.recipe.cohort, rng=self.rng),
+            instructions=instructions,
+            adapter=self.adapter,
+            max_norm=self.recipe.max_update_norm,
+            deadline_s=self.recipe.deadline_s,
+            now=self.now,
+            sleep=self.sleep,
+        )
+        result = self._within_budget(result)
+        recorded_at = datetime.now(UTC)
+        # A void round's devices have spent their budget all the same: their events are kept.
+        events = [a.contribution.event(recorded_at) for a in result.accepted]
+        is_void = len(result.accepted) < self.recipe.quorum
+        loss = None if is_void else self._advance(result.accepted)
+        self._record(
+            server_round,
+            is_void=is_void,
+            replies=len(result.accepted),
+            failures={str(r.node_id): r.reason for r in result.refused},
+            loss=loss,
+            events=events,
+            seconds=self.now() - started,
+        )
+        return not is_void
+
+    def _within_budget(self, result: Exchange) -> Exchange:
+        """Leave out contributions that their device could not afford: each device checks too, but is not believed."""
+        budget = PrivacyBudget(target_epsilon=self.recipe.target_epsilon, target_delta=self.recipe.target_delta)
+        now = datetime.now(UTC)
+        affordable: list[Accepted] = []
+        refused = list(result.refused)
+        for item in result.accepted:
+            device = item.contribution.device_id
+            try:
+                require_affordable(budget, self.registry.privacy_events(device_id=device), item.contribution.event(now))
+            except BudgetExceededError as error:
+                refused.append(Refused(item.node_id, f"privacy budget: {error}"[:300]))
+            else:
+                affordable.append(item)
+        return Exchange(tuple(affordable), tuple(refused))
+
+    def _advance(self, accepted: Sequence[Accepted]) -> float:
+        """Move the adapter by the average and return its held-out loss."""
+        update = weighted_mean(accepted)
+        self.adapter = self._optimizer.step(self.adapter, update)
+        return self.evaluate(self.adapter)
+
+    def _record(
+        self,
+        server_round: int,
+        *,
+        is_void: bool,
+        replies: int,
+        failures: dict[str, str],
+        loss: float | None,
+        events: Sequence[PrivacyEvent],
+        seconds: float,
+    ) -> None:
+        artifacts = {}
+        if not is_void:
+            # Artifacts first: a row never points at bytes that are not there.
+            artifacts = {
+                ADAPTER: self.artifacts.put_bytes(save(self.adapter)),
+                OPTIMIZER: self.artifacts.put_bytes(save(self._optimizer.state())),
+            }
+        self.registry.record_round(
+            self.run_id,
+            server_round,
+            status="void" if is_void else "released",
+            replies=replies,
+            failures=failures,
+            held_out_loss=loss,
+            events=events,
+            artifacts=artifacts,
+            facts={"seconds": round(seconds, 3)},
+        )
+
+    def _instructions(self, server_round: int) -> RoundInstructions:
+        recipe = self.recipe
+        return RoundInstructions(
+            run_id=self.run_id,
+            server_round=server_round,
+            base_hash=self.base_hash,
+            privacy_unit="example",
+            clipping_norm=recipe.clipping_norm,
+            target_epsilon=recipe.target_epsilon,
+            target_delta=recipe.target_delta,
+            budget_rounds=recipe.participations,
+            steps=recipe.local_steps,
+            batch_size=recipe.batch_size,
+            learning_rate=recipe.learning_rate,
+            max_length=recipe.max_length,
+            max_examples=recipe.max_examples,
+            rank=recipe.rank,
+            alpha=recipe.alpha,
+            targets=recipe.target_names,
+        )
+
+
+def weighted_mean(accepted: Sequence[Accepted]) -> AdapterState:
+    """Average the updates, weighted by (capped) example counts, with Flower's aggregation."""
+    records = [
+        RecordDict(
+            {
+                "update": ArrayRecord({name: Array(tensor) for name, tensor in item.update.items()}),
+                "weight": MetricRecord({_WEIGHT: item.contribution.num_examples}),
+            }
+        )
+        for item in accepted
+    ]
+    mean = aggregate_arrayrecords(records, weighting_metric_name=_WEIGHT)
+    return {name: array.numpy().astype(np.float32, copy=False) for name, array in mean.items()}

@@ -1,0 +1,288 @@
+"""Publishing: candidate → evaluation gate → packages, each applied and compared → signed → released.
+
+Order is what makes a crash harmless: artifacts first, then one registry transaction, then signed targets, and only
+then is the version released and offered. Publishing again after a crash does what is left to do.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from delta_updates import DeltaError, apply_package, build_package
+from server.errors import ArtifactDamagedError, ConflictError, GateRefusedError, PublishingError
+from server.files import locked, make_folder
+from server.registry.records import GateResult, PackageRecord
+from server.signing import NewTarget
+from server.trees import create_candidate, import_base, materialise
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from server.artifacts import ArtifactStore
+    from server.registry import Registry, VersionRecord
+    from server.signing import SignedMetadata
+
+    OnStep = Callable[[str, int, int], None]
+
+__all__ = [
+    "Gate",
+    "GateResult",
+    "PublishResult",
+    "create_candidate",
+    "evaluate",
+    "import_base",
+    "materialise",
+    "publish",
+]
+
+# Measured: above this share of the full package, a delta saves too little for what applying it costs a device.
+DELTA_WORTH_BELOW: Final = 0.7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """The evaluation gate: a candidate may be at most ``margin`` nats worse than its parent on held-out text."""
+
+    margin: float
+
+    def judge(self, *, candidate_loss: float, parent_loss: float) -> GateResult:
+        """Compare two held-out losses (mean per example, in nats)."""
+        return GateResult(candidate_loss=candidate_loss, parent_loss=parent_loss, margin=self.margin)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishResult:
+    """A released version and its packages, the full one first."""
+
+    version: VersionRecord
+    packages: tuple[PackageRecord, ...]
+
+
+def evaluate(
+    registry: Registry,
+    artifacts: ArtifactStore,
+    *,
+    model: str,
+    version: int,
+    gate: Gate,
+    loss_of: Callable[[Path], float],
+    work: Path,
+) -> GateResult:
+    """Measure a candidate and its parent with ``loss_of(tree) -> held-out loss`` and hold them to the gate.
+
+    Raises:
+        PublishingError: The version has no parent to compare with.
+        NotFoundError, StorageError: As for `materialise`.
+    """
+    parent = registry.version(model, version).manifest.parent
+    if parent is None:
+        raise PublishingError(f"v{version} of {model!r} has no parent: there is nothing to compare it with.")
+    with _workspace(work) as folder:
+        losses = []
+        for number in (version, parent):
+            tree = folder / f"v{number}"
+            materialise(registry, artifacts, model=model, version=number, folder=tree)
+            losses.append(loss_of(tree))
+    return gate.judge(candidate_loss=losses[0], parent_loss=losses[1])
+
+
+def publish(
+    registry: Registry,
+    artifacts: ArtifactStore,
+    metadata: SignedMetadata,
+    *,
+    model: str,
+    version: int,
+    gate: GateResult | None,
+    work: Path,
+    on_step: OnStep | None = None,
+) -> PublishResult:
+    """Release a candidate; publishing a half-published one finishes it, a released one changes nothing.
+
+    Args:
+        registry: Where the version is a candidate.
+        artifacts: Where its files are.
+        metadata: What signs it.
+        model: The model.
+        version: Its candidate.
+        gate: What `evaluate` answered; None for a base, or when an earlier, cut-off attempt has passed the gate.
+        work: Folder for building and checking, on the artifact store's disk.
+        on_step: Called before each step with what is done, how many steps are done, and how many there are.
+
+    Raises:
+        GateRefusedError: The gate failed; the candidate is rejected and the registry keeps the reason.
+        ConflictError: The version is rejected, or older than the latest release.
+        PublishingError: A package does not rebuild the version.
+        StorageError: The disk refused, or an artifact is damaged.
+    """
+    with _workspace(work) as folder:
+        record = registry.version(model, version)
+        if record.state != "released":
+            _pass_gate(registry, record, gate)
+            _require_newest(registry, record)
+            _Publication(registry, artifacts, metadata, record, folder, on_step or _no_progress).run()
+        return PublishResult(version=registry.version(model, version), packages=registry.packages(model, version))
+
+
+@dataclass(frozen=True)
+class _Publication:
+    """One attempt to release one version, in a folder of its own."""
+
+    registry: Registry
+    artifacts: ArtifactStore
+    metadata: SignedMetadata
+    record: VersionRecord
+    folder: Path
+    on_step: OnStep
+
+    def run(self) -> None:
+        model, number = self.record.model, self.record.number
+        recorded = self.registry.packages(model, number)
+        field = [source for source in self.registry.versions_in_the_field(model) if source < number]
+        known = {package.source_version for package in recorded}
+        missing = [source for source in (None, *field) if source not in known]
+        steps = len(missing) + 2
+        built: list[PackageRecord] = list(recorded)
+        for done, source in enumerate(missing):
+            self.on_step(f"build and check {_package_name(source)}", done, steps)
+            package = self._package(source)
+            if source is None or package.length <= DELTA_WORTH_BELOW * _full_length(built):
+                built.append(package)
+        self.registry.add_packages(model, number, built)
+        self.on_step("sign", steps - 2, steps)
+        manifest = self.record.manifest.to_bytes()
+        manifest_digest = self.artifacts.put_bytes(manifest)
+        self.metadata.add_targets(
+            [
+                *(_package_target(package, self.record) for package in built),
+                _manifest_target(self.record, length=len(manifest), sha256=manifest_digest),
+            ]
+        )
+        self.on_step("release", steps - 1, steps)
+        self.registry.mark_released(model, number)
+        self.on_step("released", steps, steps)
+
+    def _package(self, source: int | None) -> PackageRecord:
+        """Build one package, prove that it rebuilds the version, and store it."""
+        model, number = self.record.model, self.record.number
+        source_tree = None if source is None else self._tree(source)
+        target_tree, out, rebuilt = self._tree(number), self.folder / "package", self.folder / "rebuilt"
+        try:
+            result = build_package(source_tree, target_tree, out)
+            # A damaged store builds a package that fits its own damage, and no device.
+            self._require_hash(number, result.target_hash)
+            if source is not None:
+                self._require_hash(source, result.source_hash)
+            applied = apply_package(source_tree, out, rebuilt, expected_target_hash=self.record.manifest.tree_hash)
+        except DeltaError as error:
+            raise PublishingError(
+                f"{_package_name(source)} does not rebuild v{number} of {model!r}: {error}"
+            ) from error
+        digest, length = self.artifacts.put_file(out), out.stat().st_size
+        out.unlink()
+        shutil.rmtree(rebuilt)
+        return PackageRecord(
+            model=model,
+            version=number,
+            source_version=source,
+            path=f"packages/{model}/{number}/{'full' if source is None else f'from-{source}'}.lmpkg",
+            length=length,
+            sha256=digest,
+            facts={
+                "target_bytes": result.target_bytes,
+                "ratio": result.ratio,
+                "build_seconds": result.seconds,
+                "apply_seconds": applied.seconds,
+                "codecs": result.codecs,
+            },
+        )
+
+    def _tree(self, number: int) -> Path:
+        folder = self.folder / f"v{number}"
+        if not folder.exists():
+            materialise(self.registry, self.artifacts, model=self.record.model, version=number, folder=folder)
+        return folder
+
+    def _require_hash(self, number: int, found: str | None) -> None:
+        expected = self.registry.version(self.record.model, number).manifest.tree_hash
+        if found != expected:
+            raise ArtifactDamagedError(
+                f"The artifact store no longer holds v{number} of {self.record.model!r}: its tree has hash {found}, "
+                f"recorded is {expected}. Restore the store from a backup."
+            )
+
+
+def _pass_gate(registry: Registry, record: VersionRecord, gate: GateResult | None) -> None:
+    if gate is None:
+        if record.manifest.kind == "adapter" and (record.gate is None or not record.gate.is_passed):
+            raise PublishingError(
+                f"v{record.number} of {record.model!r} has not passed the evaluation gate: measure it."
+            )
+        return
+    registry.record_gate(record.model, record.number, gate)
+    if not gate.is_passed:
+        registry.reject(record.model, record.number, gate.reason)
+        raise GateRefusedError(f"v{record.number} of {record.model!r} is rejected: {gate.reason}.")
+
+
+def _require_newest(registry: Registry, record: VersionRecord) -> None:
+    """Refuse before any work what `Registry.mark_released` would refuse after it."""
+    if record.state == "rejected":
+        raise ConflictError(f"v{record.number} of {record.model!r} is rejected: {record.reason}. Make a new candidate.")
+    latest = registry.latest_released(record.model)
+    if latest is not None and latest.number > record.number:
+        raise ConflictError(
+            f"v{latest.number} of {record.model!r} is released already, and versions never go down: "
+            f"v{record.number} can no longer be released. Make a new candidate."
+        )
+
+
+@contextmanager
+def _workspace(work: Path) -> Iterator[Path]:
+    """An empty folder for one publisher at a time; what a crash left behind is removed first."""
+    make_folder(work)
+    with locked(work / ".lock"):
+        for stale in work.glob("attempt-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=work, prefix="attempt-") as folder:
+            yield Path(folder)
+
+
+def _full_length(packages: Sequence[PackageRecord]) -> int:
+    return next(package.length for package in packages if package.source_version is None)
+
+
+def _package_name(source: int | None) -> str:
+    return "the full package" if source is None else f"the delta from v{source}"
+
+
+def _package_target(package: PackageRecord, record: VersionRecord) -> NewTarget:
+    return NewTarget(
+        path=package.path,
+        length=package.length,
+        sha256=package.sha256,
+        custom={
+            "model": record.model,
+            "version": record.number,
+            "tree_hash": record.manifest.tree_hash,
+            "source_version": package.source_version,
+        },
+    )
+
+
+def _manifest_target(record: VersionRecord, *, length: int, sha256: str) -> NewTarget:
+    return NewTarget(
+        path=record.manifest_path,
+        length=length,
+        sha256=sha256,
+        custom={"model": record.model, "version": record.number, "tree_hash": record.manifest.tree_hash},
+    )
+
+
+def _no_progress(_text: str, _done: int, _total: int) -> None:
+    return None

@@ -1,0 +1,302 @@
+"""Devices: enrolment, credentials, offers and what devices report. Secrets are kept as hashes only."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import uuid
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from sqlalchemy import select, update
+from sqlalchemy.exc import IntegrityError
+
+from delta_updates.offer import Outcome, OutcomeReport
+from server.errors import ConflictError, CredentialRefusedError, EnrolmentRefusedError, ForbiddenError, NotFoundError
+from server.registry.records import DeviceRecord, EnrolmentTokenRecord, OfferRecord, ReportRecord
+from server.registry.tables import DeviceRow, EnrolmentTokenRow, ModelRow, OfferRow, ReportRow, VersionRow
+from server.registry.transactions import Transactions
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sqlalchemy.orm import Session
+
+_SECRET_BYTES = 32
+_FINAL = frozenset({Outcome.CONFIRMED, Outcome.REVERTED, Outcome.FAILED})
+# A poll that changes nothing is not worth a write.
+_SEEN_EVERY = timedelta(minutes=5)
+
+
+class DeviceTransactions(Transactions):
+    """The registry's transactions on devices."""
+
+    def create_enrolment_token(self, model: str, *, valid_for: timedelta) -> tuple[str, EnrolmentTokenRecord]:
+        """Make a token that enrols one device; the token is returned once and stored nowhere.
+
+        Raises:
+            NotFoundError: There is no such model.
+        """
+        token = secrets.token_urlsafe(_SECRET_BYTES)
+        with self._write() as session:
+            if session.get(ModelRow, model) is None:
+                raise NotFoundError(f"There is no model {model!r}. Import a base first: `lamella base import`.")
+            row = EnrolmentTokenRow(
+                token_sha256=_sha256(token), model=model, created_at=self._now(), expires_at=self._now() + valid_for
+            )
+            session.add(row)
+            session.flush()
+            return token, _token(row)
+
+    def enrolment_tokens(self, *, after: int = 0, limit: int | None = None) -> tuple[EnrolmentTokenRecord, ...]:
+        """All tokens in the order of their making; ``after`` is the last token id of a page."""
+        query = (
+            select(EnrolmentTokenRow)
+            .where(EnrolmentTokenRow.token_id > after)
+            .order_by(EnrolmentTokenRow.token_id)
+            .limit(limit)
+        )
+        with self._read() as session:
+            return tuple(_token(row) for row in session.scalars(query))
+
+    def enrol(self, token: str, *, name: str) -> tuple[DeviceRecord, str]:
+        """Turn a token into a device and its credential, which is returned once.
+
+        Of two who use the same token at the same moment, one is refused.
+
+        Raises:
+            EnrolmentRefusedError: Unknown, used or expired.
+        """
+        device_id, secret = uuid.uuid4().hex, secrets.token_urlsafe(_SECRET_BYTES)
+        with self._write() as session:
+            used = session.execute(
+                update(EnrolmentTokenRow)
+                .where(
+                    EnrolmentTokenRow.token_sha256 == _sha256(token),
+                    EnrolmentTokenRow.used_at.is_(None),
+                    EnrolmentTokenRow.expires_at > self._now(),
+                )
+                .values(used_at=self._now())
+                .returning(EnrolmentTokenRow.token_id, EnrolmentTokenRow.model)
+                .execution_options(synchronize_session=False)
+            ).one_or_none()
+            if used is None:
+                raise EnrolmentRefusedError(
+                    "This enrolment token is unknown, was used already or has expired. Ask the operator for a new one."
+                )
+            row = DeviceRow(
+                device_id=device_id,
+                name=name,
+                model=used.model,
+                credential_sha256=_sha256(secret),
+                enrolled_at=self._now(),
+            )
+            session.add(row)
+            session.flush()
+            session.get_one(EnrolmentTokenRow, used.token_id).device_id = device_id
+            return _device(row), f"{device_id}.{secret}"
+
+    def authenticate(self, credential: str) -> DeviceRecord:
+        """The device that a credential was given to.
+
+        Raises:
+            CredentialRefusedError: Nobody was given this credential.
+            ForbiddenError: The device was revoked.
+        """
+        device_id, _, secret = credential.partition(".")
+        with self._read() as session:
+            row = session.get(DeviceRow, device_id)
+            expected = row.credential_sha256 if row is not None else "0" * 64
+            if not hmac.compare_digest(_sha256(secret), expected) or row is None:
+                raise CredentialRefusedError("This device credential is unknown here. Enrol the device again.")
+            if row.revoked_at is not None:
+                raise ForbiddenError("This device was revoked by the operator. Enrol it again to use the service.")
+            return _device(row)
+
+    def devices(
+        self, *, model: str | None = None, after: str = "", limit: int | None = None
+    ) -> tuple[DeviceRecord, ...]:
+        """Enrolled devices by id, revoked ones included; ``after`` is the last device id of a page."""
+        query = select(DeviceRow).where(DeviceRow.device_id > after).order_by(DeviceRow.device_id).limit(limit)
+        if model is not None:
+            query = query.where(DeviceRow.model == model)
+        with self._read() as session:
+            return tuple(_device(row) for row in session.scalars(query))
+
+    def device(self, device_id: str) -> DeviceRecord:
+        """One device.
+
+        Raises:
+            NotFoundError: There is no such device.
+        """
+        with self._read() as session:
+            return _device(_row(session, device_id))
+
+    def revoke_device(self, device_id: str) -> DeviceRecord:
+        """Refuse a device's credential from now on."""
+        with self._write() as session:
+            row = _row(session, device_id)
+            row.revoked_at = row.revoked_at or self._now()
+            return _device(row)
+
+    def record_check(self, device_id: str, *, installed_version: int | None, installed_hash: str | None) -> None:
+        """Remember what a device says it runs."""
+        with self._read() as session:
+            row = _row(session, device_id)
+            is_recent = row.last_seen_at is not None and self._now() - row.last_seen_at < _SEEN_EVERY
+            if is_recent and (row.installed_version, row.installed_hash) == (installed_version, installed_hash):
+                return
+        with self._write() as session:
+            row = _row(session, device_id)
+            row.last_seen_at = self._now()
+            row.installed_version, row.installed_hash = installed_version, installed_hash
+
+    def record_offer(self, device_id: str, *, model: str, version: int, package_path: str) -> OfferRecord:
+        """The offer of this package to this device: the one that is still open, or a new one."""
+        still_open = select(OfferRow).where(
+            OfferRow.device_id == device_id, OfferRow.package_path == package_path, OfferRow.is_open
+        )
+        with self._read() as session:
+            known = session.scalar(still_open.limit(1))
+            if known is not None:
+                return _offer(known)
+        with self._write() as session:
+            row = OfferRow(
+                offer_id=uuid.uuid4().hex,
+                device_id=device_id,
+                model=model,
+                version=version,
+                package_path=package_path,
+                is_open=True,
+                offered_at=self._now(),
+            )
+            session.add(row)
+            return _offer(row)
+
+    def record_outcome(self, device_id: str, report: OutcomeReport) -> None:
+        """Keep what a device reports about one of its own offers; a repeated report changes nothing.
+
+        Raises:
+            NotFoundError: This device was never made such an offer.
+            ConflictError: The offer was about another version.
+        """
+        with self._write() as session:
+            offer = session.get(OfferRow, report.offer_id)
+            # Another device's offer is answered like one that never was.
+            if offer is None or offer.device_id != device_id:
+                raise NotFoundError(f"This device has no offer {report.offer_id!r}.")
+            if offer.version != report.version:
+                raise ConflictError(f"Offer {offer.offer_id} was about v{offer.version}, not v{report.version}.")
+            try:
+                with session.begin_nested():
+                    session.add(_report_row(report, received_at=self._now()))
+            except IntegrityError:
+                return
+            if report.outcome in _FINAL:
+                offer.is_open = False
+            if report.outcome is Outcome.CONFIRMED:
+                _remember_confirmed(session, offer)
+
+    def offers(self, device_id: str, *, limit: int | None = None) -> tuple[OfferRecord, ...]:
+        """What a device was offered, newest first."""
+        query = (
+            select(OfferRow)
+            .where(OfferRow.device_id == device_id)
+            .order_by(OfferRow.offered_at.desc(), OfferRow.offer_id)
+            .limit(limit)
+        )
+        with self._read() as session:
+            return tuple(_offer(row) for row in session.scalars(query))
+
+    def reports(self, device_id: str, *, limit: int | None = None) -> tuple[ReportRecord, ...]:
+        """What a device reported, newest first."""
+        query = (
+            select(ReportRow, OfferRow)
+            .join(OfferRow, OfferRow.offer_id == ReportRow.offer_id)
+            .where(OfferRow.device_id == device_id)
+            .order_by(ReportRow.received_at.desc(), ReportRow.outcome)
+            .limit(limit)
+        )
+        with self._read() as session:
+            return tuple(_report(report, offer) for report, offer in session.execute(query))
+
+
+def _sha256(secret: str) -> str:
+    # No slow hash: the secrets are 32 random bytes, which nobody can guess through.
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _row(session: Session, device_id: str) -> DeviceRow:
+    row = session.get(DeviceRow, device_id)
+    if row is None:
+        raise NotFoundError(f"There is no device {device_id!r}. `lamella devices` lists what there is.")
+    return row
+
+
+def _remember_confirmed(session: Session, offer: OfferRow) -> None:
+    device = session.get_one(DeviceRow, offer.device_id)
+    # A late report about an older offer must not take back a newer one.
+    if device.installed_version is None or device.installed_version < offer.version:
+        version = session.get_one(VersionRow, (offer.model, offer.version))
+        device.installed_version, device.installed_hash = version.number, version.tree_hash
+
+
+def _device(row: DeviceRow) -> DeviceRecord:
+    return DeviceRecord(
+        device_id=row.device_id,
+        name=row.name,
+        model=row.model,
+        enrolled_at=row.enrolled_at,
+        last_seen_at=row.last_seen_at,
+        revoked_at=row.revoked_at,
+        installed_version=row.installed_version,
+        installed_hash=row.installed_hash,
+    )
+
+
+def _token(row: EnrolmentTokenRow) -> EnrolmentTokenRecord:
+    return EnrolmentTokenRecord(
+        token_id=row.token_id,
+        model=row.model,
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+        used_at=row.used_at,
+        device_id=row.device_id,
+    )
+
+
+def _offer(row: OfferRow) -> OfferRecord:
+    return OfferRecord(
+        offer_id=row.offer_id,
+        device_id=row.device_id,
+        model=row.model,
+        version=row.version,
+        package_path=row.package_path,
+        offered_at=row.offered_at,
+    )
+
+
+def _report_row(report: OutcomeReport, *, received_at: datetime) -> ReportRow:
+    return ReportRow(
+        offer_id=report.offer_id,
+        outcome=report.outcome.value,
+        # PostgreSQL takes no NUL, and nobody wants a device's control characters in a terminal.
+        reason="".join(character if character.isprintable() else " " for character in report.reason),
+        bytes_downloaded=report.bytes_downloaded,
+        apply_seconds=report.apply_seconds,
+        received_at=received_at,
+    )
+
+
+def _report(row: ReportRow, offer: OfferRow) -> ReportRecord:
+    return ReportRecord(
+        offer_id=row.offer_id,
+        device_id=offer.device_id,
+        version=offer.version,
+        outcome=row.outcome,
+        reason=row.reason,
+        bytes_downloaded=row.bytes_downloaded,
+        apply_seconds=row.apply_seconds,
+        received_at=row.received_at,
+    )

@@ -1,0 +1,160 @@
+"""What the registry answers with: frozen values, detached from the database."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from delta_updates.manifest import VersionManifest
+
+RunStatus = Literal["running", "completed", "failed"]
+VersionState = Literal["candidate", "released", "rejected"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """One federated run."""
+
+    run_id: str
+    model: str
+    recipe: Mapping[str, object]
+    base_version: int
+    base_hash: str
+    parent_version: int | None
+    status: RunStatus
+    reason: str
+    started_at: datetime
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundRecord:
+    """One finished server round; ``artifacts`` maps a name to the digest of its bytes in the artifact store."""
+
+    run_id: str
+    server_round: int
+    status: str
+    replies: int
+    failures: Mapping[str, str]
+    held_out_loss: float | None
+    artifacts: Mapping[str, str]
+    facts: Mapping[str, object]
+    recorded_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateResult:
+    """What the evaluation gate measured: mean loss per example, in nats."""
+
+    candidate_loss: float
+    parent_loss: float
+    margin: float
+
+    @property
+    def is_passed(self) -> bool:
+        """Whether the candidate is at most ``margin`` worse; a loss that is not finite never passes."""
+        return math.isfinite(self.candidate_loss) and self.candidate_loss <= self.parent_loss + self.margin
+
+    @property
+    def reason(self) -> str:
+        """The verdict in words."""
+        verdict = "passed" if self.is_passed else "refused"
+        return (
+            f"evaluation gate {verdict}: held-out loss {self.candidate_loss:.4f}, parent {self.parent_loss:.4f}, "
+            f"margin {self.margin:.4f}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VersionRecord:
+    """One version of a model. Everything but its state is fixed when it is added."""
+
+    model: str
+    number: int
+    manifest: VersionManifest
+    state: VersionState
+    reason: str
+    gate: GateResult | None
+    run_id: str | None
+    created_at: datetime
+    released_at: datetime | None
+
+    @property
+    def manifest_path(self) -> str:
+        """The signed path of this version's manifest."""
+        return f"manifests/{self.model}/{self.number}.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackageRecord:
+    """One package that turns ``source_version`` (None: nothing, a full package) into ``version``."""
+
+    model: str
+    version: int
+    source_version: int | None
+    path: str
+    length: int
+    sha256: str
+    facts: Mapping[str, object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetRecord:
+    """A released file that the API may serve."""
+
+    path: str
+    length: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceRecord:
+    """One enrolled device, with what it last said it runs."""
+
+    device_id: str
+    name: str
+    model: str
+    enrolled_at: datetime
+    last_seen_at: datetime | None
+    revoked_at: datetime | None
+    installed_version: int | None
+    installed_hash: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnrolmentTokenRecord:
+    """One enrolment token; the token itself is stored nowhere."""
+
+    token_id: int
+    model: str
+    created_at: datetime
+    expires_at: datetime
+    used_at: datetime | None
+    device_id: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfferRecord:
+    """What one device was offered."""
+
+    offer_id: str
+    device_id: str
+    model: str
+    version: int
+    package_path: str
+    offered_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportRecord:
+    """One outcome that a device reported about an offer."""
+
+    offer_id: str
+    device_id: str
+    version: int
+    outcome: str
+    reason: str
+    bytes_downloaded: int
+    apply_seconds: float
+    received_at: datetime

@@ -1,0 +1,144 @@
+"""Connections and transactions: SQLite and PostgreSQL behave alike from here on."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, SQLAlchemyError, StatementError
+from sqlalchemy.orm import Session
+
+from server.errors import ConfigurationError, ConflictError, DatabaseError, InvalidRecordError
+from server.registry.tables import ModelRow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from sqlite3 import Connection as SqliteConnection
+
+# NaN has no JSON, and PostgreSQL would not read it back.
+_to_json = partial(json.dumps, allow_nan=False, sort_keys=True)
+_BUSY_TIMEOUT_MS = 15_000
+_WRITING = {"lamella_begin": "BEGIN IMMEDIATE"}
+
+
+def make_engine(url: str) -> Engine:
+    """An engine for ``sqlite:///...`` or ``postgresql+psycopg://...``.
+
+    Raises:
+        ConfigurationError: Another database, or not a URL. The message does not show the URL's password.
+    """
+    try:
+        parsed = make_url(url)
+        if parsed.get_backend_name() not in {"sqlite", "postgresql"}:
+            raise ConfigurationError(
+                f"The registry runs on SQLite or PostgreSQL, not on {parsed.get_backend_name()!r} "
+                f"({parsed.render_as_string(hide_password=True)}). Set LAMELLA_DATABASE_URL."
+            )
+        engine = create_engine(parsed, json_serializer=_to_json, pool_pre_ping=parsed.get_backend_name() != "sqlite")
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError):
+        raise ConfigurationError(
+            "LAMELLA_DATABASE_URL is no URL that SQLAlchemy reads. Example: postgresql://user:password@host/database"
+        ) from None
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: SqliteConnection, _record: object) -> None:
+    # The driver would open transactions on its own, and late; `_begin_sqlite` does it instead.
+    connection.isolation_level = None
+    connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
+    connection.execute("PRAGMA foreign_keys = ON")
+    # FULL: a privacy event that was committed survives a power cut, also in WAL mode.
+    connection.execute("PRAGMA synchronous = FULL")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A writer takes its lock at the start: upgrading a read lock later could fail without waiting.
+    connection.exec_driver_sql(connection.get_execution_options().get("lamella_begin", "BEGIN"))
+
+
+def translate(error: SQLAlchemyError) -> Exception:
+    """The registry's own error for a database error; parameters and URLs stay out of the message."""
+    if isinstance(error, IntegrityError):
+        return ConflictError(f"The registry refused: {error.orig}")
+    if isinstance(error, DBAPIError):
+        return DatabaseError(f"The registry's database does not answer: {error.orig}. Check LAMELLA_DATABASE_URL.")
+    if isinstance(error, StatementError):
+        return InvalidRecordError(f"These values cannot be recorded: {error.orig}")
+    return DatabaseError(f"The registry's database failed: {type(error).__name__}.")
+
+
+class Transactions:
+    """Base of the registry's parts: one method there is one transaction."""
+
+    def __init__(self, engine: Engine, *, now: Callable[[], datetime] | None = None) -> None:
+        self._engine = engine
+        self._now = now or (lambda: datetime.now(UTC))
+
+    @contextmanager
+    def _read(self) -> Iterator[Session]:
+        try:
+            with Session(self._engine) as session, session.begin():
+                yield session
+        except SQLAlchemyError as error:
+            raise translate(error) from error
+
+    @contextmanager
+    def _write(self) -> Iterator[Session]:
+        try:
+            with Session(self._engine.execution_options(**_WRITING)) as session, session.begin():
+                yield session
+        except SQLAlchemyError as error:
+            raise translate(error) from error
+
+    @contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        """One writing transaction on a plain connection, for migrations."""
+        try:
+            with self._engine.execution_options(**_WRITING).begin() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            raise translate(error) from error
+
+    def ping(self) -> None:
+        """Ask the database for one row.
+
+        Raises:
+            DatabaseError: It does not answer.
+        """
+        with self._read() as session:
+            session.execute(text("SELECT 1"))
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+
+def require_json(**values: object) -> None:
+    """Refuse values that have no JSON, before a database sees them.
+
+    Raises:
+        InvalidRecordError: One of them is not finite, or of a kind that JSON does not know.
+    """
+    for name, value in values.items():
+        try:
+            _to_json(value)
+        except (TypeError, ValueError) as error:
+            raise InvalidRecordError(f"The {name} cannot be recorded: {error}.") from error
+
+
+def ensure_model(session: Session, name: str) -> None:
+    """Make the row of a model when it is new, also when another process makes it at the same time."""
+    if session.get(ModelRow, name) is not None:
+        return
+    try:
+        with session.begin_nested():
+            session.add(ModelRow(name=name, last_version=0))
+    except IntegrityError:
+        session.expire_all()

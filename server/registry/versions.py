@@ -1,0 +1,292 @@
+"""Versions and packages: numbers given out once, contents fixed, one way from candidate to released or rejected."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from typing import TYPE_CHECKING, cast
+
+from sqlalchemy import select, update
+
+from delta_updates.manifest import VersionManifest
+from server.errors import ConflictError, InvalidRecordError, NotFoundError
+from server.registry.records import GateResult, PackageRecord, TargetRecord, VersionRecord
+from server.registry.tables import DeviceRow, ModelRow, PackageRow, VersionFileRow, VersionRow
+from server.registry.transactions import Transactions, ensure_model
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import Select
+    from sqlalchemy.orm import Session
+
+    from server.registry.records import VersionState
+
+_MANIFEST_PATH = re.compile(r"manifests/([a-z0-9][a-z0-9._-]{0,63})/([1-9][0-9]{0,8})\.json")
+
+
+class VersionTransactions(Transactions):
+    """The registry's transactions on versions and packages."""
+
+    def models(self) -> tuple[str, ...]:
+        """The names of all models, sorted."""
+        with self._read() as session:
+            return tuple(session.scalars(select(ModelRow.name).order_by(ModelRow.name)))
+
+    def add_candidate(self, manifest: VersionManifest, *, run_id: str | None = None) -> VersionRecord:
+        """Add a version under the model's next number, which replaces ``manifest.version``.
+
+        Raises:
+            NotFoundError: The parent does not exist.
+            InvalidRecordError: An adapter without a parent, or on another base than its parent's.
+        """
+        with self._write() as session:
+            ensure_model(session, manifest.model)
+            _check_lineage(session, manifest)
+            number = session.scalar(
+                update(ModelRow)
+                .where(ModelRow.name == manifest.model)
+                .values(last_version=ModelRow.last_version + 1)
+                .returning(ModelRow.last_version)
+                .execution_options(synchronize_session=False)
+            )
+            final = manifest.model_copy(update={"version": number})
+            raw = final.to_bytes()
+            row = VersionRow(
+                model=final.model,
+                number=final.version,
+                kind=final.kind,
+                state="candidate",
+                reason="",
+                tree_hash=final.tree_hash,
+                base_hash=final.base_hash,
+                manifest=raw.decode(),
+                manifest_sha256=hashlib.sha256(raw).hexdigest(),
+                manifest_length=len(raw),
+                run_id=run_id,
+                created_at=self._now(),
+            )
+            session.add(row)
+            session.flush()
+            session.add_all(
+                VersionFileRow(
+                    model=final.model, version=final.version, path=file.path, length=file.length, sha256=file.sha256
+                )
+                for file in final.files
+            )
+            return _version(row)
+
+    def versions(self, model: str, *, after: int = 0, limit: int | None = None) -> tuple[VersionRecord, ...]:
+        """All versions of a model, oldest first; ``after`` is the last number of a page."""
+        query = (
+            select(VersionRow)
+            .where(VersionRow.model == model, VersionRow.number > after)
+            .order_by(VersionRow.number)
+            .limit(limit)
+        )
+        with self._read() as session:
+            return tuple(_version(row) for row in session.scalars(query))
+
+    def version(self, model: str, number: int) -> VersionRecord:
+        """One version.
+
+        Raises:
+            NotFoundError: The model has no such version.
+        """
+        with self._read() as session:
+            return _version(_row(session, model, number))
+
+    def latest_released(self, model: str) -> VersionRecord | None:
+        """The released version with the highest number."""
+        with self._read() as session:
+            row = session.scalar(_latest_released(model))
+            return None if row is None else _version(row)
+
+    def versions_in_the_field(self, model: str) -> tuple[int, ...]:
+        """Released versions that an enrolled device last reported, and the latest release; ascending."""
+        reported = (
+            select(VersionRow.number)
+            .join(
+                DeviceRow,
+                (DeviceRow.model == VersionRow.model) & (DeviceRow.installed_version == VersionRow.number),
+            )
+            .where(VersionRow.model == model, VersionRow.state == "released", DeviceRow.revoked_at.is_(None))
+            .distinct()
+        )
+        with self._read() as session:
+            numbers = set(session.scalars(reported))
+            latest = session.scalar(_latest_released(model))
+            return tuple(sorted(numbers | ({latest.number} if latest else set())))
+
+    def record_gate(self, model: str, number: int, gate: GateResult) -> None:
+        """Keep what the evaluation gate measured for a candidate."""
+        with self._write() as session:
+            row = _row(session, model, number)
+            _require_state(row, "candidate", "be measured")
+            # SQLite has no NaN: a loss that is not finite is kept as unknown, the refusal's reason has it in words.
+            row.candidate_loss, row.parent_loss = _finite(gate.candidate_loss), _finite(gate.parent_loss)
+            row.gate_margin, row.is_gate_passed = gate.margin, gate.is_passed
+
+    def add_packages(self, model: str, number: int, packages: Sequence[PackageRecord]) -> None:
+        """Record the packages of a candidate; repeating it with the same packages changes nothing.
+
+        Raises:
+            ConflictError: The version is no candidate any more, or a path is recorded with other bytes.
+        """
+        with self._write() as session:
+            _require_state(_row(session, model, number), "candidate", "get packages")
+            for package in packages:
+                known = session.get(PackageRow, package.path)
+                if known is None:
+                    session.add(_package_row(package))
+                elif (known.sha256, known.length) != (package.sha256, package.length):
+                    raise ConflictError(f"{package.path} is recorded with other bytes ({known.sha256}).")
+
+    def packages(self, model: str, number: int) -> tuple[PackageRecord, ...]:
+        """The packages of a version, the full one first, then by source version."""
+        with self._read() as session:
+            rows = session.scalars(select(PackageRow).where(PackageRow.model == model, PackageRow.version == number))
+            return tuple(sorted((_package(row) for row in rows), key=lambda package: package.source_version or 0))
+
+    def mark_released(self, model: str, number: int) -> VersionRecord:
+        """Let devices be offered a version; its packages must be recorded and signed before.
+
+        Raises:
+            ConflictError: Rejected, without a full package, not measured, or older than the latest release.
+        """
+        with self._write() as session:
+            row = _row(session, model, number)
+            if row.state != "released":
+                _require_state(row, "candidate", "be released")
+                _require_releasable(session, row)
+                row.state, row.released_at = "released", self._now()
+            return _version(row)
+
+    def reject(self, model: str, number: int, reason: str) -> None:
+        """Rule a candidate out for good; the first reason is kept.
+
+        Raises:
+            ConflictError: It is released.
+        """
+        with self._write() as session:
+            row = _row(session, model, number)
+            if row.state != "rejected":
+                _require_state(row, "candidate", "be rejected")
+                row.state, row.reason = "rejected", reason
+
+    def target(self, path: str) -> TargetRecord | None:
+        """The released manifest or package under a signed path."""
+        with self._read() as session:
+            if match := _MANIFEST_PATH.fullmatch(path):
+                version = session.get(VersionRow, (match[1], int(match[2])))
+                if version is None or version.state != "released":
+                    return None
+                return TargetRecord(path=path, length=version.manifest_length, sha256=version.manifest_sha256)
+            package = session.scalar(
+                select(PackageRow)
+                .join(VersionRow, (VersionRow.model == PackageRow.model) & (VersionRow.number == PackageRow.version))
+                .where(PackageRow.path == path, VersionRow.state == "released")
+            )
+            if package is None:
+                return None
+            return TargetRecord(path=path, length=package.length, sha256=package.sha256)
+
+
+def _finite(loss: float) -> float | None:
+    return loss if math.isfinite(loss) else None
+
+
+def _latest_released(model: str) -> Select[VersionRow]:
+    return (
+        select(VersionRow)
+        .where(VersionRow.model == model, VersionRow.state == "released")
+        .order_by(VersionRow.number.desc())
+        .limit(1)
+    )
+
+
+def _row(session: Session, model: str, number: int) -> VersionRow:
+    row = session.get(VersionRow, (model, number))
+    if row is None:
+        raise NotFoundError(f"There is no v{number} of {model!r}. `lamella versions` lists what there is.")
+    return row
+
+
+def _require_state(row: VersionRow, state: VersionState, verb: str) -> None:
+    if row.state != state:
+        reason = f" ({row.reason})" if row.reason else ""
+        raise ConflictError(f"v{row.number} of {row.model!r} is {row.state}{reason}: only a {state} can {verb}.")
+
+
+def _check_lineage(session: Session, manifest: VersionManifest) -> None:
+    if manifest.parent is None:
+        if manifest.kind == "adapter":
+            raise InvalidRecordError("An adapter version needs a parent: the version it was trained from.")
+        return
+    parent = _row(session, manifest.model, manifest.parent)
+    if manifest.kind == "adapter" and parent.base_hash != manifest.base_hash:
+        raise InvalidRecordError(
+            f"The adapter stands on base {manifest.base_hash}, its parent v{parent.number} on {parent.base_hash}."
+        )
+
+
+def _require_releasable(session: Session, row: VersionRow) -> None:
+    latest = session.scalar(_latest_released(row.model))
+    if latest is not None and latest.number > row.number:
+        raise ConflictError(
+            f"v{latest.number} of {row.model!r} is released already and versions never go down: "
+            f"v{row.number} can no longer be released. Make a new candidate."
+        )
+    if row.kind == "adapter" and not row.is_gate_passed:
+        raise ConflictError(f"v{row.number} of {row.model!r} has not passed the evaluation gate.")
+    full = select(PackageRow.path).where(
+        PackageRow.model == row.model, PackageRow.version == row.number, PackageRow.source_version.is_(None)
+    )
+    if session.scalar(full) is None:
+        raise ConflictError(f"v{row.number} of {row.model!r} has no full package yet. Publish it.")
+
+
+def _version(row: VersionRow) -> VersionRecord:
+    gate = None
+    if row.candidate_loss is not None and row.parent_loss is not None and row.gate_margin is not None:
+        gate = GateResult(
+            candidate_loss=row.candidate_loss,
+            parent_loss=row.parent_loss,
+            margin=row.gate_margin,
+        )
+    return VersionRecord(
+        model=row.model,
+        number=row.number,
+        manifest=VersionManifest.from_bytes(row.manifest.encode()),
+        state=cast("VersionState", row.state),
+        reason=row.reason,
+        gate=gate,
+        run_id=row.run_id,
+        created_at=row.created_at,
+        released_at=row.released_at,
+    )
+
+
+def _package_row(package: PackageRecord) -> PackageRow:
+    return PackageRow(
+        path=package.path,
+        model=package.model,
+        version=package.version,
+        source_version=package.source_version,
+        length=package.length,
+        sha256=package.sha256,
+        facts=dict(package.facts),
+    )
+
+
+def _package(row: PackageRow) -> PackageRecord:
+    return PackageRecord(
+        model=row.model,
+        version=row.version,
+        source_version=row.source_version,
+        path=row.path,
+        length=row.length,
+        sha256=row.sha256,
+        facts=row.facts,
+    )

@@ -1,0 +1,199 @@
+import random
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from delta_updates import FileEntry, VersionManifest, base_hash, tree_hash
+from privacy import Contribution, RoundInstructions
+from server.artifacts import LocalArtifactStore
+from server.config import Settings
+from server.errors import FederationError, NotEnoughDevicesError
+from server.federation.cohort import draw_cohort, wait_for_nodes
+from server.federation.recipe import Recipe
+from server.federation.run import FederatedRun
+from server.registry import Registry
+from simulators.in_process_grid import InProcessGrid, failed, replied
+
+FILES = (FileEntry(path="base/model.safetensors", length=3, sha256="a" * 64),)
+SHAPE = (2, 2)
+
+
+def honest(device_id, value=1.0, num_examples=10, **changes):
+    """A device that adds `value` everywhere."""
+
+    def behave(message):
+        asked = RoundInstructions.from_config(dict(message.content.config_records["instructions"]))
+        adapter = {k: v.numpy() for k, v in message.content.array_records["adapter"].items()}
+        contribution = Contribution(
+            device_id=device_id,
+            run_id=asked.run_id,
+            server_round=asked.server_round,
+            base_hash=asked.base_hash,
+            num_examples=num_examples,
+            noise_multiplier=changes.get("noise_multiplier", 8.0),
+            sampling_probability=0.2,
+            steps=asked.steps,
+            clipping_norm=asked.clipping_norm,
+            target_delta=asked.target_delta,
+        )
+        update = {k: Array(np.full_like(v, value)) for k, v in adapter.items()}
+        return replied(
+            message,
+            RecordDict({"contribution": ConfigRecord(contribution.to_config()), "update": ArrayRecord(update)}),
+        )
+
+    return behave
+
+
+def silent(message):
+    return None
+
+
+def crashing(message):
+    return failed(message, "out of memory")
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    settings = Settings(home=tmp_path / "home")
+    registry = Registry.open(settings)
+    manifest = VersionManifest(
+        model="chat",
+        version=1,
+        kind="base",
+        parent=None,
+        base_hash=base_hash(FILES),
+        tree_hash=tree_hash(FILES),
+        files=FILES,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        facts={},
+    )
+    registry.add_candidate(manifest)
+    artifacts = LocalArtifactStore(tmp_path / "artifacts")
+
+    def make(nodes, *, run_id="run", evaluate=lambda adapter: 2.0, **recipe):
+        values = {"num_server_rounds": 2, "cohort": 3, "quorum": 2, "local_steps": 1, "target_epsilon": 50.0}
+        chosen = Recipe(model="chat", **(values | recipe))
+        if run_id not in [r.run_id for r in registry.runs()]:
+            registry.create_run(
+                run_id,
+                model="chat",
+                recipe=chosen.to_run_config(),
+                base_version=1,
+                base_hash=manifest.base_hash,
+                parent_version=1,
+            )
+        grid = InProcessGrid(nodes)
+        return FederatedRun(
+            run_id=run_id,
+            recipe=chosen,
+            base_hash=manifest.base_hash,
+            adapter={"layers.0.attention.q_proj.lora_b": np.zeros(SHAPE, np.float32)},
+            grid=grid,
+            registry=registry,
+            artifacts=artifacts,
+            evaluate=evaluate,
+            rng=random.Random(0),  # noqa: S311 - a fixed draw
+            now=grid.now,
+            sleep=grid.sleep,
+        )
+
+    make.registry = registry
+    yield make
+    registry.close()
+
+
+def only(adapter):
+    (tensor,) = adapter.values()
+    return tensor
+
+
+def test_the_adapter_moves_by_the_weighted_mean(make_run):
+    run = make_run({1: honest("a", 1.0, 10), 2: honest("b", 4.0, 20), 3: honest("c", 1.0, 10)}, num_server_rounds=1)
+    np.testing.assert_allclose(only(run.execute()), np.full(SHAPE, 2.5))
+    (row,) = make_run.registry.rounds("run")
+    assert (row.status, row.replies, row.held_out_loss) == ("released", 3, 2.0)
+    assert {e.device_id for e in make_run.registry.privacy_events(run_id="run")} == {"a", "b", "c"}
+
+
+def test_silent_and_crashing_devices_cost_a_deadline_not_the_run(make_run):
+    run = make_run(
+        {1: honest("a"), 2: honest("b"), 3: silent, 4: crashing}, cohort=4, num_server_rounds=1, deadline_s=30.0
+    )
+    run.execute()
+    (row,) = make_run.registry.rounds("run")
+    assert row.replies == 2
+    assert row.failures["3"] == "no reply within 30 s"
+    assert "out of memory" in row.failures["4"]
+    assert run.grid.time >= 30
+
+
+def test_below_quorum_the_round_is_void_but_its_privacy_is_charged(make_run):
+    run = make_run({1: honest("a"), 2: crashing, 3: crashing}, max_void_rounds=5, num_server_rounds=1)
+    with pytest.raises(FederationError, match="no new adapter"):
+        run.execute()
+    (row,) = make_run.registry.rounds("run")
+    assert (row.status, row.held_out_loss, dict(row.artifacts)) == ("void", None, {})
+    assert len(make_run.registry.privacy_events(run_id="run")) == 1
+    np.testing.assert_array_equal(only(run.adapter), np.zeros(SHAPE))
+
+
+def test_when_every_device_fails_the_run_fails_and_says_where_to_look(make_run):
+    run = make_run({n: crashing for n in range(3)}, max_void_rounds=1, num_server_rounds=10)
+    with pytest.raises(FederationError, match="2 rounds in a row were void.*lamella runs show run"):
+        run.execute()
+    assert len(make_run.registry.rounds("run")) == 2
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(make_run):
+    nodes = {n: honest(str(n), 0.5) for n in range(3)}
+    whole = make_run(nodes, run_id="whole", strategy="fedadam", server_learning_rate=0.1, num_server_rounds=3)
+    expected = only(whole.execute())
+    nodes = {n: honest(f"again-{n}", 0.5) for n in range(3)}
+    make_run(nodes, run_id="cut", strategy="fedadam", server_learning_rate=0.1, num_server_rounds=1).execute()
+    rest = make_run(nodes, run_id="cut", strategy="fedadam", server_learning_rate=0.1, num_server_rounds=3)
+    rest.resume()
+    assert rest.next_round == 2
+    np.testing.assert_array_equal(only(rest.execute()), expected)
+
+
+def test_a_device_that_would_overspend_is_left_out(make_run):
+    run = make_run(
+        {1: honest("a"), 2: honest("b"), 3: honest("c", noise_multiplier=0.2)}, num_server_rounds=1, target_epsilon=8.0
+    )
+    run.execute()
+    (row,) = make_run.registry.rounds("run")
+    assert row.replies == 2
+    assert "privacy budget" in row.failures["3"]
+
+
+def test_one_device_cannot_vote_twice(make_run):
+    run = make_run({1: honest("a"), 2: honest("a", 10.0), 3: honest("b")}, num_server_rounds=1)
+    run.execute()
+    (row,) = make_run.registry.rounds("run")
+    assert row.replies == 2
+    assert "second contribution" in row.failures["2"]
+
+
+def test_a_loss_that_is_not_finite_releases_nothing(make_run):
+    run = make_run({n: honest(str(n)) for n in range(3)}, evaluate=lambda adapter: float("nan"), num_server_rounds=1)
+    with pytest.raises(Exception, match="not finite"):
+        run.execute()
+    assert make_run.registry.rounds("run") == ()
+
+
+def test_waiting_for_devices_ends():
+    grid = InProcessGrid({1: silent})
+    with pytest.raises(NotEnoughDevicesError, match="1 devices are connected and 2 are needed"):
+        wait_for_nodes(grid, minimum=2, timeout_s=10, now=grid.now, sleep=grid.sleep)
+
+
+def test_a_cohort_is_distinct_and_within_the_fleet():
+    rng = random.Random(1)  # noqa: S311 - a fixed draw
+    nodes = tuple(range(100))
+    drawn = draw_cohort(nodes, size=10, rng=rng)
+    assert len(set(drawn)) == 10
+    assert set(drawn) <= set(nodes)
+    assert draw_cohort((1, 2), size=10, rng=rng) == (1, 2)

@@ -1,0 +1,301 @@
+import os
+import shutil
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from simulators.power_cut import Fuse, FusedRegistry, FusedStore, PowerCutError
+from simulators.server_home import MODEL, Home, open_home
+from simulators.tuf_client import folder_getter, updater_for
+
+from delta_updates import apply_package, scan_tree, tree_hash
+from server.errors import ArtifactDamagedError, ConflictError, GateRefusedError, PublishingError
+from server.publishing import Gate, GateResult, PublishResult, evaluate, publish
+from server.registry import Registry
+from server.signing import SignedMetadata
+
+
+def put_in_field(home: Home, installed: int) -> None:
+    """Enrol a device that reports a version."""
+    token, _ = home.registry.create_enrolment_token(MODEL, valid_for=timedelta(hours=1))
+    device, _ = home.registry.enrol(token, name="device")
+    home.registry.record_check(device.device_id, installed_version=installed, installed_hash=None)
+
+
+def prepare(folder: Path) -> Home:
+    """v1 and v2 released, v1 still on a device, v3 a candidate."""
+    home = open_home(folder)
+    home.base()
+    home.publish(1, loss=None)
+    home.candidate(1, parent=1)
+    home.publish(2)
+    put_in_field(home, 1)
+    home.candidate(2, parent=2)
+    return home
+
+
+def require_offered_versions_are_whole(home: Home, folder: Path) -> None:
+    """All that is released is signed, stored, and rebuilds its version, as a device sees it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    root = SignedMetadata.open(home.settings).root_bytes()
+    updater = updater_for(folder_getter(home.settings.home / "metadata"), folder / "device", root=root)
+    for version in home.registry.versions(MODEL):
+        if version.state != "released":
+            continue
+        for package in home.registry.packages(MODEL, version.number):
+            info = updater.get_targetinfo(package.path)
+            assert info is not None, package.path
+            with home.artifacts.path(package.sha256, length=package.length).open("rb") as file:
+                info.verify_length_and_hashes(file)
+        assert updater.get_targetinfo(version.manifest_path) is not None
+        full = home.registry.packages(MODEL, version.number)[0]
+        target = folder / f"v{version.number}"
+        apply_package(
+            None,
+            home.artifacts.path(full.sha256),
+            target,
+            expected_target_hash=version.manifest.tree_hash,
+        )
+        assert tree_hash(scan_tree(target)) == version.manifest.tree_hash
+
+
+def test_publishing_builds_a_package_from_every_version_in_the_field(tmp_path: Path) -> None:
+    home = prepare(tmp_path)
+    assert home.publish(3).state == "released"
+    packages = home.registry.packages(MODEL, 3)
+    assert [package.source_version for package in packages] == [None, 1, 2]
+    assert [package.path for package in packages] == [
+        f"packages/{MODEL}/3/{name}.lmpkg" for name in ("full", "from-1", "from-2")
+    ]
+    assert packages[2].length < packages[1].length < packages[0].length
+    require_offered_versions_are_whole(home, tmp_path)
+    assert [path.name for path in home.settings.work_dir.iterdir()] == [".lock"]
+    home.registry.close()
+
+
+def test_publishing_again_changes_nothing(tmp_path: Path) -> None:
+    home = prepare(tmp_path)
+    first = home.publish(3)
+    signed = {path.name for path in (home.settings.home / "metadata").iterdir()}
+    assert home.publish(3, loss=None) == first
+    assert {path.name for path in (home.settings.home / "metadata").iterdir()} == signed
+    home.registry.close()
+
+
+def test_every_step_is_told(tmp_path: Path) -> None:
+    home = prepare(tmp_path)
+    steps: list[tuple[str, int, int]] = []
+    result = publish(
+        home.registry,
+        home.artifacts,
+        home.metadata,
+        model=MODEL,
+        version=3,
+        gate=GateResult(candidate_loss=1.0, parent_loss=1.0, margin=0.0),
+        work=home.settings.work_dir,
+        on_step=lambda text, done, total: steps.append((text, done, total)),
+    )
+    assert isinstance(result, PublishResult)
+    assert steps == [
+        ("build and check the full package", 0, 5),
+        ("build and check the delta from v1", 1, 5),
+        ("build and check the delta from v2", 2, 5),
+        ("sign", 3, 5),
+        ("release", 4, 5),
+        ("released", 5, 5),
+    ]
+    home.registry.close()
+
+
+def test_a_delta_that_saves_too_little_is_left_out(home: Home) -> None:
+    home.base()
+    home.publish(1, loss=None)
+    home.base(seed=1)
+    home.publish(2, loss=None)
+    assert [package.source_version for package in home.registry.packages(MODEL, 2)] == [None]
+
+
+def test_the_gate_compares_with_the_parent_within_a_margin() -> None:
+    gate = Gate(margin=0.1)
+    assert gate.judge(candidate_loss=2.0, parent_loss=2.0).is_passed
+    assert gate.judge(candidate_loss=2.05, parent_loss=2.0).is_passed
+    refused = gate.judge(candidate_loss=2.2, parent_loss=2.0)
+    assert not refused.is_passed
+    assert refused.reason == "evaluation gate refused: held-out loss 2.2000, parent 2.0000, margin 0.1000"
+    for broken in (float("nan"), float("inf"), float("-inf")):
+        assert not gate.judge(candidate_loss=broken, parent_loss=2.0).is_passed
+    assert not gate.judge(candidate_loss=2.0, parent_loss=float("nan")).is_passed
+
+
+@pytest.mark.parametrize("loss", [2.2, float("nan")])
+def test_a_failing_gate_rejects_the_candidate_for_good(tmp_path: Path, loss: float) -> None:
+    home = prepare(tmp_path)
+    with pytest.raises(GateRefusedError, match="is rejected"):
+        home.publish(3, loss=loss)
+    version = home.registry.version(MODEL, 3)
+    assert (version.state, version.reason) == (
+        "rejected",
+        Gate(margin=0.1).judge(candidate_loss=loss, parent_loss=2.0).reason,
+    )
+    with pytest.raises(ConflictError, match="rejected"):
+        home.publish(3)
+    assert home.registry.packages(MODEL, 3) == ()
+    home.registry.close()
+
+
+def test_an_adapter_is_not_published_unmeasured(home: Home) -> None:
+    home.base()
+    home.publish(1, loss=None)
+    home.candidate(1, parent=1)
+    with pytest.raises(PublishingError, match="measure it"):
+        home.publish(2, loss=None)
+
+
+def test_evaluation_shows_both_trees(home: Home) -> None:
+    home.base()
+    home.candidate(1, parent=1)
+    seen = []
+
+    def loss_of(tree: Path) -> float:
+        seen.append((tree / "adapter").exists())
+        return 2.0 if seen[-1] else 2.5
+
+    measured = evaluate(
+        home.registry,
+        home.artifacts,
+        model=MODEL,
+        version=2,
+        gate=Gate(margin=0.1),
+        loss_of=loss_of,
+        work=home.settings.work_dir,
+    )
+    assert measured == GateResult(candidate_loss=2.0, parent_loss=2.5, margin=0.1)
+    assert seen == [True, False]
+    with pytest.raises(PublishingError, match="no parent"):
+        evaluate(
+            home.registry,
+            home.artifacts,
+            model=MODEL,
+            version=1,
+            gate=Gate(margin=0.1),
+            loss_of=loss_of,
+            work=home.settings.work_dir,
+        )
+
+
+def test_an_older_candidate_is_refused_before_any_work(home: Home) -> None:
+    home.base()
+    home.publish(1, loss=None)
+    home.candidate(1, parent=1)
+    home.candidate(2, parent=1)
+    home.publish(3)
+    with pytest.raises(ConflictError, match="versions never go down"):
+        home.publish(2)
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_a_damaged_store_is_found_before_anything_is_signed(tmp_path: Path, number: int) -> None:
+    home = prepare(tmp_path)
+    weights = home.registry.version(MODEL, number).manifest.files[1]
+    assert weights.path == "adapter/adapter_model.safetensors"
+    path = home.artifacts.path(weights.sha256)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(content)
+    with pytest.raises(ArtifactDamagedError, match=f"no longer holds v{number}"):
+        home.publish(3)
+    assert home.registry.version(MODEL, 3).state == "candidate"
+    assert home.registry.packages(MODEL, 3) == ()
+    home.registry.close()
+
+
+def publish_with_fuse(home: Home, fuse: Fuse) -> None:
+    registry = FusedRegistry.open(home.settings)
+    registry.fuse = fuse
+    plain = SignedMetadata.open(home.settings)
+    try:
+        publish(
+            registry,
+            FusedStore(home.settings.artifacts_dir, fuse),
+            SignedMetadata(home.settings.home, lifetimes=plain._lifetimes, write=fuse.write),
+            model=MODEL,
+            version=3,
+            gate=Gate(margin=0.1).judge(candidate_loss=2.0, parent_loss=2.0),
+            work=home.settings.work_dir,
+            on_step=lambda text, *_: fuse.burn(text),
+        )
+    finally:
+        registry.close()
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a home in which v3 is ready to be published; copied for each attempt."""
+    folder = tmp_path_factory.mktemp("prepared")
+    prepare(folder).registry.close()
+    return folder
+
+
+def copy_of(prepared: Path, folder: Path) -> Home:
+    shutil.copytree(prepared, folder)
+    home = open_home(folder)
+    home.registry.close()
+    return home
+
+
+def count_operations(home: Home) -> list[str]:
+    fuse = Fuse()
+    publish_with_fuse(home, fuse)
+    return fuse.operations
+
+
+def finish_and_check(home: Home, folder: Path) -> None:
+    """After a crash: nothing half-released; publishing again finishes; nothing is left lying about."""
+    home.registry = Registry.open(home.settings)
+    state = home.registry.version(MODEL, 3).state
+    assert state in {"candidate", "released"}
+    require_offered_versions_are_whole(home, folder / "before")
+    home.publish(3, loss=None if state == "released" else 2.0)
+    require_offered_versions_are_whole(home, folder / "after")
+    assert [package.source_version for package in home.registry.packages(MODEL, 3)] == [None, 1, 2]
+    assert [path.name for path in home.settings.work_dir.iterdir()] == [".lock"]
+    home.registry.close()
+
+
+def test_a_cut_at_any_step_leaves_nothing_half_released(prepared: Path, tmp_path: Path) -> None:
+    operations = count_operations(copy_of(prepared, tmp_path / "clean"))
+    assert len(operations) == 26, operations
+    for cut_at in range(1, len(operations) + 1):
+        home, fuse = copy_of(prepared, tmp_path / f"cut-{cut_at}"), Fuse(cut_at)
+        with pytest.raises(PowerCutError):
+            publish_with_fuse(home, fuse)
+        assert fuse.operations == operations[:cut_at]
+        finish_and_check(home, tmp_path / f"check-{cut_at}")
+
+
+@pytest.mark.slow
+def test_a_killed_process_leaves_nothing_half_released(prepared: Path, tmp_path: Path) -> None:
+    operations = count_operations(copy_of(prepared, tmp_path / "clean"))
+    for cut_at in range(1, len(operations) + 1):
+        home = copy_of(prepared, tmp_path / f"cut-{cut_at}")
+        child = os.fork()
+        if child == 0:
+            # No handler, no `finally`, no flush: what kill -9 leaves.
+            publish_with_fuse(home, Fuse(cut_at, blow=lambda: os.kill(os.getpid(), signal.SIGKILL)))
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        finish_and_check(home, tmp_path / f"check-{cut_at}")
+
+
+def test_two_publishers_of_one_version_agree(prepared: Path, tmp_path: Path) -> None:
+    home = copy_of(prepared, tmp_path / "home")
+    home.registry = Registry.open(home.settings)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: home.publish(3), range(2))
+    assert first == second
+    require_offered_versions_are_whole(home, tmp_path / "check")
+    home.registry.close()

@@ -1,0 +1,74 @@
+import multiprocessing
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from simulators.server_home import make_manifest
+from sqlalchemy import inspect
+
+from server.config import Settings
+from server.errors import DatabaseError
+from server.registry import Registry
+from server.registry.migrations import downgrade, upgrade
+from server.registry.tables import Base
+
+
+def test_the_migrations_make_exactly_the_tables(registry: Registry) -> None:
+    with registry._connection() as connection:
+        options = {"compare_type": True, "compare_server_default": True}
+        differences = compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata)
+    assert differences == []
+
+
+def test_the_migrations_go_down_and_up_again(registry: Registry) -> None:
+    with registry._connection() as connection:
+        downgrade(connection, "base")
+    assert set(inspect(registry._engine).get_table_names()) == {"alembic_version"}
+    with registry._connection() as connection:
+        upgrade(connection)
+    assert set(inspect(registry._engine).get_table_names()) == {"alembic_version", *Base.metadata.tables}
+    assert registry.add_candidate(make_manifest()).number == 1
+
+
+def test_opening_again_keeps_what_is_there(any_settings: Settings) -> None:
+    first = Registry.open(any_settings)
+    first.add_candidate(make_manifest())
+    first.close()
+    second = Registry.open(any_settings)
+    assert [version.number for version in second.versions("tiny")] == [1]
+    second.close()
+
+
+def _open(settings: Settings) -> None:
+    Registry.open(settings).close()
+
+
+def test_processes_and_threads_that_open_at_once_all_succeed(any_settings: Settings) -> None:
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_open, args=(any_settings,)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: _open(any_settings), range(3)))
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+
+
+def test_a_newer_releases_database_is_refused(any_settings: Settings) -> None:
+    registry = Registry.open(any_settings)
+    with registry._connection() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    registry.close()
+    with pytest.raises(DatabaseError, match="Start the release that made it"):
+        Registry.open(any_settings)
+
+
+def test_a_migration_that_fails_changes_nothing(any_settings: Settings) -> None:
+    registry = Registry.open(any_settings)
+    with pytest.raises(ZeroDivisionError), registry._connection() as connection:
+        downgrade(connection, "base")
+        _ = 1 / 0
+    assert registry.add_candidate(make_manifest()).number == 1
+    registry.close()
