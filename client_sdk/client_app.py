@@ -29,7 +29,7 @@ def train(message: Message, context: Context) -> Message:
     return Message(
         content=RecordDict(
             {
-                "contribution": ConfigRecord(contribution.to_config()),
+                "contribution": ConfigRecord({**contribution.to_config()}),
                 "update": ArrayRecord({name: Array(tensor) for name, tensor in update.items()}),
             }
         ),
@@ -50,7 +50,7 @@ def site_of(context: Context) -> TrainingSite:
     home = context.node_config.get("home")
     if home:
         # Imported here: a simulated device needs no updater.
-        from client_sdk.device import Device  # noqa: PLC0415
+        from client_sdk.device import Device  # noqa: PLC0415 - a simulated device needs no updater
 
         data = str(context.node_config.get("data") or f"jsonl:{home}/data")
         user = str(context.node_config.get("user") or "")

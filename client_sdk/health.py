@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from client_sdk.errors import MissingExtraError, SelfTestError
+from client_sdk.errors import DeviceDiskError, MissingExtraError, SelfTestError
 from delta_updates import VersionManifest
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def self_test(tree: Path, manifest: VersionManifest) -> None:
 
     Raises:
         SelfTestError: any of this does not hold, whatever the version raised.
+        DeviceDiskError: the disk fails, which says nothing about the version either.
         MissingExtraError: this install cannot run models at all, which says nothing about the version.
     """
     try:
@@ -37,6 +38,10 @@ def self_test(tree: Path, manifest: VersionManifest) -> None:
         _run(tree, manifest)
     except SelfTestError:
         raise
+    except OSError as error:
+        raise DeviceDiskError(
+            f"v{manifest.version} cannot be read for its self-test: {error}. Check the disk."
+        ) from error
     except Exception as error:
         raise SelfTestError(f"v{manifest.version} does not run: {type(error).__name__}: {error}") from error
 

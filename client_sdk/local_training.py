@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +39,10 @@ from privacy import (
 from privacy.budget import PrivacyBudget, require_affordable
 from privacy.calibration import noise_multiplier_for
 from privacy.dp_sgd import DPSGDParameters, train_dp_sgd
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 AdapterArrays = dict[str, npt.NDArray[np.float32]]
 

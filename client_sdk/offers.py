@@ -54,18 +54,23 @@ class OfferFinder:
         )
         offer = self._service.ask(query)
         if offer is None or trust.is_installed(offer, installed):
+            # Whoever keeps news from a device can only do so until the signed metadata it last saw expires.
+            self._refresh(state)
             return None
         try:
             trust.require_acceptable(offer, installed, only_full=only_full)
-            floor = self._catalogue.refresh(state.metadata_floor)
-            if floor != state.metadata_floor:
-                self._states.save(state.model_copy(update={"metadata_floor": floor}))
+            self._refresh(state)
             manifest = self._catalogue.manifest(offer.manifest_path)
             trust.require_signed(offer, manifest, self._catalogue.signed_file(offer.package.path))
         except RefusedError as error:
             self._reporter.queue_failure(offer, error)
             raise
         return VerifiedOffer(offer, manifest)
+
+    def _refresh(self, state: DeviceState) -> None:
+        floor = self._catalogue.refresh(state.metadata_floor)
+        if floor != state.metadata_floor:
+            self._states.save(state.model_copy(update={"metadata_floor": floor}))
 
     def _installed(self, state: DeviceState) -> trust.Installed:
         pointer = self._slots.pointer()

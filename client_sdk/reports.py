@@ -30,7 +30,7 @@ class Reporter:
         report = OutcomeReport(
             offer_id=offer.offer_id, version=offer.version, outcome=Outcome.FAILED, reason=reason_of(error)
         )
-        self._try_to_save(state.with_report(report))
+        self._try_to_save(state.with_report(report).with_decision(str(error)))
 
     def deliver(self) -> None:
         """Send what is queued, oldest first; what the service refuses is dropped, what it cannot take now is kept."""

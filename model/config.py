@@ -195,6 +195,17 @@ def preset(name: str) -> ModelConfig:
         raise ConfigError(f"no preset {name!r}; there are {', '.join(sorted(PRESETS))}") from None
 
 
+def every_layer(value: Any, num_layers: Any) -> tuple[Any, ...]:  # noqa: ANN401  (foreign metadata, checked here)
+    """One entry for each layer from a value that holds for all of them, or from a list with one each.
+
+    Raises:
+        ConfigError: The number of layers is none that a model has.
+    """
+    # Before multiplying: a damaged file may claim billions of layers.
+    _require_width("the number of layers", num_layers, maximum=_MAX_LAYERS)
+    return tuple(value) if isinstance(value, list) else (value,) * num_layers
+
+
 def _require_width(name: str, value: object, *, maximum: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= maximum:
         raise ConfigError(f"{name} must be a whole number in 1..{maximum}, got {value!r}")

@@ -9,17 +9,18 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from privacy.accountant import ACCOUNTANT, epsilon_by_device
+from privacy.accountant import ACCOUNTANT
+from privacy.budget import PrivacyBudget
 from privacy.errors import PrivacyError, ReportError
 from privacy.ledger import JsonlLedger
-from privacy.report import AuditReport
+from privacy.report import AuditReport, build_report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _MAX_REPORT_BYTES = 64 * 1024 * 1024
 # Another version of the accountant may round its grid differently; a fault would be far larger.
-_TOLERANCE = 2e-3
+_RELATIVE, _ABSOLUTE = 1e-4, 2e-3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,8 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True)
     recompute = commands.add_parser(
         "recompute",
-        help="recompute epsilon from ledger.jsonl and compare it with report.json",
-        description="Recompute every device's epsilon from FOLDER/ledger.jsonl and compare it with FOLDER/report.json. "
+        help="recompute every epsilon from ledger.jsonl and compare it with report.json",
+        description="Recompute every epsilon from FOLDER/ledger.jsonl and compare it with FOLDER/report.json. "
         "Exits with 0 when all agree, 1 when anything differs, 2 when the folder cannot be used.",
     )
     recompute.add_argument("folder", type=Path, metavar="FOLDER", help="holds report.json and ledger.jsonl")
@@ -51,18 +52,52 @@ def _compare(folder: Path) -> list[str]:
     report = AuditReport.from_json(_read(folder / "report.json"))
     raw = _read(folder / "ledger.jsonl")
     events = JsonlLedger(folder / "ledger.jsonl").events()
-    found = epsilon_by_device(events, target_delta=report.target_delta)
-    sys.stdout.write(f"{len(events)} events, {len(found)} devices, delta {report.target_delta:g}\n{ACCOUNTANT}\n\n")
-    reported = {device.device_id: device.epsilon for device in report.devices}
+    again = build_report(
+        title=report.title,
+        run=report.run,
+        events=events,
+        target_delta=report.target_delta,
+        budget=_budget(report),
+        provenance=report.provenance,
+    )
+    sys.stdout.write(
+        f"{len(events)} events, {len(again.devices)} devices, delta {report.target_delta:g}\n{ACCOUNTANT}\n\n"
+    )
     differences: list[str] = []
     if hashlib.sha256(raw).hexdigest() != report.ledger_sha256:
         differences.append("ledger.jsonl is not the file that the report names (sha256)")
-    if len(events) != report.event_count:
-        differences.append(f"events: report {report.event_count}, ledger {len(events)}")
-    for device in sorted(found.keys() | reported.keys()):
-        differences += _line(f"device {device}", reported.get(device), found.get(device))
-    differences += _line("maximum", report.epsilon_max, max(found.values(), default=0.0))
+    if again.verdict != report.verdict:
+        differences.append(f"verdict: report {report.verdict}, recomputed {again.verdict}")
+    reported, found = _figures(report), _figures(again)
+    for name in reported | found:
+        differences += _line(name, reported.get(name), found.get(name))
     return differences
+
+
+def _budget(report: AuditReport) -> PrivacyBudget | None:
+    if report.budget_epsilon is None or report.budget_delta is None:
+        return None
+    try:
+        return PrivacyBudget(target_epsilon=report.budget_epsilon, target_delta=report.budget_delta)
+    except ValueError as error:
+        raise ReportError(f"report.json: {error}") from error
+
+
+def _figures(report: AuditReport) -> dict[str, float]:
+    """Every recomputable figure by a name to print."""
+    rounds = {
+        f"round {one.run_id} / {one.server_round}, {what}": value
+        for one in report.rounds
+        for what, value in (("alone", one.epsilon_alone), ("so far", one.epsilon_so_far))
+        if value is not None
+    }
+    return {
+        "events": float(report.event_count),
+        **{f"device {device.device_id}": device.epsilon for device in report.devices},
+        **rounds,
+        **{f"costliest device at delta {delta:g}": value for delta, value in report.curve},
+        "maximum": report.epsilon_max,
+    }
 
 
 def _line(name: str, reported: float | None, found: float | None) -> list[str]:
@@ -71,7 +106,7 @@ def _line(name: str, reported: float | None, found: float | None) -> list[str]:
     sys.stdout.write(text + "\n")
     if reported is None or found is None:
         return [text]
-    is_same = reported == found or math.isclose(reported, found, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
+    is_same = reported == found or math.isclose(reported, found, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE)
     return [] if is_same else [text]
 
 

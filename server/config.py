@@ -25,6 +25,10 @@ class Settings(BaseSettings):
         default=Path("~/.lamella/server"),
         description="Folder that holds the database, artifacts, keys, signed metadata and the operator token.",
     )
+    cache: Path = Field(
+        default=Path("~/.cache/lamella"),
+        description="Folder for converted weights, so that importing the same file again takes a second.",
+    )
     database_url: SecretStr | None = Field(
         default=None,
         description="URL of the registry, sqlite:///... or postgresql://...; unset: registry.sqlite in home.",
@@ -58,10 +62,10 @@ class Settings(BaseSettings):
         description="Hours until the signed timestamp expires: how long a device can be kept from seeing news.",
     )
 
-    @field_validator("home")
+    @field_validator("home", "cache")
     @classmethod
-    def _absolute(cls, home: Path) -> Path:
-        return home.expanduser().absolute()
+    def _absolute(cls, folder: Path) -> Path:
+        return folder.expanduser().absolute()
 
     @field_validator("public_url")
     @classmethod

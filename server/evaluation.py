@@ -5,6 +5,20 @@ from __future__ import annotations
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+import torch
+
+from model import (
+    add_lora,
+    encode_examples,
+    example_losses,
+    held_out_examples,
+    held_out_loss,
+    load_adapter,
+    load_adapter_state,
+    load_version,
+    open_source,
+    remove_lora,
+)
 from server.errors import EvaluationError
 
 if TYPE_CHECKING:
@@ -24,8 +38,6 @@ class HeldOutEvaluation:
     """
 
     def __init__(self, tree: Path, *, data: str, examples: int, max_length: int) -> None:
-        from model import encode_examples, held_out_examples, load_version, open_source  # noqa: PLC0415  (torch)
-
         self.name = f"{data}, {examples} examples, {max_length} tokens"
         self._max_length = max_length
         self._loaded = load_version(tree, with_adapter=False)
@@ -45,20 +57,14 @@ class HeldOutEvaluation:
 
     def encode(self, examples: Iterable[Example]) -> list[EncodedExample]:
         """Other examples, encoded the same way."""
-        from model import encode_examples  # noqa: PLC0415
-
         return encode_examples(self._loaded.tokenizer, examples, max_length=self._max_length)
 
     def losses_of_base(self, examples: Sequence[EncodedExample]) -> list[float]:
         """Loss per example of the base alone."""
-        from model import example_losses  # noqa: PLC0415
-
         return example_losses(self._loaded.model, examples)
 
     def loss_of_base(self) -> float:
         """Loss of the base alone."""
-        from model import held_out_loss  # noqa: PLC0415
-
         return held_out_loss(self._loaded.model, self._examples)
 
     def loss(self, adapter: Mapping[str, npt.NDArray[np.float32]], lora: LoRAConfig) -> float:
@@ -67,10 +73,6 @@ class HeldOutEvaluation:
 
     def loss_of_adapter(self, folder: Path) -> float:
         """Loss with an adapter in PEFT's layout, as it is shipped."""
-        import torch  # noqa: PLC0415
-
-        from model import load_adapter  # noqa: PLC0415
-
         state, lora = load_adapter(folder)
         return self.loss({name: tensor.to(torch.float32).numpy() for name, tensor in state.items()}, lora)
 
@@ -81,10 +83,6 @@ class HeldOutEvaluation:
         examples: Sequence[EncodedExample],
     ) -> list[float]:
         """Loss per example with an adapter on top."""
-        import torch  # noqa: PLC0415
-
-        from model import add_lora, example_losses, load_adapter_state, remove_lora  # noqa: PLC0415
-
         add_lora(self._loaded.model, lora)
         try:
             load_adapter_state(self._loaded.model, {k: torch.from_numpy(v.copy()) for k, v in adapter.items()})

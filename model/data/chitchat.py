@@ -93,10 +93,9 @@ class ChitchatSource:
 
 def _replies(turns: list[list[dict[str, str]]]) -> Iterator[tuple[str, Example]]:
     """Every turn that answers another person's turn, by its writer."""
-    for heard, said in pairwise(turns):
-        prompt, completion = ("\n".join(m["text"].strip() for m in turn).strip() for turn in (heard, said))
-        if heard[0]["sender"] == said[0]["sender"] or not prompt or not completion:
-            continue
-        if is_clean(prompt) and is_clean(completion):
-            moment = datetime.fromisoformat(said[0]["timestamp"]).timestamp()
-            yield said[0]["sender"], Example(prompt=prompt, completion=completion, timestamp=moment)
+    texts = ["\n".join(message["text"].strip() for message in turn).strip() for turn in turns]
+    usable = [bool(text) and is_clean(text) for text in texts]
+    for heard, said in pairwise(range(len(turns))):
+        if usable[heard] and usable[said] and turns[heard][0]["sender"] != turns[said][0]["sender"]:
+            moment = datetime.fromisoformat(turns[said][0]["timestamp"]).timestamp()
+            yield turns[said][0]["sender"], Example(texts[heard], texts[said], moment)

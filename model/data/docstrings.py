@@ -18,6 +18,10 @@ from model.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+# Some distributions lack these, some Pythons have dropped them, and they make half of the parsing.
+_LEFT_OUT = frozenset(
+    {"distutils", "encodings", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "tkinter", "turtledemo"}
+)
 # Other people's test files and vendored copies are no documentation.
 _TESTS = frozenset({"test", "tests", "idle_test", "site-packages", "_vendor", "_bundled"})
 
@@ -56,7 +60,8 @@ class DocstringSource:
     @cached_property
     def _by_module(self) -> dict[str, tuple[Example, ...]]:
         folder = Path(sysconfig.get_path("stdlib"))
-        found = {name: tuple(_examples_of(folder, name)) for name in sorted(sys.stdlib_module_names)}
+        names = sorted(name for name in sys.stdlib_module_names - _LEFT_OUT if not name.startswith("_"))
+        found = {name: tuple(_examples_of(folder, name)) for name in names}
         return {name: examples for name, examples in found.items() if examples}
 
 

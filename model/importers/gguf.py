@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from model.checkpoint import write_checkpoint
-from model.config import PROJECTIONS, ModelConfig
+from model.config import PROJECTIONS, ModelConfig, every_layer
 from model.errors import ConfigError, ForeignModelError
 from model.importers.gguf_tokenizer import build_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     import numpy.typing as npt
 
@@ -125,28 +125,32 @@ def _config(file: _GGUFFile) -> ModelConfig:
         raise ForeignModelError(f"{file.path} is a mixture of experts, which this program does not compute")
     if (scaling := file.fields.get("llama.rope.scaling.type", "none")) != "none":
         raise ForeignModelError(f"{file.path} scales its rotary positions ({scaling!r}), which is not supported")
-    layers, model_dim = file.require("llama.block_count"), file.require("llama.embedding_length")
-    heads = _per_layer(file.require("llama.attention.head_count"), layers)
-    head_dim = file.fields.get("llama.attention.key_length", model_dim // heads[0])
-    for key in ("llama.rope.dimension_count", "llama.attention.value_length"):
-        if (found := file.fields.get(key, head_dim)) != head_dim:
-            raise ForeignModelError(f"{file.path}: {key} is {found}, only {head_dim}, the head's width, is supported")
     try:
+        layers = file.require("llama.block_count")
+        heads = every_layer(file.require("llama.attention.head_count"), layers)
         return ModelConfig(
             vocab_size=len(file.require("tokenizer.ggml.tokens")),
-            model_dim=model_dim,
-            head_dim=head_dim,
+            model_dim=file.require("llama.embedding_length"),
+            head_dim=_head_dim(file, heads[0]),
             query_heads=heads,
-            kv_heads=_per_layer(file.fields.get("llama.attention.head_count_kv", list(heads)), layers),
-            ffn_dims=_per_layer(file.require("llama.feed_forward_length"), layers),
+            kv_heads=every_layer(file.fields.get("llama.attention.head_count_kv", list(heads)), layers),
+            ffn_dims=every_layer(file.require("llama.feed_forward_length"), layers),
             max_context=file.require("llama.context_length"),
             rope_base=float(file.fields.get("llama.rope.freq_base", 10_000.0)),
             # Stored as float32; the shortest decimal that means the same float32 is what was written into it.
             norm_eps=_shortest(file.require("llama.attention.layer_norm_rms_epsilon")),
             tied_embeddings="output.weight" not in file.tensors,
         )
-    except ConfigError as error:
+    except (ConfigError, TypeError, ValueError, ZeroDivisionError, IndexError) as error:
         raise ForeignModelError(f"{file.path}: {error}") from error
+
+
+def _head_dim(file: _GGUFFile, heads: int) -> int:
+    head_dim: int = file.fields.get("llama.attention.key_length") or file.require("llama.embedding_length") // heads
+    for key in ("llama.rope.dimension_count", "llama.attention.value_length"):
+        if (found := file.fields.get(key, head_dim)) != head_dim:
+            raise ForeignModelError(f"{file.path}: {key} is {found}, only {head_dim}, the head's width, is supported")
+    return head_dim
 
 
 def _tensor_names(config: ModelConfig) -> dict[str, str]:
@@ -179,11 +183,6 @@ def _half_split(weight: torch.Tensor, *, head_dim: int) -> torch.Tensor:
     """Undo the row order of llama.cpp, which puts the two elements of a rotary pair beside each other."""
     rows, columns = weight.shape
     return weight.view(rows // head_dim, head_dim // 2, 2, columns).transpose(1, 2).reshape(rows, columns)
-
-
-def _per_layer(value: int | Sequence[int], layers: int) -> tuple[int, ...]:
-    """One number stands for every layer."""
-    return (value,) * layers if isinstance(value, int) else tuple(value)
 
 
 def _shortest(value: float) -> float:

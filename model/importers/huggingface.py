@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from model.checkpoint import write_checkpoint
-from model.config import PROJECTIONS, ModelConfig
+from model.config import PROJECTIONS, ModelConfig, every_layer
 from model.errors import CheckpointError, ConfigError, ForeignModelError
 from model.tensor_file import TensorFile, read_text
 from model.tokenizer import Tokenizer
@@ -78,9 +78,9 @@ def _config(folder: Path) -> ModelConfig:
             vocab_size=values["vocab_size"],
             model_dim=values["hidden_size"],
             head_dim=values.get("head_dim") or values["hidden_size"] // heads,
-            query_heads=(heads,) * layers,
-            kv_heads=(values.get("num_key_value_heads") or heads,) * layers,
-            ffn_dims=(values["intermediate_size"],) * layers,
+            query_heads=every_layer(heads, layers),
+            kv_heads=every_layer(values.get("num_key_value_heads") or heads, layers),
+            ffn_dims=every_layer(values["intermediate_size"], layers),
             max_context=values["max_position_embeddings"],
             rope_base=float(_rope_base(path, values)),
             norm_eps=values["rms_norm_eps"],

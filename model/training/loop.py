@@ -30,7 +30,7 @@ def sequence_losses(model: nn.Module, batch: Sequence[EncodedExample]) -> Tensor
     one example change the gradient of the others. Logits are computed only where the loss counts.
 
     Args:
-        model: A `LayeredTransformer`, or a wrapper that passes attributes through.
+        model: A `LayeredTransformer`; typed loosely, so that it fits where any module's loss is wanted.
         batch: At least one example.
     """
     decoder = cast("LayeredTransformer", model)

@@ -102,6 +102,6 @@ def _utility_card(report: AuditReport) -> Card:
     if not report.utility:
         return Card("Usefulness", "not measured", "no figure was given", "caution")
     first = report.utility[0]
-    return Card(
-        "Usefulness", f"{number(first.before)} → {number(first.after)}", f"{first.name}, before and after", "good"
-    )
+    note = f"{first.name}, before and after" + ("; worse than before" if first.is_worse else "")
+    tone: Tone = "caution" if first.is_worse else "good"
+    return Card("Usefulness", f"{number(first.before)} → {number(first.after)}", note, tone)

@@ -50,7 +50,7 @@ font-size: .92rem; font-variant-numeric: tabular-nums; } caption { text-align: l
 padding-bottom: 6px; } th, td { text-align: right; padding: 6px 10px; border-bottom: 1px solid var(--line);
 vertical-align: top; } th { color: var(--soft); font-weight: 600; border-bottom: 2px solid var(--line); }
 th:first-child, td:first-child, .text th, .text td { text-align: left; } table.narrow { width: auto; min-width: 18rem; }
-td { overflow-wrap: anywhere; } .text
+td { overflow-wrap: break-word; } td code { overflow-wrap: anywhere; } .text
 td:first-child { width: 34%; } ul { margin: 0 0 14px; padding-left: 22px; } li { margin-bottom: 7px; max-width: 46rem;
 } figure { margin: 14px 0 20px; } figure img { width: 100%; height: auto; display: block; } figcaption { color:
 var(--soft); font-size: .9rem; margin-top: 4px; } pre { background: var(--wash); border: 1px solid var(--line);
@@ -62,7 +62,9 @@ code { font-family: ui-monospace, "DejaVu Sans Mono", Consolas, monospace; font-
   @page { size: A4; margin: 16mm 15mm; }
   body { background: none; font-size: 10.5pt; } main { max-width: none; padding: 0; }
   h2 { break-after: avoid; margin-top: 22pt; } figure, tr, li, .card, .verdict, pre { break-inside: avoid; }
-  thead { display: table-header-group; } .scroll { overflow: visible; }
+  thead { display: table-header-group; break-after: avoid; } caption { break-after: avoid; }
+  .cards { grid-template-columns: repeat(4, 1fr); } .card .value { font-size: 11pt; }
+  table { font-size: 9pt; } th, td { padding: 4px 6px; } .scroll { overflow: visible; }
   .verdict, .card { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """.strip()

@@ -36,6 +36,12 @@ class UtilityFigure(_Part):
     before: float
     after: float
     measured_on: str = ""
+    is_lower_better: bool = True
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether the release does worse than its parent by this measure."""
+        return self.after > self.before if self.is_lower_better else self.after < self.before
 
 
 class RunFacts(_Part):

@@ -368,7 +368,8 @@ def _recompute(report: AuditReport) -> Section:
                 "compares with report.json, and exits with 1 when anything differs. It needs no network and no model."
             ),
             Code(
-                f"pip install lamella numpy scipy pydantic{library}\npython -m privacy recompute FOLDER-OF-THIS-REPORT"
+                f"# in a checkout of Lamella, or with it installed\npip install numpy scipy pydantic{library}\n"
+                "python -m privacy recompute FOLDER-OF-THIS-REPORT"
             ),
         ),
     )

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 from html import escape
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ h2 { margin-top: 2.5rem; border-bottom: 1px solid; } h3 { margin: 1.8rem 0 0.3re
 code, pre { font: 0.9em/1.4 ui-monospace, monospace; } pre { overflow-x: auto; padding: 0.6rem; border: 1px solid; }
 summary { cursor: pointer; } table { border-collapse: collapse; } td { padding: 0.15rem 0.8rem 0.15rem 0; }
 """
+_CODE: Final = re.compile(r"`([^`]+)`")
 _STYLE_HASH: Final = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 
 
@@ -36,7 +38,7 @@ def render(openapi: dict[str, Any]) -> str:
             groups.setdefault(operation["tags"][0], []).append(_operation(method, path, operation))
     title, info = escape(openapi["info"]["title"]), openapi["info"]
     body = "".join(f"<h2>{escape(tag)}</h2>{''.join(parts)}" for tag, parts in groups.items())
-    about = "".join(f"<p>{escape(text)}</p>" for text in info["description"].split("\n\n"))
+    about = "".join(f"<p>{_prose(text)}</p>" for text in info["description"].split("\n\n"))
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style>'
@@ -46,10 +48,12 @@ def render(openapi: dict[str, Any]) -> str:
 
 
 def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
-    parts = [f"<h3><code>{method.upper()} {escape(path)}</code></h3><p>{escape(operation['summary'])}.</p>"]
-    parts.append(f"<p>{escape(operation.get('description', ''))}</p>")
+    parts = [
+        f"<h3><code>{method.upper()} {escape(path)}</code></h3><p><strong>{escape(operation['summary'])}</strong></p>"
+    ]
+    parts.append(f"<p>{_prose(operation.get('description', ''))}</p>")
     rows = "".join(
-        f"<tr><td><code>{escape(item['name'])}</code><td>{item['in']}<td>{escape(item.get('description', ''))}"
+        f"<tr><td><code>{escape(item['name'])}</code><td>{item['in']}<td>{_prose(item.get('description', ''))}"
         for item in operation.get("parameters", [])
     )
     parts.append(f"<table>{rows}</table>" if rows else "")
@@ -59,6 +63,10 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
         example = next((content.get("example") for content in answer.get("content", {}).values()), None)
         parts.append(_sample(f"{status}: {answer['description']}", example))
     return "".join(parts)
+
+
+def _prose(text: str) -> str:
+    return _CODE.sub(r"<code>\1</code>", escape(text))
 
 
 def _sample(title: str, example: Any) -> str:  # noqa: ANN401 - any JSON

@@ -91,8 +91,9 @@ ROUND: Final = {
     "facts": {"seconds": 12.5},
     "recorded_at": TIME,
 }
+EVENT_ID: Final = "0f8fad5bd9cb469fa16570867728950e"
 PRIVACY_EVENT: Final = {
-    "event_id": "0f8fad5bd9cb469fa16570867728950e",
+    "event_id": EVENT_ID,
     "run_id": "run-1",
     "server_round": 1,
     "device_id": "user-17",
@@ -130,6 +131,6 @@ def answer(description: str, example: Any, *, media_type: str = "application/jso
     return {"description": description, "content": {media_type: {"example": example}}}
 
 
-def page(item: Any) -> dict[str, Any]:  # noqa: ANN401 - any JSON
-    """A page of one item, the last one."""
-    return {"items": [item], "next": None}
+def page(item: Any, *, cursor: str) -> dict[str, Any]:  # noqa: ANN401 - any JSON
+    """A page of one item, with more to come."""
+    return {"items": [item], "next": cursor}

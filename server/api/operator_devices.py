@@ -95,7 +95,9 @@ def make_enrolment_token(
     "/enrolment-tokens",
     summary="List enrolment tokens",
     responses={
-        200: answer("Tokens in the order of their making, without the tokens themselves.", page(ENROLMENT_TOKEN)),
+        200: answer(
+            "Tokens in the order of their making, without the tokens themselves.", page(ENROLMENT_TOKEN, cursor="7")
+        ),
         **declare(HTTPStatus.UNAUTHORIZED, HTTPStatus.UNPROCESSABLE_ENTITY),
     },
 )
@@ -113,7 +115,7 @@ def list_enrolment_tokens(
     "/devices",
     summary="List devices",
     responses={
-        200: answer("Devices by id, revoked ones included.", page(DEVICE)),
+        200: answer("Devices by id, revoked ones included.", page(DEVICE, cursor=DEVICE_ID)),
         **declare(HTTPStatus.UNAUTHORIZED, HTTPStatus.UNPROCESSABLE_ENTITY),
     },
 )

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from delta_updates.manifest import ModelName
 from privacy.ledger import PrivacyEvent
-from server.api.examples import MODEL, PRIVACY_EVENT, ROUND, RUN, answer, page
+from server.api.examples import EVENT_ID, MODEL, PRIVACY_EVENT, ROUND, RUN, answer, page
 from server.api.problems import declare
 from server.api.services import Page, PageLimit, ServicesDep, page_of
 from server.registry import RoundRecord, RunRecord
@@ -32,7 +32,7 @@ class RunDetail(BaseModel):
     "/runs",
     summary="List federated runs",
     responses={
-        200: answer("Runs, newest first.", page(RUN)),
+        200: answer("Runs, newest first.", page(RUN, cursor="run-1")),
         **declare(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
     },
 )
@@ -66,7 +66,7 @@ def show_run(services: ServicesDep, run_id: RunId) -> RunDetail:
     "/privacy-events",
     summary="List privacy events",
     responses={
-        200: answer("Events in the order in which they were recorded.", page(PRIVACY_EVENT)),
+        200: answer("Events in the order in which they were recorded.", page(PRIVACY_EVENT, cursor=EVENT_ID)),
         **declare(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
     },
 )
@@ -85,7 +85,7 @@ def list_privacy_events(
         Query(
             pattern=r"^[0-9a-f]{32}$",
             description="`next` of the page before.",
-            examples=["0f8fad5bd9cb469fa16570867728950e"],
+            examples=[EVENT_ID],
         ),
     ] = None,
 ) -> Page[PrivacyEvent]:

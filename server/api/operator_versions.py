@@ -51,7 +51,7 @@ def list_models(services: ServicesDep) -> Models:
     "/{model}/versions",
     summary="List the versions of a model",
     responses={
-        200: answer("Versions with lineage, state and gate, oldest first.", page(VERSION)),
+        200: answer("Versions with lineage, state and gate, oldest first.", page(VERSION, cursor="3")),
         **declare(HTTPStatus.UNAUTHORIZED, HTTPStatus.UNPROCESSABLE_ENTITY),
     },
 )

@@ -56,6 +56,9 @@ class Problem(BaseModel):
     detail: str = Field(description="What happened and what to do next.")
 
 
+_SCHEMA: Final = Problem.model_json_schema()
+
+
 def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
     """A problem document as an answer."""
     body = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail)
@@ -67,15 +70,15 @@ def declare(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
     return {
         status.value: {
             "description": _ABOUT[status],
-            "model": Problem,
             "content": {
                 MEDIA_TYPE: {
+                    "schema": _SCHEMA,
                     "example": {
                         "type": "about:blank",
                         "title": status.phrase,
                         "status": status.value,
                         "detail": _ABOUT[status],
-                    }
+                    },
                 }
             },
         }

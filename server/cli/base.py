@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 import tempfile
+from importlib.metadata import version as distribution_version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import track
+from rich.progress import Progress
 
+from delta_updates import sha256_of
 from server.cli.console import console, megabytes, open_service
 from server.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 app = typer.Typer(no_args_is_help=True, help="Bring in the base model that a fleet starts from.")
 
@@ -29,25 +34,45 @@ def import_(
     dtype: Annotated[str, typer.Option(help="Stored as float16, bfloat16 or float32.")] = "float16",
 ) -> None:
     """Read foreign weights into a base version, and release it."""
-    import torch  # noqa: PLC0415  (seconds)
+    import torch
 
-    from model import find_smollm2, import_gguf, import_huggingface  # noqa: PLC0415
+    from model import find_smollm2, import_gguf, import_huggingface
 
     if [gguf is not None, huggingface is not None, smollm2].count(True) != 1:
         raise ConfigurationError("Say where the weights come from: one of --gguf, --huggingface, --smollm2.")
     kinds = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
     if dtype not in kinds:
         raise ConfigurationError(f"--dtype must be one of {', '.join(kinds)}; got {dtype!r}.")
-    with _work_folder() as tree:
-        with console.status("Reading and converting the weights ..."):
-            if huggingface is not None:
+    if huggingface is not None:
+        with _work_folder() as tree:
+            with console.status("Reading and converting the weights ..."):
                 import_huggingface(huggingface, tree / "base", dtype=kinds[dtype])
-                source = huggingface.name
-            else:
-                path = gguf if gguf is not None else find_smollm2()
-                import_gguf(path, tree / "base", dtype=kinds[dtype])
-                source = path.name
-        _release_base(model, tree, facts={"imported_from": source, "dtype": dtype})
+            _release_base(model, tree, facts={"imported_from": huggingface.name, "dtype": dtype})
+        return
+    path = gguf if gguf is not None else find_smollm2()
+    tree = _converted(path, dtype, convert=lambda out: import_gguf(path, out, dtype=kinds[dtype]))
+    _release_base(model, tree, facts={"imported_from": path.name, "dtype": dtype})
+
+
+def _converted(path: Path, dtype: str, *, convert: Callable[[Path], object]) -> Path:
+    """The tree made from one file of weights; kept in the cache under the hash of that file."""
+    cache = open_service().settings.cache
+    with console.status(f"Hashing {path.name} ..."):
+        # The release is part of the name: another one may convert differently.
+        tree = cache / f"{sha256_of(path)[:32]}-{dtype}-{distribution_version('lamella')}"
+    if not tree.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with (
+            tempfile.TemporaryDirectory(dir=cache, prefix="import-") as folder,
+            console.status(f"Reading and converting {path.name} ..."),
+        ):
+            convert(Path(folder) / "tree" / "base")
+            try:
+                (Path(folder) / "tree").rename(tree)
+            except OSError:
+                if not tree.exists():  # else another process was quicker, with the same bytes
+                    raise
+    return tree
 
 
 @app.command()
@@ -58,35 +83,38 @@ def pretrain(
     seed: Annotated[int, typer.Option(help="Seed of the weights and the batches.")] = 0,
 ) -> None:
     """Make a tiny layered model (falling heads) and pretrain it here; for demos and tests."""
-    from model import chat_texts, open_source, pretrain_tiny  # noqa: PLC0415  (torch)
+    from model import chat_texts, open_source, pretrain_tiny
 
     source = open_source(data)
-    texts = chat_texts(example for user in source.held_out_users() or source.users() for example in source.examples(user))
+    texts = chat_texts(
+        example for user in source.held_out_users() or source.users() for example in source.examples(user)
+    )
     with _work_folder() as tree:
-        progress = iter(track(range(steps), description="Pretraining", console=console, transient=True))
-        pretrain_tiny(tree, steps=steps, seed=seed, texts=texts, on_step=lambda *_: next(progress, None))
+        with Progress(console=console, transient=True) as progress:
+            task = progress.add_task("Pretraining", total=steps)
+            pretrain_tiny(
+                tree, steps=steps, seed=seed, texts=texts, on_step=lambda step, _: progress.update(task, completed=step)
+            )
         _release_base(model, tree, facts={"imported_from": f"pretrained here on {data}", "steps": steps, "seed": seed})
 
 
 def _release_base(model: str, tree: Path, *, facts: dict[str, str | int | float | bool | None]) -> None:
-    from server.publishing import import_base  # noqa: PLC0415
-    from server.cli.release import publish_version  # noqa: PLC0415
+    from server.cli.release import publish_version
+    from server.publishing import import_base
 
     service = open_service()
     record = import_base(service.registry, service.artifacts, model=model, tree=tree, facts=facts)
     publish_version(service, record, gate=None)
     size = sum(entry.length for entry in record.manifest.files)
-    console.print(f"Released [bold]{model} v{record.number}[/] ({megabytes(size)}), base {record.manifest.base_hash[:12]}")
+    console.print(
+        f"Released [bold]{model} v{record.number}[/] ({megabytes(size)}), base {record.manifest.base_hash[:12]}"
+    )
 
 
-class _work_folder:  # noqa: N801 - reads as the function that it is
-    """A folder on the home's own file system, so that files move into the store without a copy; removed at the end."""
-
-    def __enter__(self) -> Path:
-        home = open_service().settings.home
-        home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._folder = Path(tempfile.mkdtemp(prefix="import-", dir=home))
-        return self._folder / "tree"
-
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+@contextlib.contextmanager
+def _work_folder() -> Iterator[Path]:
+    """A tree to fill, on the home's own disk; removed at the end."""
+    home = open_service().settings.home
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(dir=home, prefix="import-") as folder:
+        yield Path(folder) / "tree"

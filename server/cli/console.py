@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 console = Console()
 problems = Console(stderr=True)
+_SHOWN_AS_MEGABYTES = 10_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Service:
     @cached_property
     def registry(self) -> Registry:
         """The registry, migrated to this release."""
-        from server.registry import Registry  # noqa: PLC0415  (SQLAlchemy and Alembic cost half a second)
+        from server.registry import Registry
 
         return Registry.open(self.settings)
 
@@ -44,7 +45,7 @@ class Service:
     @cached_property
     def metadata(self) -> SignedMetadata:
         """Keys and signed metadata, made on first use."""
-        from server.signing import SignedMetadata  # noqa: PLC0415  (cryptography)
+        from server.signing import SignedMetadata
 
         return SignedMetadata.open(self.settings)
 
@@ -60,15 +61,15 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*("–" if value is None else str(value) for value in row))
+        table.add_row(*("-" if value is None else str(value) for value in row))
     console.print(table)
 
 
-def show_json(value: Any) -> None:  # noqa: ANN401 - whatever JSON can hold
+def show_json(value: object) -> None:
     """Print JSON alone on stdout, for programs."""
-    print(json.dumps(value, indent=2, sort_keys=True, default=str))  # noqa: T201
+    print(json.dumps(value, indent=2, sort_keys=True, default=str))  # noqa: T201 - stdout is the interface
 
 
 def megabytes(length: int) -> str:
     """A length in bytes as people read it: 10^6 bytes are a MB."""
-    return f"{length / 1e6:.2f} MB" if length >= 10_000 else f"{length} bytes"  # noqa: PLR2004 - where bytes read better
+    return f"{length / 1e6:.2f} MB" if length >= _SHOWN_AS_MEGABYTES else f"{length} bytes"

@@ -22,7 +22,7 @@ def build(
     source: Annotated[
         Path | None, typer.Option(help="Folder of the version to start from; without it: a full package.", exists=True)
     ] = None,
-    as_json: AsJson = False,  # noqa: FBT002 - a flag
+    as_json: AsJson = False,
 ) -> None:
     """Build a package that turns SOURCE into TARGET."""
     result = build_package(source, target, out)
@@ -42,7 +42,7 @@ def apply(
     out: Annotated[Path, typer.Option(help="Folder to make.")],
     expected_hash: Annotated[str, typer.Option(help="Tree hash that the result must have (from a signed manifest).")],
     source: Annotated[Path | None, typer.Option(help="Folder of the installed version.", exists=True)] = None,
-    as_json: AsJson = False,  # noqa: FBT002 - a flag
+    as_json: AsJson = False,
 ) -> None:
     """Apply a package; the folder appears complete and verified, or not at all."""
     result = apply_package(source, package, out, expected_target_hash=expected_hash)
@@ -57,7 +57,7 @@ def apply(
 @app.command()
 def inspect(
     package: Annotated[Path, typer.Argument(help="Package file.", exists=True, dir_okay=False)],
-    as_json: AsJson = False,  # noqa: FBT002 - a flag
+    as_json: AsJson = False,
 ) -> None:
     """Show what a package holds, without applying it."""
     with PackageReader(package) as reader:

@@ -20,7 +20,7 @@ def invite(
     out: Annotated[Path, typer.Option(help="Enrolment file to write; hand it to the device on a safe way.")],
 ) -> None:
     """Write an enrolment file for one device: where the service is, a one-time token, and the root of its trust."""
-    from server.enrolment import make_enrolment_file  # noqa: PLC0415
+    from server.enrolment import make_enrolment_file
 
     service = open_service()
     enrolment, token = make_enrolment_file(service.settings, service.registry, service.metadata, model=model)
@@ -31,13 +31,14 @@ def invite(
     except OSError as error:
         raise ConfigurationError(f"Cannot write {out}: {error.strerror}. Choose another --out.") from None
     console.print(
-        f"{out}: for one device, until {token.expires_at:%Y-%m-%d %H:%M} UTC. On the device: lamella-device enroll {out.name}"
+        f"{out}: for one device, until {token.expires_at:%Y-%m-%d %H:%M} UTC. On the device: "
+        f"lamella-device enroll {out.name}"
     )
 
 
 @app.command("list")
 def list_(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,  # noqa: FBT002 - a flag
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List enrolled devices and what they run."""
     devices = open_service().registry.devices()

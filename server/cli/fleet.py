@@ -20,8 +20,8 @@ def make(
     data: Annotated[str, typer.Option(help="Text: chitchat, docstrings or jsonl:FOLDER.")] = "chitchat",
 ) -> None:
     """Write a simulated fleet for `flwr run . --run-config 'fleet="FOLDER"'`."""
-    from server.federation.fleet import make_fleet  # noqa: PLC0415  (torch)
-    from server.federation.bases import base_of, newest_release, tree_of  # noqa: PLC0415
+    from server.federation.bases import base_of, newest_release, tree_of
+    from server.federation.fleet import make_fleet
 
     service = open_service()
     base = base_of(service.registry, newest_release(service.registry, model))

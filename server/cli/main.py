@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 import sys
 
 import click
@@ -15,7 +16,8 @@ from server.errors import ServerError
 
 app = typer.Typer(
     name="lamella",
-    help="Federated fine-tuning and over-the-air updates for language models on devices. Settings: LAMELLA_* (see docs/settings.md).",
+    help="Federated fine-tuning and over-the-air updates for language models on devices. "
+    "Settings come from LAMELLA_* (docs/settings.md).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -39,6 +41,8 @@ def main() -> None:
 
 
 def _run() -> int:
+    # A supervisor's SIGTERM ends a command the way Ctrl-C does: with everything that it started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = app(standalone_mode=False)
     except click.exceptions.Exit as leave:
@@ -52,7 +56,8 @@ def _run() -> int:
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
-        problems.print(f"[red]Error:[/] the disk is full ({error.filename or 'while writing'}). Free some space and run this again.")
+        where = error.filename or "while writing"
+        problems.print(f"[red]Error:[/] the disk is full ({where}). Free some space and run this again.")
         return 1
     except _expected_errors() as error:
         problems.print("[red]Error:[/]", str(error), markup=True, highlight=False)

@@ -21,7 +21,9 @@ app = typer.Typer(no_args_is_help=True, help="Privacy reports: write one, recomp
 @app.command()
 def report(
     run_id: Annotated[str, typer.Argument(help="Run id, from `lamella runs list`.")],
-    out: Annotated[Path | None, typer.Option(help="Folder to write; default: reports/RUN in the server's home.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write; default: reports/RUN in the server's home.")
+    ] = None,
     audit_examples: Annotated[
         int, typer.Option(help="Members, and as many others, for the membership measurement; 0 leaves it out.", min=0)
     ] = 200,
@@ -30,13 +32,15 @@ def report(
 
     The membership measurement needs the text that devices trained on, so it runs on a simulated fleet only.
     """
-    from privacy.budget import PrivacyBudget  # noqa: PLC0415
-    from privacy.report import build_report, write_report  # noqa: PLC0415  (scipy, matplotlib)
+    from privacy.budget import PrivacyBudget
+    from privacy.report import build_report, write_report
 
     service = open_service()
     run, rounds = service.registry.run(run_id), service.registry.rounds(run_id)
     recipe = Recipe.from_run_config(run.recipe)
-    release = next((v for v in service.registry.versions(run.model) if v.run_id == run_id and v.state == "released"), None)
+    release = next(
+        (v for v in service.registry.versions(run.model) if v.run_id == run_id and v.state == "released"), None
+    )
     membership = None
     if audit_examples and recipe.fleet and any(r.status == "released" for r in rounds):
         with console.status("Measuring membership inference on the simulated fleet ..."):
@@ -54,17 +58,17 @@ def report(
             provenance=_provenance(run, release),
         )
         paths = write_report(written, out or service.settings.home / "reports" / run_id)
+    worst = f"the worst of {len(written.devices)} devices (budget {recipe.target_epsilon:g})"
+    console.print(f"ε ≤ {written.epsilon_max:.3f} at δ = {written.target_delta:g} for {worst}")
     console.print(
-        f"ε ≤ {written.epsilon_max:.3f} at δ = {written.target_delta:g} for the worst of {len(written.devices)} devices "
-        f"(budget {recipe.target_epsilon:g})"
+        f"Report: {paths.html}\nRecompute it anywhere: python -m privacy recompute {paths.html.parent}", soft_wrap=True
     )
-    console.print(f"Report: {paths.html}\nRecompute it anywhere: python -m privacy recompute {paths.html.parent}", soft_wrap=True)
 
 
 @app.command()
 def recompute(folder: Annotated[Path, typer.Argument(help="A report's folder.", exists=True, file_okay=False)]) -> None:
     """Recompute ε from a report's ledger.jsonl and compare; exits with 1 on a difference."""
-    from privacy.__main__ import main  # noqa: PLC0415
+    from privacy.__main__ import main
 
     raise typer.Exit(main(["recompute", str(folder)]))
 
@@ -72,7 +76,7 @@ def recompute(folder: Annotated[Path, typer.Argument(help="A report's folder.", 
 def _facts(
     service: Service, run: RunRecord, recipe: Recipe, rounds: tuple[RoundRecord, ...], release: VersionRecord | None
 ) -> RunFacts:
-    from privacy.report import RunFacts  # noqa: PLC0415
+    from privacy.report import RunFacts
 
     return RunFacts(
         run_id=run.run_id,
@@ -92,10 +96,10 @@ def _facts(
 
 def _update_tensors(service: Service, rounds: tuple[RoundRecord, ...]) -> tuple:  # type: ignore[type-arg]
     """Names, shapes and bytes of what every device sent, read from the adapter that it has the shape of."""
-    from safetensors.numpy import load  # noqa: PLC0415
+    from safetensors.numpy import load
 
-    from privacy.report import TensorFact  # noqa: PLC0415
-    from server.federation.run import ADAPTER  # noqa: PLC0415
+    from privacy.report import TensorFact
+    from server.federation.run import ADAPTER
 
     released = [r for r in rounds if r.status == "released"]
     if not released:
@@ -108,7 +112,7 @@ def _update_tensors(service: Service, rounds: tuple[RoundRecord, ...]) -> tuple:
 
 
 def _utility(release: VersionRecord | None) -> tuple[UtilityFigure, ...]:
-    from privacy.report import UtilityFigure  # noqa: PLC0415
+    from privacy.report import UtilityFigure
 
     if release is None or release.gate is None:
         return ()
@@ -136,21 +140,23 @@ def _membership(
 
     Members are spread evenly over the devices; others are the newest held-out people of the same source.
     """
-    from safetensors.numpy import load  # noqa: PLC0415  (torch)
+    from safetensors.numpy import load
 
-    from model import held_out_examples, open_source  # noqa: PLC0415
-    from privacy.audits import membership_audit  # noqa: PLC0415
-    from server.evaluation import HeldOutEvaluation  # noqa: PLC0415
-    from server.federation.bases import tree_of  # noqa: PLC0415
-    from server.federation.fleet import training_examples_of  # noqa: PLC0415
-    from server.federation.run import ADAPTER  # noqa: PLC0415
-    from server.federation.server_app import lora_of  # noqa: PLC0415
+    from model import held_out_examples, open_source
+    from privacy.audits import membership_audit
+    from server.evaluation import HeldOutEvaluation
+    from server.federation.bases import tree_of
+    from server.federation.fleet import training_examples_of
+    from server.federation.run import ADAPTER
+    from server.federation.server_app import lora_of
 
     took_part = {event.device_id for event in service.registry.privacy_events(model=run.model)}
     members = training_examples_of(Path(recipe.fleet), took_part, max_examples=recipe.max_examples, limit=limit)
     others = held_out_examples(open_source(recipe.data), limit=len(members))
     if not members or len(others) < len(members):
-        problems.print("No membership measurement: the fleet's text is gone, or too few other people are in the source.")
+        problems.print(
+            "No membership measurement: the fleet's text is gone, or too few other people are in the source."
+        )
         return None
     tree = tree_of(service.settings, service.registry, service.artifacts, model=run.model, version=run.base_version)
     evaluation = HeldOutEvaluation(tree, data=recipe.data, examples=1, max_length=recipe.max_length)

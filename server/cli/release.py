@@ -24,8 +24,8 @@ def release(
         float | None, typer.Option(help="Nats by which the held-out loss may rise (LAMELLA_GATE_MARGIN).")
     ] = None,
 ) -> None:
-    """Turn a run's adapter into a version: evaluation gate, packages that are applied and compared, signatures, release."""
-    from server.publishing import Gate  # noqa: PLC0415
+    """Turn a run's adapter into a version: gate, packages that are applied and compared, signatures, release."""
+    from server.publishing import Gate
 
     service = open_service()
     run = service.registry.run(run_id)
@@ -48,7 +48,7 @@ def release(
 
 def versions(
     model: Annotated[str | None, typer.Option(help="Only this model's.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,  # noqa: FBT002 - a flag
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List versions with their lineage and packages."""
     registry = open_service().registry
@@ -85,7 +85,7 @@ def versions(
 
 def publish_version(service: Service, record: VersionRecord, *, gate: GateResult | None) -> None:
     """Publish a candidate while telling every step."""
-    from server.publishing import publish  # noqa: PLC0415
+    from server.publishing import publish
 
     with console.status("Publishing ...") as status:
         publish(
@@ -125,12 +125,12 @@ def _from(source_version: int | None) -> str:
 
 def _candidate(service: Service, run: RunRecord, *, gate: Gate) -> tuple[VersionRecord, GateResult]:
     """Write the last round's adapter as it will be shipped, judge exactly that, and add it to the registry."""
-    from safetensors.torch import load  # noqa: PLC0415  (torch)
+    from safetensors.torch import load
 
-    from model import save_adapter  # noqa: PLC0415
-    from server.federation.run import ADAPTER  # noqa: PLC0415
-    from server.federation.server_app import lora_of  # noqa: PLC0415
-    from server.publishing import create_candidate  # noqa: PLC0415
+    from model import save_adapter
+    from server.federation.run import ADAPTER
+    from server.federation.server_app import lora_of
+    from server.publishing import create_candidate
 
     if run.parent_version is None:
         raise PublishingError(f"Run {run.run_id} has no parent version to be compared with.")
@@ -168,10 +168,12 @@ def _candidate(service: Service, run: RunRecord, *, gate: Gate) -> tuple[Version
     return record, result
 
 
-def _held_out_losses(service: Service, run: RunRecord, recipe: Recipe, adapter: Path) -> tuple[tuple[float, float], str]:
+def _held_out_losses(
+    service: Service, run: RunRecord, recipe: Recipe, adapter: Path
+) -> tuple[tuple[float, float], str]:
     """(candidate, parent) on the same examples, and what they are called."""
-    from server.evaluation import HeldOutEvaluation  # noqa: PLC0415
-    from server.federation.bases import tree_of  # noqa: PLC0415
+    from server.evaluation import HeldOutEvaluation
+    from server.federation.bases import tree_of
 
     parent_version = run.parent_version or run.base_version
     parent = service.registry.version(run.model, parent_version)
@@ -190,6 +192,8 @@ def _held_out_losses(service: Service, run: RunRecord, recipe: Recipe, adapter: 
 
 
 def _largest_epsilon(service: Service, model: str, target_delta: float) -> float:
-    from privacy.accountant import epsilon_by_device  # noqa: PLC0415  (scipy)
+    from privacy.accountant import epsilon_by_device
 
-    return max(epsilon_by_device(service.registry.privacy_events(model=model), target_delta=target_delta).values(), default=0.0)
+    return max(
+        epsilon_by_device(service.registry.privacy_events(model=model), target_delta=target_delta).values(), default=0.0
+    )

@@ -16,20 +16,20 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on (LAMELLA_PORT).")] = None,
 ) -> None:
     """Run the update service's REST API until it is stopped; its documentation is under /docs."""
-    import uvicorn  # noqa: PLC0415  (the other commands need no web server)
+    import uvicorn
 
-    from server.api import create_app  # noqa: PLC0415
+    from server.api import create_app
 
     settings = load_settings(**{k: v for k, v in {"host": host, "port": port}.items() if v is not None})
     _refuse_taken_port(settings.host, settings.port)
-    console.print(f"Update service on http://{settings.host}:{settings.port}  ·  API docs at /docs  ·  home {settings.home}")
-    uvicorn.run(
-        create_app(settings), host=settings.host, port=settings.port, log_level="warning", server_header=False
+    console.print(
+        f"Update service on http://{settings.host}:{settings.port}  ·  API docs at /docs  ·  home {settings.home}"
     )
+    uvicorn.run(create_app(settings), host=settings.host, port=settings.port, log_level="warning", server_header=False)
 
 
 def _refuse_taken_port(host: str, port: int) -> None:
-    import socket  # noqa: PLC0415
+    import socket
 
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:

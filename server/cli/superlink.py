@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from pathlib import Path  # noqa: TC003 - typer reads the annotations when it runs
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -45,7 +45,7 @@ def keys(
     days: Annotated[int, typer.Option(help="Days that the server certificates hold.", min=1, max=3650)] = 825,
 ) -> None:
     """Make a certificate authority, a certificate for each server, and key pairs for SuperNodes."""
-    from server.certificates import Authority, node_pair  # noqa: PLC0415  (cryptography)
+    from server.certificates import Authority, node_pair
 
     authority = Authority.make()
     pairs = {"ca": (authority.pair(), ".key", ".crt")}
@@ -66,7 +66,7 @@ def node_key(
     out: Annotated[Path, typer.Argument(help="File of the private key; the public key goes beside it, as OUT.pub.")],
 ) -> None:
     """Make the key pair of one more SuperNode."""
-    from server.certificates import node_pair  # noqa: PLC0415  (cryptography)
+    from server.certificates import node_pair
 
     pair = node_pair(f"lamella-{out.name}")
     _write_new(out.parent, {out.name: (pair.private, SECRET_MODE), f"{out.name}.pub": (pair.public, 0o644)})

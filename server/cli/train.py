@@ -58,7 +58,7 @@ def federated(
     if simulate is not None:
         recipe = _with_fleet(service, recipe, devices=simulate, folder=fleet)
     with _superlink(service, superlink, root_certificates=root_certificates) as home:
-        from server.federation.flower import start_run  # noqa: PLC0415  (psutil)
+        from server.federation.flower import start_run
 
         app_folder = home.write_app(recipe, version=distribution_version("lamella"))
         run = start_run(home, app_folder, devices=simulate, cpus_per_device=cpus_per_device)
@@ -88,22 +88,20 @@ def _recipe(service: Service, chosen: Mapping[str, object], settings: list[str],
 
 def _with_fleet(service: Service, recipe: Recipe, *, devices: int, folder: Path | None) -> Recipe:
     """Make sure the simulated fleet is there and stands on the model's newest base."""
-    from server.federation.fleet import make_fleet  # noqa: PLC0415
-    from server.federation.bases import base_of, newest_release, tree_of  # noqa: PLC0415
+    from server.federation.bases import base_of, newest_release, tree_of
+    from server.federation.fleet import make_fleet
 
     where = (folder or service.settings.home / "fleets" / recipe.model).absolute()
     with console.status(f"Preparing {devices} simulated devices ..."):
         base = base_of(service.registry, newest_release(service.registry, recipe.model))
-        tree = tree_of(
-            service.settings, service.registry, service.artifacts, model=recipe.model, version=base.number
-        )
+        tree = tree_of(service.settings, service.registry, service.artifacts, model=recipe.model, version=base.number)
         make_fleet(where, tree=tree, data=recipe.data, devices=devices)
     return recipe.model_copy(update={"fleet": str(where)})
 
 
 @contextlib.contextmanager
 def _superlink(service: Service, address: str | None, *, root_certificates: Path | None) -> Iterator[FlowerHome]:
-    from server.federation.flower import FlowerHome, simulation_superlink  # noqa: PLC0415
+    from server.federation.flower import FlowerHome, simulation_superlink
 
     home = FlowerHome(service.settings.home / "flower")
     if address is not None:
@@ -128,7 +126,9 @@ def _settings_environment(service: Service) -> dict[str, str]:
 def _watch(service: Service, recipe: Recipe, run: FlowerRun) -> None:
     """Show the rounds as the registry receives them; raise when the run did not complete."""
     run_id = recipe.resume_run or recipe.run_name
-    console.print(f"Run [bold]{run_id}[/]: {recipe.num_server_rounds} rounds, cohort {recipe.cohort}, quorum {recipe.quorum}")
+    console.print(
+        f"Run [bold]{run_id}[/]: {recipe.num_server_rounds} rounds, cohort {recipe.cohort}, quorum {recipe.quorum}"
+    )
     with _progress() as progress:
         view = _RoundView(service, recipe, run_id, progress)
         try:
@@ -171,7 +171,7 @@ class _RoundView:
 
     def ended(self) -> tuple[str, str] | None:
         """Status and reason once the registry says that the run is over."""
-        from server.errors import NotFoundError  # noqa: PLC0415
+        from server.errors import NotFoundError
 
         with contextlib.suppress(NotFoundError):
             record = self._service.registry.run(self._run_id)
@@ -187,7 +187,7 @@ class _RoundView:
         for row in self._service.registry.rounds(self._run_id)[self._shown :]:
             self._shown += 1
             epsilon = self._spent()
-            loss = "–" if row.held_out_loss is None else f"{row.held_out_loss:.4f}"
+            loss = "-" if row.held_out_loss is None else f"{row.held_out_loss:.4f}"
             facts = f"loss {loss}  replies {row.replies}/{self._recipe.cohort}  ε {epsilon:.2f}"
             self._progress.console.print(f"  round {row.server_round}: {row.status}  {facts}")
             for node, why in row.failures.items():
@@ -197,7 +197,7 @@ class _RoundView:
 
     def _spent(self) -> float:
         """The largest ε that any device of this model has spent so far, over all runs."""
-        from privacy.accountant import epsilon_by_device  # noqa: PLC0415  (scipy)
+        from privacy.accountant import epsilon_by_device
 
         events = self._service.registry.privacy_events(model=self._recipe.model)
         return max(epsilon_by_device(events, target_delta=self._recipe.target_delta).values(), default=0.0)

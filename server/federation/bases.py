@@ -43,5 +43,7 @@ def newest_release(registry: Registry, model: str) -> VersionRecord:
     """
     latest = registry.latest_released(model)
     if latest is None:
-        raise FederationError(f"No version of {model!r} is released yet. Start with: lamella base import --model {model}")
+        raise FederationError(
+            f"No version of {model!r} is released yet. Start with: lamella base import --model {model}"
+        )
     return latest

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from server.errors import NotEnoughDevicesError
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Iterable, Sequence
 
 
 class NodeDirectory(Protocol):
     """The part of Flower's Grid that lists the connected devices."""
 
-    def get_node_ids(self) -> Sequence[int]:
+    def get_node_ids(self) -> Iterable[int]:
         """Ids of the connected nodes."""
         ...
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
-from flwr.serverapp import Grid
 
-from privacy import RoundInstructions
 from server.federation.replies import Accepted, Refused, check_reply
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+    from flwr.serverapp import Grid
+
+    from privacy import RoundInstructions
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ def exchange(
     content = RecordDict(
         {
             "adapter": ArrayRecord({name: Array(tensor) for name, tensor in adapter.items()}),
-            "instructions": ConfigRecord(instructions.to_config()),
+            "instructions": ConfigRecord({**instructions.to_config()}),
         }
     )
     messages = [

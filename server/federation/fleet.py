@@ -8,6 +8,7 @@ import shutil
 from itertools import islice, zip_longest
 from typing import TYPE_CHECKING
 
+from model import export_users, open_source, training_part
 from server.errors import FederationError
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ def make_fleet(folder: Path, *, tree: Path, data: str, devices: int) -> tuple[st
     Raises:
         FederationError: The source has fewer users, or the folder holds another fleet.
     """
-    from model import export_users, open_source  # noqa: PLC0415  (torch)
-
     source = open_source(data)
     users = source.users()[:devices]
     if len(users) < devices:
@@ -62,8 +61,6 @@ def training_examples_of(
         max_examples: The cap that the devices were given.
         limit: Most examples in all.
     """
-    from model import open_source, training_part  # noqa: PLC0415  (torch)
-
     users = json.loads((folder / "fleet.json").read_text(encoding="utf-8"))["users"]
     source = open_source(f"jsonl:{folder / 'data'}")
     parts = []

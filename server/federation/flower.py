@@ -11,14 +11,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
 from server.errors import FederationError
-from server.federation.recipe import Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from server.federation.recipe import Recipe
 
 CONNECTION = "lamella"
 _START_TIMEOUT_S = 90.0
@@ -72,7 +76,9 @@ class FlowerHome:
     def write_connection(self, address: str, *, root_certificates: Path | None) -> None:
         """Name the SuperLink that runs are sent to; plain HTTP unless a CA certificate is given."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        security = f"root-certificates = {json.dumps(str(root_certificates))}" if root_certificates else "insecure = true"
+        security = (
+            f"root-certificates = {json.dumps(str(root_certificates))}" if root_certificates else "insecure = true"
+        )
         (self.folder / "config.toml").write_text(
             f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = {json.dumps(address)}\n'
             f"{security}\n",
@@ -95,9 +101,11 @@ def simulation_superlink(home: FlowerHome, *, extra_environment: Mapping[str, st
     Raises:
         FederationError: It did not come up; the message names its log.
     """
+    home.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    pid_file = home.folder / "superlink.pid"
+    _end_leftover(pid_file)
     port = _free_port()
     address = f"127.0.0.1:{port}"
-    home.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     command = [
         "flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess",
         "--host", "127.0.0.1", "--port", str(port), "--disable-runtime-dependency-installation",
@@ -105,7 +113,7 @@ def simulation_superlink(home: FlowerHome, *, extra_environment: Mapping[str, st
     ]  # fmt: skip
     environment = home.environment() | dict(extra_environment)
     with home.log.open("ab") as log:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603 - our own command
             command,
             env=environment,
             cwd=home.folder,
@@ -115,10 +123,12 @@ def simulation_superlink(home: FlowerHome, *, extra_environment: Mapping[str, st
             start_new_session=True,
         )
     try:
+        pid_file.write_text(str(process.pid), encoding="ascii")
         _wait_until_listening(process, port, home.log)
         yield address
     finally:
         end_process_tree(process.pid)
+        pid_file.unlink(missing_ok=True)
 
 
 def end_process_tree(pid: int, *, grace_s: float = 5.0) -> None:
@@ -136,6 +146,15 @@ def end_process_tree(pid: int, *, grace_s: float = 5.0) -> None:
         psutil.wait_procs(alive, timeout=grace_s)
 
 
+def _end_leftover(pid_file: Path) -> None:
+    """End the SuperLink of a command that was killed before it could: two must not share a home."""
+    with contextlib.suppress(FileNotFoundError, ValueError, psutil.NoSuchProcess, psutil.AccessDenied):
+        pid = int(pid_file.read_text(encoding="ascii"))
+        # The number may belong to somebody else by now.
+        if any("flower-superlink" in part for part in psutil.Process(pid).cmdline()):
+            end_process_tree(pid)
+
+
 @dataclass(frozen=True)
 class FlowerRun:
     """A run that a SuperLink has accepted."""
@@ -147,13 +166,13 @@ class FlowerRun:
         """Flower's word for the run: `pending`, `running`, `finished:completed`, `finished:failed`, ..."""
         answer = _flwr(self.home, "ls", CONNECTION, "--run-id", self.run_id, "--format", "json")
         runs = answer.get("runs") or [{}]
-        return str(runs[0].get("status", "unknown"))
+        return str(runs[0].get("status", "unknown")) if isinstance(runs, list) else "unknown"
 
     def log_tail(self, *, lines: int = 30) -> str:
         """The end of what the run printed, for a person to read."""
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            done = subprocess.run(
-                ["flwr", "log", self.run_id, CONNECTION, "--show"],
+            done = subprocess.run(  # noqa: S603 - our own command
+                ["flwr", "log", self.run_id, CONNECTION, "--show"],  # noqa: S607 - on the PATH of our environment
                 env=self.home.environment(),
                 cwd=self.home.folder,
                 stdin=subprocess.DEVNULL,
@@ -217,8 +236,8 @@ def start_run(home: FlowerHome, app: Path, *, devices: int | None, cpus_per_devi
 def _flwr(home: FlowerHome, *arguments: str) -> dict[str, object]:
     """Run one `flwr` command and return its JSON answer."""
     try:
-        done = subprocess.run(
-            ["flwr", *arguments],
+        done = subprocess.run(  # noqa: S603 - our own command
+            ["flwr", *arguments],  # noqa: S607 - on the PATH of our environment
             env=home.environment(),
             cwd=home.folder,
             stdin=subprocess.DEVNULL,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from server.federation.replies import AdapterState
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from server.federation.replies import AdapterState
 
 _MOMENTUM, _VARIANCE = "momentum/", "variance/"
 

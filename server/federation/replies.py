@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import Message
 
 from privacy import Contribution, ContributionError, RoundInstructions
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from flwr.app import ArrayRecord, Message
 
 AdapterState = dict[str, npt.NDArray[np.float32]]
 
@@ -48,11 +52,9 @@ def check_reply(
         max_norm: L2 bound on the whole update.
     """
     node_id = message.metadata.src_node_id
-    if message.has_error():
-        return Refused(node_id, f"device error: {message.error.reason or message.error.code}"[:300])
-    if "declined" in message.content.config_records:
-        reason = message.content.config_records["declined"].get("reason", "no reason given")
-        return Refused(node_id, f"declined: {reason}"[:300])
+    problem = _said_no(message)
+    if problem is not None:
+        return Refused(node_id, problem)
     try:
         contribution = Contribution.from_config(dict(message.content.config_records["contribution"]))
         arrays = message.content.array_records["update"]
@@ -61,23 +63,37 @@ def check_reply(
     problem = _disagreement(contribution, instructions)
     if problem is not None:
         return Refused(node_id, problem)
-    update: AdapterState = {}
-    if set(arrays) != set(adapter):
-        return Refused(node_id, f"update has {len(arrays)} tensors, the adapter has {len(adapter)}, or names differ")
-    for name, expected in adapter.items():
-        # Shape and dtype come from the device: compare before the bytes are turned into an array.
-        declared = arrays[name]
-        if tuple(declared.shape) != expected.shape or declared.dtype != "float32":
-            return Refused(node_id, f"tensor {name} is {declared.dtype}{list(declared.shape)}")
-        try:
-            update[name] = _read_tensor(declared.data, expected.shape)
-        except ValueError as error:
-            return Refused(node_id, f"tensor {name} cannot be read: {error}"[:300])
+    update = _read_update(arrays, adapter)
+    if isinstance(update, str):
+        return Refused(node_id, update)
     norm = update_norm(update)
     # A NaN would pass `norm > max_norm`: test for what is allowed, not for what is not.
     if not norm <= max_norm:
         return Refused(node_id, f"update norm {norm:.3g} is not within {max_norm:.3g}")
     return Accepted(node_id, contribution, update)
+
+
+def _said_no(message: Message) -> str | None:
+    """Why a device did not train, when it says so itself or Flower does."""
+    if message.has_error():
+        return f"device error: {message.error.reason or message.error.code}"[:300]
+    if "declined" in message.content.config_records:
+        reason = message.content.config_records["declined"].get("reason", "no reason given")
+        return f"declined: {str(reason)[:300]}"
+    return None
+
+
+def _read_update(arrays: ArrayRecord, adapter: Mapping[str, npt.NDArray[np.float32]]) -> AdapterState | str:
+    """The update's tensors, or in words what is wrong with them."""
+    if set(arrays) != set(adapter):
+        return f"update has {len(arrays)} tensors, the adapter has {len(adapter)}, or names differ"
+    update: AdapterState = {}
+    for name, expected in adapter.items():
+        try:
+            update[name] = _read_tensor(arrays[name].data, expected.shape)
+        except ValueError as error:
+            return f"tensor {name} cannot be read: {error}"[:300]
+    return update
 
 
 def _read_tensor(raw: bytes, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
-from flwr.serverapp import Grid
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from safetensors.numpy import load, save
 
 from privacy import BudgetExceededError, PrivacyEvent, RoundInstructions
 from privacy.budget import PrivacyBudget, require_affordable
-from server.artifacts import ArtifactStore
 from server.errors import FederationError
 from server.federation.cohort import draw_cohort, wait_for_nodes
 from server.federation.exchange import Exchange, exchange
 from server.federation.optimizer import ServerOptimizer
-from server.federation.recipe import Recipe
 from server.federation.replies import Accepted, AdapterState, Refused
-from server.registry import Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from flwr.serverapp import Grid
+
+    from server.artifacts import ArtifactStore
+    from server.federation.recipe import Recipe
+    from server.registry import Registry
 
 ADAPTER, OPTIMIZER = "adapter", "optimizer"
 _WEIGHT = "num-examples"

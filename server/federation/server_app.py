@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from model import LoRAConfig, ModelConfig, initial_adapter, load_adapter
@@ -14,11 +13,17 @@ from server.artifacts import LocalArtifactStore
 from server.config import Settings
 from server.errors import RecipeError
 from server.evaluation import HeldOutEvaluation
-from server.federation.recipe import Recipe
-from server.federation.replies import AdapterState
-from server.federation.run import FederatedRun
 from server.federation.bases import base_of, newest_release, tree_of
+from server.federation.recipe import Recipe
+from server.federation.run import FederatedRun
 from server.registry import Registry, RunRecord
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from flwr.app import Context
+
+    from server.federation.replies import AdapterState
 
 app = ServerApp()
 log = logging.getLogger("lamella.federation")
@@ -94,8 +99,8 @@ def _first_adapter(
     """The parent's adapter when it has the same shape, else a fresh one (B = 0: it changes nothing yet)."""
     if run.parent_version is not None and registry.version(run.model, run.parent_version).manifest.kind == "adapter":
         parent = tree_of(settings, registry, artifacts, model=run.model, version=run.parent_version)
-        state, config = load_adapter(parent / "adapter")
-        if config == lora:
+        state, its_lora = load_adapter(parent / "adapter")
+        if its_lora == lora:
             return {name: tensor.to(torch.float32).numpy() for name, tensor in state.items()}
         log.warning("the parent v%d has another adapter shape: starting from a fresh adapter", run.parent_version)
     config = ModelConfig.from_json((tree / "base" / "config.json").read_bytes())

@@ -141,16 +141,7 @@ class RunTransactions(Transactions):
                 )
             )
             session.flush()
-            session.add_all(
-                PrivacyEventRow(
-                    event_id=event.event_id,
-                    run_id=run_id,
-                    server_round=server_round,
-                    device_id=event.device_id,
-                    event=event.model_dump_json(),
-                )
-                for event in events
-            )
+            session.add_all(_event_row(event) for event in events)
 
     def rounds(self, run_id: str) -> tuple[RoundRecord, ...]:
         """The rounds of a run, in order."""
@@ -219,6 +210,16 @@ def _refuse_known_events(session: Session, events: Sequence[PrivacyEvent]) -> No
     known |= {event_id for event_id in ids if ids.count(event_id) > 1}
     if known:
         raise ConflictError(f"Privacy events are charged once; recorded already: {', '.join(sorted(known))}.")
+
+
+def _event_row(event: PrivacyEvent) -> PrivacyEventRow:
+    return PrivacyEventRow(
+        event_id=event.event_id,
+        run_id=event.run_id,
+        server_round=event.server_round,
+        device_id=event.device_id,
+        event=event.model_dump_json(),
+    )
 
 
 def _run(row: RunRow) -> RunRecord:

@@ -17,6 +17,7 @@ from server.registry.transactions import Transactions, ensure_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
     from sqlalchemy import Select
     from sqlalchemy.orm import Session
@@ -52,21 +53,7 @@ class VersionTransactions(Transactions):
                 .execution_options(synchronize_session=False)
             )
             final = manifest.model_copy(update={"version": number})
-            raw = final.to_bytes()
-            row = VersionRow(
-                model=final.model,
-                number=final.version,
-                kind=final.kind,
-                state="candidate",
-                reason="",
-                tree_hash=final.tree_hash,
-                base_hash=final.base_hash,
-                manifest=raw.decode(),
-                manifest_sha256=hashlib.sha256(raw).hexdigest(),
-                manifest_length=len(raw),
-                run_id=run_id,
-                created_at=self._now(),
-            )
+            row = _new_row(final, run_id=run_id, created_at=self._now())
             session.add(row)
             session.flush()
             session.add_all(
@@ -191,6 +178,24 @@ class VersionTransactions(Transactions):
             if package is None:
                 return None
             return TargetRecord(path=path, length=package.length, sha256=package.sha256)
+
+
+def _new_row(manifest: VersionManifest, *, run_id: str | None, created_at: datetime) -> VersionRow:
+    raw = manifest.to_bytes()
+    return VersionRow(
+        model=manifest.model,
+        number=manifest.version,
+        kind=manifest.kind,
+        state="candidate",
+        reason="",
+        tree_hash=manifest.tree_hash,
+        base_hash=manifest.base_hash,
+        manifest=raw.decode(),
+        manifest_sha256=hashlib.sha256(raw).hexdigest(),
+        manifest_length=len(raw),
+        run_id=run_id,
+        created_at=created_at,
+    )
 
 
 def _finite(loss: float) -> float | None:

@@ -11,18 +11,20 @@ leaves depends on what had been synced, as on a real file system:
 import errno
 import os
 import shutil
-from collections.abc import Callable
 from io import RawIOBase
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from uuid import uuid4
 
 from client_sdk.disk import LocalDisk
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 Loses = Literal["nothing", "unsynced", "content"]
 
 
-class PowerCut(BaseException):  # noqa: N818 - an event, and deliberately not caught by `except Exception`
+class PowerCut(BaseException):
     """The power is gone: this process does not run on."""
 
 

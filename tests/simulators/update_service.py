@@ -1,4 +1,4 @@
-"""An update service in one process: real signed metadata, real packages, real HTTP on loopback, and bad manners on call.
+"""An update service in one process: real signed metadata, packages and HTTP on loopback, and bad manners on call.
 
 `faults` are used up by the following package downloads, one a request; `answers` by the following offers.
 """
@@ -16,10 +16,10 @@ from typing import Any
 from urllib.parse import unquote
 
 from securesystemslib.signer import CryptoSigner
+from simulators.versions import manifest_of
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 
 from delta_updates import Offer, OutcomeReport, PackageRef, UpdateQuery, build_package
-from simulators.versions import manifest_of
 
 TOKEN = "enrolment-token-0001"
 CREDENTIAL = "device-credential-0001"

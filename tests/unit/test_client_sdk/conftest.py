@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
-from client_sdk import Device, Limits
-from client_sdk.disk import Disk
-from delta_updates import VersionManifest
 from simulators.fake_clock import FakeClock
 from simulators.faulty_disk import FaultyDisk
 from simulators.update_service import FakeUpdateService
 from simulators.versions import write_tree
+
+from client_sdk import Device, Limits
+from client_sdk.disk import Disk
+from delta_updates import VersionManifest
 
 OpenDevice = Callable[..., Device]
 

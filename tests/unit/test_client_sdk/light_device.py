@@ -1,4 +1,4 @@
-"""Run by `test_device`: the whole life of a light device in one process; then prints which of the named modules it imported.
+"""Run by `test_device`: the whole life of a light device in one process; then says which named modules it imported.
 
 Not a test by itself. The update service and the version are made first, by another process, so that only the device's
 own imports are seen.
@@ -23,20 +23,21 @@ write_adapter_version(write_base_version(Path(sys.argv[1]) / "v1"), Path(sys.arg
 def main(folder: Path, forbidden: list[str]) -> None:
     code = MAKE.format(root=str(ROOT), tests=str(ROOT / "tests"))
     subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
-    from client_sdk import Device
-    import client_sdk.cli  # noqa: F401 - what the command imports counts as well
     from simulators.update_service import FakeUpdateService
+
+    import client_sdk.cli  # noqa: F401 - what the command imports counts as well
+    from client_sdk import Device
 
     with FakeUpdateService(folder / "service").running() as service:
         device = Device(folder / "home")
         device.enroll(service.enrolment(folder))
         service.publish(folder / "v1", version=1)
-        print(device.update().decision)
+        sys.stdout.write(f"{device.update().decision}\n")
         device.generate("hello", max_new_tokens=4)
         service.publish(folder / "v2", version=2, deltas_from=(1,))
-        print(device.update().decision)
+        sys.stdout.write(f"{device.update().decision}\n")
         device.generate([{"role": "user", "content": "hello"}], max_new_tokens=4)
-    print("imported:", *sorted(name for name in forbidden if name in sys.modules))
+    sys.stdout.write(f"imported: {' '.join(name for name in forbidden if name in sys.modules)}\n")
 
 
 if __name__ == "__main__":

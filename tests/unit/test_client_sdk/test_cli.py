@@ -5,19 +5,19 @@ import os
 import signal
 import subprocess
 import sys
-
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from client_sdk import UpdateResult, cli
-from client_sdk.agent import describe, run_agent
-from client_sdk.errors import EnrolmentError
 from simulators.update_service import CREDENTIAL, FakeUpdateService
 from simulators.versions import write_tree
 
+from client_sdk import Device, UpdateResult, cli
+from client_sdk.agent import describe, run_agent
+from client_sdk.errors import EnrolmentError
+
 Run = Callable[..., int]
+OpenDevice = Callable[..., Device]
 
 
 @pytest.fixture
@@ -90,7 +90,9 @@ def test_an_error_is_one_sentence_and_exit_code_1(
     assert "Traceback" not in error
 
 
-def test_a_home_that_cannot_be_made(tmp_path: Path, service: FakeUpdateService, lamella_device: Run, capsys) -> None:
+def test_a_home_that_cannot_be_made(
+    tmp_path: Path, service: FakeUpdateService, lamella_device: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").write_text("")
     assert lamella_device("enroll", str(service.enrolment(tmp_path)), "--home", str(tmp_path / "file" / "home")) == 1
     assert "Traceback" not in capsys.readouterr().err
@@ -145,7 +147,9 @@ def waits_of(device: object, count: int, **options: float) -> list[float]:
 
 
 @pytest.mark.usefixtures("keep_signals")
-def test_the_agent_polls_with_jitter_and_backs_off(service: FakeUpdateService, v1: Path, open_device) -> None:
+def test_the_agent_polls_with_jitter_and_backs_off(
+    service: FakeUpdateService, v1: Path, open_device: OpenDevice
+) -> None:
     waits = waits_of(open_device(), 20, interval_s=100.0, jitter=0.2)
     assert all(80.0 <= wait <= 120.0 for wait in waits)
     assert len(set(waits)) > 10
@@ -155,7 +159,7 @@ def test_the_agent_polls_with_jitter_and_backs_off(service: FakeUpdateService, v
 
 @pytest.mark.usefixtures("keep_signals")
 def test_a_refused_offer_does_not_slow_the_agent_down(
-    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
 ) -> None:
     service.publish(write_tree(tmp_path / "v2", base_seed=1), version=2)
     open_device().update()
@@ -165,7 +169,7 @@ def test_a_refused_offer_does_not_slow_the_agent_down(
 
 @pytest.mark.usefixtures("keep_signals")
 def test_the_agent_ends_when_the_device_is_not_enrolled_any_more(
-    service: FakeUpdateService, tmp_path: Path, open_device
+    service: FakeUpdateService, tmp_path: Path, open_device: OpenDevice
 ) -> None:
     open_device()
     (tmp_path / "home" / "credential").write_text("another-credential-1")
@@ -175,7 +179,7 @@ def test_the_agent_ends_when_the_device_is_not_enrolled_any_more(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_agent_ends_cleanly(
-    service: FakeUpdateService, tmp_path: Path, open_device, number: signal.Signals
+    service: FakeUpdateService, tmp_path: Path, open_device: OpenDevice, number: signal.Signals
 ) -> None:
     open_device()
     process = subprocess.Popen(

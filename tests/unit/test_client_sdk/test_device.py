@@ -4,9 +4,12 @@ import json
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from simulators.faulty_disk import FaultyDisk
+from simulators.update_service import CREDENTIAL, TOKEN, FakeUpdateService
 
 import client_sdk
 from client_sdk import (
@@ -20,9 +23,8 @@ from client_sdk import (
     UpdateInProgressError,
 )
 from client_sdk.lock import update_lock
-from simulators.faulty_disk import FaultyDisk
-from simulators.update_service import CREDENTIAL, TOKEN, FakeUpdateService
 
+OpenDevice = Callable[..., Device]
 HEAVY = ("flwr", "opacus", "fastapi", "sqlalchemy", "ray", "dp_accounting", "matplotlib", "transformers")
 
 
@@ -57,7 +59,7 @@ def test_an_update_lock_also_keeps_enrolment_out(service: FakeUpdateService, tmp
 
 
 def test_slots_of_another_model_are_not_taken_over(
-    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
 ) -> None:
     open_device().update()
     (tmp_path / "home" / "state.json").unlink()
@@ -127,14 +129,16 @@ def test_the_service_is_away_at_enrolment_and_asked_once(service: FakeUpdateServ
 
 
 @pytest.mark.parametrize("raw", [b"", b"{}", b"nonsense", b'{"format": 2}'])
-def test_a_damaged_state_file_is_told(service: FakeUpdateService, tmp_path: Path, open_device, raw: bytes) -> None:
+def test_a_damaged_state_file_is_told(
+    service: FakeUpdateService, tmp_path: Path, open_device: OpenDevice, raw: bytes
+) -> None:
     device: Device = open_device()
     (tmp_path / "home" / "state.json").write_bytes(raw)
-    with pytest.raises(DeviceDiskError, match="is damaged.*enrol this device again"):
+    with pytest.raises(DeviceDiskError, match=r"is damaged.*enrol this device again"):
         device.status()
 
 
-def test_nothing_to_run_before_the_first_update(service: FakeUpdateService, open_device) -> None:
+def test_nothing_to_run_before_the_first_update(service: FakeUpdateService, open_device: OpenDevice) -> None:
     with pytest.raises(NothingInstalledError, match="lamella-device update"):
         open_device().active()
     with pytest.raises(NothingInstalledError, match="lamella-device update"):
@@ -142,7 +146,7 @@ def test_nothing_to_run_before_the_first_update(service: FakeUpdateService, open
 
 
 def test_a_missing_pinned_root_ends_all_trust(
-    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
 ) -> None:
     device: Device = open_device()
     (tmp_path / "home" / "trust" / "pinned_root").unlink()
@@ -150,12 +154,12 @@ def test_a_missing_pinned_root_ends_all_trust(
         device.update()
 
 
-def test_status_has_no_secret(service: FakeUpdateService, v1: Path, open_device) -> None:
+def test_status_has_no_secret(service: FakeUpdateService, v1: Path, open_device: OpenDevice) -> None:
     open_device().update()
     assert CREDENTIAL not in repr(open_device().status())
 
 
-def test_many_threads_update_one_at_a_time(service: FakeUpdateService, v1: Path, open_device) -> None:
+def test_many_threads_update_one_at_a_time(service: FakeUpdateService, v1: Path, open_device: OpenDevice) -> None:
     open_device()
     outcomes: list[str] = []
 

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from simulators.fake_clock import FakeClock
+from simulators.faulty_disk import FaultyDisk
+from simulators.update_service import FakeUpdateService, Fault
 
 from client_sdk.disk import LocalDisk
 from client_sdk.download import HttpFetcher
 from client_sdk.errors import DeviceDiskError, PackageError, ServiceRefusedError, ServiceUnavailableError
 from client_sdk.transport import Limits, Transport
-from simulators.fake_clock import FakeClock
-from simulators.faulty_disk import FaultyDisk
-from simulators.update_service import Fault, FakeUpdateService
 
 PATH = "packages/tiny/1/full.lmpkg"
 URL = f"/v1/targets/{PATH}"

@@ -1,21 +1,20 @@
 """The self-test and the runtime on real (tiny) models."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from simulators.models import write_adapter_version, write_base_version
+from simulators.versions import manifest_of
 
 from client_sdk.disk import LocalDisk
 from client_sdk.errors import DeviceError, NothingInstalledError, SelfTestError
 from client_sdk.health import DIGEST_FACT, NEW_TOKENS, PROMPT, answer_digest, self_test
 from client_sdk.runtime import Runtime
 from client_sdk.slots import SlotStore
-from delta_updates import VersionManifest, build_package, apply_package
+from delta_updates import VersionManifest, apply_package, build_package
 from model import generate, load_version
-from simulators.models import write_adapter_version, write_base_version
-from simulators.versions import manifest_of
 
 GREEDY = {"max_new_tokens": 12, "temperature": 0.0, "top_p": 1.0, "seed": None}
 
@@ -64,7 +63,7 @@ def test_an_answer_digest_is_checked_where_the_manifest_has_one(base: Path) -> N
 def test_numbers_that_are_not_finite_fail(base: Path, tmp_path: Path) -> None:
     tree = write_adapter_version(base, tmp_path / "tree")
     spoil(tree, "norm.weight", float("nan"))
-    with pytest.raises(SelfTestError, match="finite|does not run"):
+    with pytest.raises(SelfTestError, match=r"finite|does not run"):
         self_test(tree, manifest_of(tree, version=2))
 
 
@@ -89,8 +88,8 @@ def test_a_version_of_another_kind_than_signed_fails(base: Path) -> None:
 
 
 @pytest.fixture
-def slots(tmp_path: Path) -> Iterator[SlotStore]:
-    yield SlotStore(tmp_path / "slots", LocalDisk())
+def slots(tmp_path: Path) -> SlotStore:
+    return SlotStore(tmp_path / "slots", LocalDisk())
 
 
 def test_the_runtime_sees_a_switch_and_loads_again(slots: SlotStore, base: Path, adapted: Path) -> None:

@@ -2,22 +2,24 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
-from client_sdk import OfferRefusedError, SelfTestError
-from delta_updates import verify_tree
 from simulators.faulty_disk import FaultyDisk, Loses, PowerCut
 from simulators.update_service import FakeUpdateService
 from simulators.versions import write_tree
+
+from client_sdk import Device, OfferRefusedError, SelfTestError
+from delta_updates import verify_tree
+
+OpenDevice = Callable[..., Device]
 
 
 @pytest.fixture
 def tmp_path(tmp_path: Path) -> Iterator[Path]:
     """In memory where there is such a folder: hundreds of devices are made and thrown away."""
-    memory = Path("/dev/shm")
+    memory = Path("/dev/shm")  # noqa: S108 - its content is made by `tempfile`
     if not memory.is_dir():
         yield tmp_path
         return
@@ -30,7 +32,7 @@ def tmp_path(tmp_path: Path) -> Iterator[Path]:
     ["unsynced", pytest.param("nothing", marks=pytest.mark.slow), pytest.param("content", marks=pytest.mark.slow)],
 )
 def test_a_power_cut_at_any_operation(
-    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device, loses: Loses
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice, loses: Loses
 ) -> None:
     home, kept = tmp_path / "home", tmp_path / "kept"
     open_device().update()
@@ -60,7 +62,7 @@ def test_a_power_cut_at_any_operation(
 
 
 def test_a_power_cut_at_any_operation_of_a_revert(
-    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
 ) -> None:
     def broken(_tree: Path, _manifest: object) -> None:
         raise SelfTestError("broken")

@@ -4,13 +4,13 @@ import os
 from pathlib import Path
 
 import pytest
+from simulators.faulty_disk import FaultyDisk, Loses, PowerCut
+from simulators.versions import manifest_of, write_tree
 
 from client_sdk.disk import LocalDisk
 from client_sdk.errors import DeviceDiskError
 from client_sdk.slots import SlotStore, bytes_to_write
 from delta_updates import VersionManifest
-from simulators.faulty_disk import FaultyDisk, Loses, PowerCut
-from simulators.versions import manifest_of, write_tree
 
 
 def fill(slots: SlotStore, version: int) -> VersionManifest:

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from simulators.fake_clock import FakeClock
+from simulators.update_service import FakeUpdateService
 
 from client_sdk.errors import EnrolmentError, ServiceRefusedError, ServiceUnavailableError
 from client_sdk.transport import Limits, Transport, checked_server_url, printable
-from simulators.fake_clock import FakeClock
-from simulators.update_service import FakeUpdateService
 
 
 @contextmanager

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from simulators.versions import manifest_of, write_tree
 
 from client_sdk.errors import OfferRefusedError
 from client_sdk.trust import Installed, SignedFile, is_installed, require_acceptable, require_signed
 from delta_updates import Offer, PackageRef
-from simulators.versions import manifest_of, write_tree
 
 HASH = "a" * 64
 OTHER_HASH = "b" * 64

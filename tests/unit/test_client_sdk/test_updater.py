@@ -1,10 +1,14 @@
 """The whole update over loopback HTTP, and everything that must not happen in it."""
 
 import shutil
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from simulators.faulty_disk import FaultyDisk
+from simulators.update_service import CREDENTIAL, FakeUpdateService, Fault
+from simulators.versions import write_tree
 
 from client_sdk import (
     Device,
@@ -20,9 +24,8 @@ from client_sdk import (
 )
 from client_sdk.lock import update_lock
 from delta_updates import Offer, VersionManifest, verify_tree
-from simulators.faulty_disk import FaultyDisk
-from simulators.update_service import CREDENTIAL, Fault, FakeUpdateService
-from simulators.versions import write_tree
+
+OpenDevice = Callable[..., Device]
 
 
 class Crash(BaseException):
@@ -46,7 +49,9 @@ def crashing(_tree: Path, _manifest: VersionManifest) -> None:
 # --- the good way
 
 
-def test_full_then_delta_then_nothing_new(service: FakeUpdateService, v1: Path, tmp_path: Path, open_device) -> None:
+def test_full_then_delta_then_nothing_new(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
+) -> None:
     device: Device = open_device()
     seen: list[tuple[int, int]] = []
     first = device.update(on_progress=lambda *step: seen.append(step))
@@ -69,13 +74,13 @@ def test_full_then_delta_then_nothing_new(service: FakeUpdateService, v1: Path, 
     assert list((tmp_path / "home" / "downloads").iterdir()) == []
 
 
-def test_nothing_is_offered_to_an_empty_device(service: FakeUpdateService, open_device) -> None:
+def test_nothing_is_offered_to_an_empty_device(service: FakeUpdateService, open_device: OpenDevice) -> None:
     result = open_device().update()
     assert (result.decision, result.to_version) == ("up_to_date", None)
     assert open_device().status().last_decision == "nothing is offered yet"
 
 
-def test_versions_may_be_skipped(service: FakeUpdateService, v1: Path, tmp_path: Path, open_device) -> None:
+def test_versions_may_be_skipped(service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice) -> None:
     open_device().update()
     service.publish(write_tree(tmp_path / "v5", base_seed=5), version=5)
     assert open_device().update().to_version == 5
@@ -85,7 +90,7 @@ def test_versions_may_be_skipped(service: FakeUpdateService, v1: Path, tmp_path:
 
 
 def test_a_bad_delta_gets_one_try_at_the_full_package(
-    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
 ) -> None:
     open_device().update()
     v2_with_delta(service, tmp_path)
@@ -98,7 +103,7 @@ def test_a_bad_delta_gets_one_try_at_the_full_package(
 
 
 def test_bit_rot_in_the_source_is_found_before_it_matters(
-    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
 ) -> None:
     device: Device = open_device()
     device.update()
@@ -113,7 +118,7 @@ def test_bit_rot_in_the_source_is_found_before_it_matters(
 
 
 def test_a_bad_full_package_leaves_the_old_version(
-    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
 ) -> None:
     open_device().update()
     v2_with_delta(service, tmp_path)
@@ -127,7 +132,7 @@ def test_a_bad_full_package_leaves_the_old_version(
 
 
 def test_a_signed_package_that_makes_another_tree_is_refused(
-    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
 ) -> None:
     other = write_tree(tmp_path / "other", base_seed=9)
     service.publish(other, version=2)
@@ -141,7 +146,9 @@ def test_a_signed_package_that_makes_another_tree_is_refused(
         open_device().update()
 
 
-def test_a_cut_download_continues_in_the_next_process(service: FakeUpdateService, v1: Path, open_device) -> None:
+def test_a_cut_download_continues_in_the_next_process(
+    service: FakeUpdateService, v1: Path, open_device: OpenDevice
+) -> None:
     length = service.published[1].packages[None].length
     service.faults[:] = [Fault(cut_after=1000), *[Fault(status=503)] * 3]
     with pytest.raises(ServiceUnavailableError):
@@ -153,21 +160,22 @@ def test_a_cut_download_continues_in_the_next_process(service: FakeUpdateService
 
 
 def test_a_replayed_old_offer_is_refused_and_reported_once(
-    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
 ) -> None:
     v2_with_delta(service, tmp_path)
     open_device().update()
     service.answers[:] = [service.offer(1), service.offer(1)]
     for _ in range(2):
         with pytest.raises(OfferRefusedError, match="older than v2"):
-            open_device().update()
+            open_device().check()
     assert open_device().active().manifest.version == 2
+    open_device().update()
     assert service.outcomes()[3:] == [(1, "failed")]
 
 
 @pytest.mark.parametrize("lost", ["slots", "slots/active.json", "trust/timestamp.json", "trust/root_history"])
 def test_losing_local_files_does_not_open_the_door_to_old_versions(
-    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device, lost: str
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice, lost: str
 ) -> None:
     old_metadata = dict(service.metadata)
     v2_with_delta(service, tmp_path)
@@ -185,7 +193,7 @@ def test_losing_local_files_does_not_open_the_door_to_old_versions(
 
 
 def test_the_counter_survives_a_new_enrolment(
-    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
 ) -> None:
     v2_with_delta(service, tmp_path)
     open_device().update()
@@ -197,7 +205,9 @@ def test_the_counter_survives_a_new_enrolment(
         device.update()
 
 
-def test_an_offer_that_lies_about_the_package_is_refused(service: FakeUpdateService, v1: Path, open_device) -> None:
+def test_an_offer_that_lies_about_the_package_is_refused(
+    service: FakeUpdateService, v1: Path, open_device: OpenDevice
+) -> None:
     def longer(offer: Offer) -> Offer:
         return offer.model_copy(update={"package": offer.package.model_copy(update={"length": 10**12})})
 
@@ -207,7 +217,7 @@ def test_an_offer_that_lies_about_the_package_is_refused(service: FakeUpdateServ
     assert service.package_requests() == []
 
 
-def test_an_unsigned_package_is_refused(service: FakeUpdateService, v1: Path, open_device) -> None:
+def test_an_unsigned_package_is_refused(service: FakeUpdateService, v1: Path, open_device: OpenDevice) -> None:
     def unsigned(offer: Offer) -> Offer:
         ref = offer.package.model_copy(update={"path": "packages/tiny/1/other.lmpkg"})
         return offer.model_copy(update={"package": ref})
@@ -217,7 +227,9 @@ def test_an_unsigned_package_is_refused(service: FakeUpdateService, v1: Path, op
         open_device().check()
 
 
-def test_a_manifest_that_is_not_the_signed_one_is_refused(service: FakeUpdateService, v1: Path, open_device) -> None:
+def test_a_manifest_that_is_not_the_signed_one_is_refused(
+    service: FakeUpdateService, v1: Path, open_device: OpenDevice
+) -> None:
     path = "manifests/tiny/1.json"
     service.files[path] = service.files[path].replace(b'"version":1', b'"version":2')
     with pytest.raises(MetadataError, match="not what was signed"):
@@ -225,13 +237,17 @@ def test_a_manifest_that_is_not_the_signed_one_is_refused(service: FakeUpdateSer
 
 
 @pytest.mark.parametrize("answer", [b"{}", b"not json", b"\xff" * 100, b"{" * 70_000])
-def test_an_answer_that_is_no_offer_is_refused(service: FakeUpdateService, open_device, answer: bytes) -> None:
+def test_an_answer_that_is_no_offer_is_refused(
+    service: FakeUpdateService, open_device: OpenDevice, answer: bytes
+) -> None:
     service.answers[:] = [answer]
     with pytest.raises(Exception, match=r"not a valid Offer|larger than"):
         open_device().check()
 
 
-def test_rolled_back_metadata_is_refused(service: FakeUpdateService, v1: Path, tmp_path: Path, open_device) -> None:
+def test_rolled_back_metadata_is_refused(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
+) -> None:
     old = dict(service.metadata)
     v2_with_delta(service, tmp_path)
     device: Device = open_device()
@@ -241,14 +257,22 @@ def test_rolled_back_metadata_is_refused(service: FakeUpdateService, v1: Path, t
         device.check()
 
 
-def test_expired_metadata_is_refused(service: FakeUpdateService, v1: Path, open_device) -> None:
+def test_expired_metadata_is_refused(service: FakeUpdateService, v1: Path, open_device: OpenDevice) -> None:
     service.sign(expires=datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1))
     with pytest.raises(MetadataError, match=r"expired.*clock"):
         open_device().check()
 
 
+def test_a_device_that_is_kept_from_news_notices(service: FakeUpdateService, v1: Path, open_device: OpenDevice) -> None:
+    open_device().update()
+    service.sign(expires=datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1))
+    with pytest.raises(MetadataError, match="expired"):
+        open_device().update()
+    assert open_device().active().manifest.version == 1
+
+
 def test_metadata_signed_by_a_stranger_is_refused(
-    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
 ) -> None:
     device: Device = open_device()
     stranger = FakeUpdateService(tmp_path / "stranger")
@@ -258,7 +282,9 @@ def test_metadata_signed_by_a_stranger_is_refused(
         device.check()
 
 
-def test_rotated_keys_are_followed(service: FakeUpdateService, v1: Path, tmp_path: Path, open_device) -> None:
+def test_rotated_keys_are_followed(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
+) -> None:
     open_device().update()
     for role in ("timestamp", "targets", "root"):
         service.rotate(role)
@@ -268,7 +294,7 @@ def test_rotated_keys_are_followed(service: FakeUpdateService, v1: Path, tmp_pat
 
 
 def test_a_fast_forwarded_timestamp_is_recovered_from_by_rotating_its_key(
-    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
 ) -> None:
     service._timestamp.version = 10**6
     service.sign()
@@ -280,7 +306,7 @@ def test_a_fast_forwarded_timestamp_is_recovered_from_by_rotating_its_key(
     assert open_device().update().to_version == 2
 
 
-def test_metadata_is_unavailable_for_now(service: FakeUpdateService, v1: Path, open_device) -> None:
+def test_metadata_is_unavailable_for_now(service: FakeUpdateService, v1: Path, open_device: OpenDevice) -> None:
     service.metadata_status = 503
     with pytest.raises(ServiceUnavailableError, match="503"):
         open_device().update()
@@ -290,7 +316,7 @@ def test_metadata_is_unavailable_for_now(service: FakeUpdateService, v1: Path, o
 
 
 def test_a_failed_self_test_reverts_reports_and_is_remembered(
-    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
 ) -> None:
     open_device().update()
     v2_with_delta(service, tmp_path)
@@ -310,7 +336,7 @@ def test_a_failed_self_test_reverts_reports_and_is_remembered(
 
 
 def test_the_same_bytes_under_a_newer_number_are_not_tried_again(
-    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
 ) -> None:
     assert open_device(test_version=broken).update().decision == "reverted"
     service.publish(v1, version=2)
@@ -319,7 +345,7 @@ def test_the_same_bytes_under_a_newer_number_are_not_tried_again(
 
 
 def test_the_old_slot_serves_during_the_self_test(
-    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
 ) -> None:
     open_device().update()
     v2_with_delta(service, tmp_path)
@@ -335,7 +361,7 @@ def test_the_old_slot_serves_during_the_self_test(
 
 
 def test_a_crash_in_the_self_test_is_retried_once_and_then_reverted(
-    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
 ) -> None:
     open_device().update()
     v2_with_delta(service, tmp_path)
@@ -351,7 +377,7 @@ def test_a_crash_in_the_self_test_is_retried_once_and_then_reverted(
 
 
 def test_one_crash_in_the_self_test_is_forgiven(
-    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
 ) -> None:
     with pytest.raises(Crash):
         open_device(test_version=crashing).update()
@@ -360,7 +386,9 @@ def test_one_crash_in_the_self_test_is_forgiven(
     assert len(service.package_requests()) == 1
 
 
-def test_being_stopped_during_the_self_test_is_no_crash(service: FakeUpdateService, v1: Path, open_device) -> None:
+def test_being_stopped_during_the_self_test_is_no_crash(
+    service: FakeUpdateService, v1: Path, open_device: OpenDevice
+) -> None:
     def stopped(_tree: Path, _manifest: VersionManifest) -> None:
         raise KeyboardInterrupt
 
@@ -370,7 +398,9 @@ def test_being_stopped_during_the_self_test_is_no_crash(service: FakeUpdateServi
     assert open_device().update().to_version == 1
 
 
-def test_a_missing_extra_is_not_held_against_the_version(service: FakeUpdateService, v1: Path, open_device) -> None:
+def test_a_missing_extra_is_not_held_against_the_version(
+    service: FakeUpdateService, v1: Path, open_device: OpenDevice
+) -> None:
     def no_torch(_tree: Path, _manifest: VersionManifest) -> None:
         raise MissingExtraError("pip install lamella[device]")
 
@@ -380,7 +410,7 @@ def test_a_missing_extra_is_not_held_against_the_version(service: FakeUpdateServ
 
 
 def test_reports_wait_for_the_service_and_come_in_order(
-    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
 ) -> None:
     service.report_status = 503
     open_device().update()
@@ -391,13 +421,17 @@ def test_reports_wait_for_the_service_and_come_in_order(
     assert [outcome for _, outcome in service.outcomes()] == ["downloaded", "applied", "confirmed"]
 
 
-def test_a_refused_report_does_not_block_the_others(service: FakeUpdateService, v1: Path, open_device) -> None:
+def test_a_refused_report_does_not_block_the_others(
+    service: FakeUpdateService, v1: Path, open_device: OpenDevice
+) -> None:
     service.report_status = 409
     open_device().update()
     assert open_device().status().reports_waiting == 0
 
 
-def test_a_confirmation_nobody_heard_of_is_reported_late(service: FakeUpdateService, v1: Path, open_device) -> None:
+def test_a_confirmation_nobody_heard_of_is_reported_late(
+    service: FakeUpdateService, v1: Path, open_device: OpenDevice
+) -> None:
     device: Device = open_device()
     device.update()
     # As if the power went between the switch and the note of it.
@@ -414,7 +448,7 @@ def test_a_confirmation_nobody_heard_of_is_reported_late(service: FakeUpdateServ
 # --- this device
 
 
-def test_two_updaters(service: FakeUpdateService, v1: Path, tmp_path: Path, open_device) -> None:
+def test_two_updaters(service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice) -> None:
     device: Device = open_device()
     with update_lock(tmp_path / "home"), pytest.raises(UpdateInProgressError, match="Another process"):
         device.update()
@@ -422,7 +456,7 @@ def test_two_updaters(service: FakeUpdateService, v1: Path, tmp_path: Path, open
 
 
 def test_too_little_room_is_said_before_the_download(
-    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
 ) -> None:
     open_device()
     disk = FaultyDisk(tmp_path / "stash", reports_free_bytes=100)
@@ -433,7 +467,7 @@ def test_too_little_room_is_said_before_the_download(
 
 
 def test_a_disk_that_becomes_full_at_any_byte_leaves_a_device_that_recovers(
-    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
 ) -> None:
     device: Device = open_device()
     device.update()
@@ -453,7 +487,9 @@ def test_a_disk_that_becomes_full_at_any_byte_leaves_a_device_that_recovers(
     assert open_device().active().manifest.version == 2
 
 
-def test_a_revoked_credential_is_said(service: FakeUpdateService, v1: Path, tmp_path: Path, open_device) -> None:
+def test_a_revoked_credential_is_said(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
+) -> None:
     open_device()
     (tmp_path / "home" / "credential").write_text("another-credential-1")
     with pytest.raises(EnrolmentError, match=r"does not accept this device.*Enrol it again"):
@@ -461,7 +497,7 @@ def test_a_revoked_credential_is_said(service: FakeUpdateService, v1: Path, tmp_
 
 
 def test_the_credential_goes_with_every_request_to_the_service_and_only_there(
-    service: FakeUpdateService, v1: Path, open_device
+    service: FakeUpdateService, v1: Path, open_device: OpenDevice
 ) -> None:
     open_device().update()
     sent = [headers.get("Authorization") for _, path, headers in service.requests if path != "/v1/devices"]

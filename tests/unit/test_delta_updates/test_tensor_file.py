@@ -89,7 +89,7 @@ def test_malformed_files_are_refused(tmp_path: Path, raw: bytes) -> None:
         _read(tmp_path, raw)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_never_more_lenient_than_the_reference(tmp_path: Path, data: st.DataObject) -> None:
     raw = bytearray(safetensors_file({"a": ("F16", np.ones(3)), "b": ("I32", np.arange(4))}))

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -8,14 +9,14 @@ from hypothesis import strategies as st
 from model import PRESETS, ConfigError, LayeredTransformer, LoRAConfig, ModelConfig, preset
 
 
-def test_parameter_count_is_what_the_model_has(config):
+def test_parameter_count_is_what_the_model_has(config: ModelConfig) -> None:
     model = LayeredTransformer(config)
 
     assert config.parameter_count == sum(p.numel() for p in model.parameters())
     assert config.parameter_shapes() == {name: tuple(p.shape) for name, p in model.named_parameters()}
 
 
-def test_parameter_counts_of_published_models():
+def test_parameter_counts_of_published_models() -> None:
     openelm_270m = ModelConfig(
         vocab_size=32_000,
         model_dim=1280,
@@ -30,7 +31,7 @@ def test_parameter_counts_of_published_models():
     assert preset("smollm2-135m").parameter_count == 134_515_008
 
 
-def test_tiny_pyramid_falls_with_depth():
+def test_tiny_pyramid_falls_with_depth() -> None:
     tiny = preset("tiny-pyramid")
     for plan in (tiny.query_heads, tiny.kv_heads, tiny.ffn_dims):
         assert list(plan) == sorted(plan, reverse=True)
@@ -39,12 +40,12 @@ def test_tiny_pyramid_falls_with_depth():
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
-def test_json_round_trip(name):
+def test_json_round_trip(name: str) -> None:
     assert ModelConfig.from_json(preset(name).to_json()) == preset(name)
     assert preset(name).to_json() == preset(name).to_json()
 
 
-def test_unknown_preset_names_the_known_ones():
+def test_unknown_preset_names_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="tiny-pyramid"):
         preset("gpt-5")
 
@@ -65,7 +66,7 @@ def test_unknown_preset_names_the_known_ones():
         ({"qk_norm": 1}, "qk_norm"),
     ],
 )
-def test_impossible_shapes_are_refused(config, change, message):
+def test_impossible_shapes_are_refused(config: ModelConfig, change: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(config, **change)
 
@@ -81,18 +82,18 @@ def test_impossible_shapes_are_refused(config, change, message):
         (lambda v: [v], "format"),
     ],
 )
-def test_foreign_json_is_refused(config, edit, message):
+def test_foreign_json_is_refused(config: ModelConfig, edit: Callable[..., object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ModelConfig.from_json(json.dumps(edit(json.loads(config.to_json()))))
 
 
 @given(st.one_of(st.text(), st.binary()))
-def test_any_bytes_are_a_config_error(text):
+def test_any_bytes_are_a_config_error(text: str | bytes) -> None:
     with pytest.raises(ConfigError):
         ModelConfig.from_json(text)
 
 
-def test_lora_config_orders_targets_and_scales():
+def test_lora_config_orders_targets_and_scales() -> None:
     lora = LoRAConfig(rank=4, alpha=8, targets=("down_proj", "q_proj"))
     assert lora.targets == ("q_proj", "down_proj")
     assert lora.scaling == 2.0
@@ -105,6 +106,6 @@ def test_lora_config_orders_targets_and_scales():
         {"targets": ()}, {"targets": ("q_proj", "q_proj")}, {"targets": ("embedding",)},
     ],
 )  # fmt: skip
-def test_impossible_lora_configs_are_refused(change):
+def test_impossible_lora_configs_are_refused(change: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         LoRAConfig(**change)

@@ -1,10 +1,14 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from model import (
     PROJECTIONS,
     AdapterError,
+    LayeredTransformer,
     LoRAConfig,
+    ModelConfig,
     adapter_shapes,
     adapter_state_dict,
     add_lora,
@@ -20,19 +24,21 @@ LORA = LoRAConfig(rank=3, alpha=6, targets=PROJECTIONS)
 TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 
 
-def random_state(config, lora=LORA, seed=0):
+def random_state(config: ModelConfig, lora: LoRAConfig = LORA, seed: int = 0) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {n: torch.randn(s, generator=generator) * 0.1 for n, s in adapter_shapes(config, lora).items()}
 
 
 @pytest.fixture
-def base_logits(tiny_model):
+def base_logits(tiny_model: LayeredTransformer) -> torch.Tensor:
     with torch.no_grad():
         return tiny_model(TOKENS)
 
 
 @torch.no_grad()
-def test_a_new_adapter_changes_nothing_a_loaded_one_does_a_removed_one_leaves_nothing(tiny_model, config, base_logits):
+def test_a_new_adapter_changes_nothing_a_loaded_one_does_a_removed_one_leaves_nothing(
+    tiny_model: LayeredTransformer, config: ModelConfig, base_logits: torch.Tensor
+) -> None:
     names = list(tiny_model.state_dict())
     add_lora(tiny_model, LORA)
     assert torch.equal(tiny_model(TOKENS), base_logits)
@@ -46,7 +52,9 @@ def test_a_new_adapter_changes_nothing_a_loaded_one_does_a_removed_one_leaves_no
 
 
 @torch.no_grad()
-def test_merging_keeps_the_logits_and_unmerging_is_exact(tiny_model, config, base_logits):
+def test_merging_keeps_the_logits_and_unmerging_is_exact(
+    tiny_model: LayeredTransformer, config: ModelConfig, base_logits: torch.Tensor
+) -> None:
     add_lora(tiny_model, LORA)
     load_adapter_state(tiny_model, random_state(config))
     adapted = tiny_model(TOKENS)
@@ -65,7 +73,7 @@ def test_merging_keeps_the_logits_and_unmerging_is_exact(tiny_model, config, bas
 
 
 @torch.no_grad()
-def test_the_branch_is_scaled_b_a_x(tiny_model, config):
+def test_the_branch_is_scaled_b_a_x(tiny_model: LayeredTransformer, config: ModelConfig) -> None:
     add_lora(tiny_model, LORA)
     load_adapter_state(tiny_model, random_state(config))
     layer = tiny_model.layers[0].attention.q_proj
@@ -74,7 +82,7 @@ def test_the_branch_is_scaled_b_a_x(tiny_model, config):
     torch.testing.assert_close(layer(x), expected)
 
 
-def test_only_the_adapter_is_trainable(tiny_model):
+def test_only_the_adapter_is_trainable(tiny_model: LayeredTransformer) -> None:
     add_lora(tiny_model, LoRAConfig(rank=2, targets=("q_proj", "v_proj")))
     trainable = {name for name, p in tiny_model.named_parameters() if p.requires_grad}
     assert trainable == {
@@ -83,7 +91,9 @@ def test_only_the_adapter_is_trainable(tiny_model):
     assert set(adapter_state_dict(tiny_model)) == {name.removesuffix(".weight") for name in trainable}
 
 
-def test_the_initial_adapter_needs_no_model_and_is_what_add_lora_makes(tiny_model, config):
+def test_the_initial_adapter_needs_no_model_and_is_what_add_lora_makes(
+    tiny_model: LayeredTransformer, config: ModelConfig
+) -> None:
     state = initial_adapter(config, LORA, seed=7)
     add_lora(tiny_model, LORA, seed=7)
     actual = adapter_state_dict(tiny_model)
@@ -95,7 +105,7 @@ def test_the_initial_adapter_needs_no_model_and_is_what_add_lora_makes(tiny_mode
     assert not torch.equal(other["layers.0.attention.q_proj.lora_a"], state["layers.0.attention.q_proj.lora_a"])
 
 
-def test_loading_copies(tiny_model, config):
+def test_loading_copies(tiny_model: LayeredTransformer, config: ModelConfig) -> None:
     state = random_state(config)
     add_lora(tiny_model, LORA)
     load_adapter_state(tiny_model, state)
@@ -114,7 +124,9 @@ def test_loading_copies(tiny_model, config):
         (lambda s: s.update({"layers.0.ffn.up_proj.lora_b": torch.zeros(32, 3, dtype=torch.int8)}), "floating"),
     ],
 )
-def test_a_state_that_does_not_fit_is_refused_and_leaves_the_model(tiny_model, config, edit, message):
+def test_a_state_that_does_not_fit_is_refused_and_leaves_the_model(
+    tiny_model: LayeredTransformer, config: ModelConfig, edit: Callable[..., object], message: str
+) -> None:
     add_lora(tiny_model, LORA)
     before = {name: t.clone() for name, t in adapter_state_dict(tiny_model).items()}
     state = random_state(config)
@@ -127,7 +139,7 @@ def test_a_state_that_does_not_fit_is_refused_and_leaves_the_model(tiny_model, c
     assert all(torch.equal(t, before[name]) for name, t in adapter_state_dict(tiny_model).items())
 
 
-def test_order_of_calls(tiny_model, config):
+def test_order_of_calls(tiny_model: LayeredTransformer, config: ModelConfig) -> None:
     for call in (adapter_state_dict, merge_lora, unmerge_lora, lambda m: load_adapter_state(m, {})):
         with pytest.raises(AdapterError, match="no adapter"):
             call(tiny_model)
@@ -137,7 +149,7 @@ def test_order_of_calls(tiny_model, config):
         add_lora(tiny_model, LORA)
 
 
-def test_dropout_only_while_training(tiny_model, config):
+def test_dropout_only_while_training(tiny_model: LayeredTransformer, config: ModelConfig) -> None:
     add_lora(tiny_model, LoRAConfig(rank=3, alpha=6, dropout=0.5, targets=PROJECTIONS))
     load_adapter_state(tiny_model, random_state(config))
     tiny_model.eval()

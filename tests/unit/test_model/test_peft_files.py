@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from model import (
     LayeredTransformer,
     LoRAConfig,
     ModelConfig,
+    Tokenizer,
     adapter_shapes,
     add_lora,
     import_huggingface,
@@ -21,6 +23,11 @@ from model import (
 )
 
 LORA = LoRAConfig(rank=4, alpha=6, dropout=0.1, targets=PROJECTIONS)
+Twins = tuple[torch.nn.Module, LayeredTransformer]
+
+# Raised inside transformers when peft asks it.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
 TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 
 
@@ -30,7 +37,7 @@ def random_state(config: ModelConfig, lora: LoRAConfig = LORA) -> dict[str, torc
 
 
 @pytest.fixture
-def twins(tmp_path, byte_tokenizer):
+def twins(tmp_path: Path, byte_tokenizer: Tokenizer) -> Twins:
     """The same random tiny Llama twice: as transformers' model and as ours."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -45,7 +52,7 @@ def twins(tmp_path, byte_tokenizer):
 
 
 @torch.no_grad()
-def test_peft_loads_ours_with_the_same_logits(twins, tmp_path):
+def test_peft_loads_ours_with_the_same_logits(twins: Twins, tmp_path: Path) -> None:
     from peft import PeftModel
 
     theirs, ours = twins
@@ -56,7 +63,7 @@ def test_peft_loads_ours_with_the_same_logits(twins, tmp_path):
     save_adapter(tmp_path / "adapter", state, LORA, dtype=torch.float32)
 
     with warnings.catch_warnings():
-        # A key PEFT does not know would only be a warning; here it is an error.
+        # A key that PEFT does not know would only be a warning.
         warnings.simplefilter("error", UserWarning)
         adapted = PeftModel.from_pretrained(theirs, str(tmp_path / "adapter")).eval()
 
@@ -66,13 +73,12 @@ def test_peft_loads_ours_with_the_same_logits(twins, tmp_path):
 
 
 @torch.no_grad()
-def test_ours_loads_peft_with_the_same_logits(twins, tmp_path):
+def test_ours_loads_peft_with_the_same_logits(twins: Twins, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
     theirs, ours = twins
-    peft_config = LoraConfig(
-        r=4, lora_alpha=6, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
-    )  # fmt: skip
+    targets = ["q_proj", "v_proj", "down_proj"]
+    peft_config = LoraConfig(r=4, lora_alpha=6, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM")
     adapted = get_peft_model(theirs, peft_config).eval()
     adapted.save_pretrained(tmp_path / "adapter")
 
@@ -86,7 +92,7 @@ def test_ours_loads_peft_with_the_same_logits(twins, tmp_path):
     assert (ours(TOKENS) - base).abs().max() > 1e-2
 
 
-def test_round_trip_and_same_bytes(tmp_path, config):
+def test_round_trip_and_same_bytes(tmp_path: Path, config: ModelConfig) -> None:
     state = random_state(config)
     for name in ("a", "b"):
         save_adapter(tmp_path / name, state, LORA)
@@ -115,7 +121,9 @@ def test_round_trip_and_same_bytes(tmp_path, config):
         ({"lora_alpha": None}, "alpha"),
     ],
 )
-def test_adapters_that_would_compute_something_else_are_refused(tmp_path, config, change, message):
+def test_adapters_that_would_compute_something_else_are_refused(
+    tmp_path: Path, config: ModelConfig, change: dict[str, object], message: str
+) -> None:
     save_adapter(tmp_path, random_state(config), LORA)
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -124,7 +132,7 @@ def test_adapters_that_would_compute_something_else_are_refused(tmp_path, config
 
 
 @pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
-def test_missing_and_damaged_files_are_adapter_errors(tmp_path, config, file):
+def test_missing_and_damaged_files_are_adapter_errors(tmp_path: Path, config: ModelConfig, file: str) -> None:
     save_adapter(tmp_path, random_state(config), LORA)
     (tmp_path / file).write_bytes(b"[1")
     with pytest.raises(AdapterError, match="cannot be used"):
@@ -134,17 +142,17 @@ def test_missing_and_damaged_files_are_adapter_errors(tmp_path, config, file):
         load_adapter(tmp_path)
 
 
-def test_values_that_overflow_the_dtype_are_not_written(tmp_path, config):
+def test_values_that_overflow_the_dtype_are_not_written(tmp_path: Path, config: ModelConfig) -> None:
     state = random_state(config)
     state["layers.0.attention.q_proj.lora_a"][0, 0] = 1e6
-    with pytest.raises(AdapterError, match="not finite in torch.float16"):
+    with pytest.raises(AdapterError, match=r"not finite in torch\.float16"):
         save_adapter(tmp_path / "adapter", state, LORA)
     assert not (tmp_path / "adapter").exists()
     with pytest.raises(AdapterError, match="no adapter tensor"):
         save_adapter(tmp_path / "adapter", {"surprise": torch.zeros(1)}, LORA)
 
 
-def test_an_adapter_of_another_base_does_not_fit(tmp_path, config):
+def test_an_adapter_of_another_base_does_not_fit(tmp_path: Path, config: ModelConfig) -> None:
     save_adapter(tmp_path, random_state(config), LORA)
     state, lora = load_adapter(tmp_path)
     other = LayeredTransformer(dataclasses.replace(config, ffn_dims=(32, 24, 24)))

@@ -18,7 +18,7 @@ TENSORS = {
 }
 
 
-def test_round_trip_and_the_library_agrees(tmp_path):
+def test_round_trip_and_the_library_agrees(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     write_tensors(path, TENSORS, metadata={"format": "pt"})
 
@@ -31,7 +31,7 @@ def test_round_trip_and_the_library_agrees(tmp_path):
         assert torch.equal(tensor, TENSORS[name])
 
 
-def test_same_tensors_give_same_bytes(tmp_path):
+def test_same_tensors_give_same_bytes(tmp_path: Path) -> None:
     for name, order in (("a", sorted(TENSORS)), ("b", sorted(TENSORS, reverse=True))):
         write_tensors(tmp_path / name, {key: TENSORS[key] for key in order}, metadata={})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
@@ -68,12 +68,12 @@ ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
         (b"\xff", b""),
     ],
 )
-def test_malformed_headers_are_refused(tmp_path, header, data):
+def test_malformed_headers_are_refused(tmp_path: Path, header: object, data: bytes) -> None:
     with pytest.raises(CheckpointError, match="no sound safetensors file"):
         TensorFile(header_file(tmp_path / "x", header, data))
 
 
-def test_a_header_longer_than_the_file_takes_no_memory(tmp_path):
+def test_a_header_longer_than_the_file_takes_no_memory(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes((1 << 62).to_bytes(8, "little") + b"{}")
     with pytest.raises(CheckpointError, match="header claims"):
         TensorFile(tmp_path / "x")
@@ -81,7 +81,7 @@ def test_a_header_longer_than_the_file_takes_no_memory(tmp_path):
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(raw=st.binary(max_size=200), cut=st.integers(0, 200), at=st.integers(0, 200), value=st.integers(0, 255))
-def test_damage_is_an_error_or_harmless(tmp_path, raw, cut, at, value):
+def test_damage_is_an_error_or_harmless(tmp_path: Path, raw: bytes, cut: int, at: int, value: int) -> None:
     path = tmp_path / "x"
     write_tensors(path, TENSORS, metadata={})
     sound = bytearray(path.read_bytes())
@@ -95,7 +95,7 @@ def test_damage_is_an_error_or_harmless(tmp_path, raw, cut, at, value):
             pass
 
 
-def test_shapes_that_differ_name_the_tensor(tmp_path):
+def test_shapes_that_differ_name_the_tensor(tmp_path: Path) -> None:
     write_tensors(tmp_path / "x", TENSORS, metadata={})
     with TensorFile(tmp_path / "x") as file:
         with pytest.raises(CheckpointError, match=r"half has shape \[2, 3\]"):
@@ -104,7 +104,7 @@ def test_shapes_that_differ_name_the_tensor(tmp_path):
             file.require_shapes({"ghost": (1,)})
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path):
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "x"
     write_text(path, "old")
 
@@ -118,7 +118,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
-def test_text_files_are_bounded(tmp_path):
+def test_text_files_are_bounded(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"12345")
     assert read_text(tmp_path / "x", max_bytes=5) == "12345"
     with pytest.raises(CheckpointError, match="larger than 4"):

@@ -1,7 +1,9 @@
+import dataclasses
+
 import pytest
 import torch
 
-from model import ContextLengthError, KVCache, LayeredTransformer
+from model import ContextLengthError, KVCache, LayeredTransformer, ModelConfig
 
 
 def ids(*shape: int) -> torch.Tensor:
@@ -9,7 +11,7 @@ def ids(*shape: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def test_cached_pieces_give_the_logits_of_one_pass(tiny_model, config):
+def test_cached_pieces_give_the_logits_of_one_pass(tiny_model: LayeredTransformer, config: ModelConfig) -> None:
     tokens = ids(2, 17)
     whole = tiny_model(tokens)
 
@@ -21,7 +23,7 @@ def test_cached_pieces_give_the_logits_of_one_pass(tiny_model, config):
 
 
 @torch.no_grad()
-def test_no_token_sees_a_later_one(tiny_model):
+def test_no_token_sees_a_later_one(tiny_model: LayeredTransformer) -> None:
     tokens = ids(1, 12)
     changed = tokens.clone()
     changed[0, 7:] = (changed[0, 7:] + 1) % 260
@@ -33,7 +35,7 @@ def test_no_token_sees_a_later_one(tiny_model):
 
 
 @torch.no_grad()
-def test_grouped_heads_equal_repeated_ones(tiny_model, config):
+def test_grouped_heads_equal_repeated_ones(tiny_model: LayeredTransformer, config: ModelConfig) -> None:
     """GQA by its definition: each kv head copied once per query head of its group."""
     attention = tiny_model.layers[0].attention
     x = torch.randn(1, 9, config.model_dim, generator=torch.Generator().manual_seed(2))
@@ -57,7 +59,7 @@ def test_grouped_heads_equal_repeated_ones(tiny_model, config):
     torch.testing.assert_close(got, attention.o_proj(mixed.flatten(2)), atol=1e-5, rtol=1e-4)
 
 
-def rotation(config, distance: int) -> torch.Tensor:
+def rotation(config: ModelConfig, distance: int) -> torch.Tensor:
     """Matrix of the relative rotary position, straight from the paper."""
     half = config.head_dim // 2
     matrix = torch.zeros(config.head_dim, config.head_dim)
@@ -68,9 +70,7 @@ def rotation(config, distance: int) -> torch.Tensor:
     return matrix
 
 
-def test_untied_output_is_a_parameter_of_its_own(config):
-    import dataclasses
-
+def test_untied_output_is_a_parameter_of_its_own(config: ModelConfig) -> None:
     model = LayeredTransformer(dataclasses.replace(config, tied_embeddings=False, qk_norm=False))
     names = {name for name, _ in model.named_parameters()}
     assert "output.weight" in names
@@ -78,7 +78,7 @@ def test_untied_output_is_a_parameter_of_its_own(config):
     assert model(ids(1, 3)).shape == (1, 3, 260)
 
 
-def test_too_long_input_is_refused(tiny_model, config):
+def test_too_long_input_is_refused(tiny_model: LayeredTransformer, config: ModelConfig) -> None:
     with pytest.raises(ContextLengthError, match="65 tokens"):
         tiny_model(ids(1, 65))
     cache = KVCache(config, batch_size=1, max_length=4)
@@ -89,7 +89,7 @@ def test_too_long_input_is_refused(tiny_model, config):
 
 
 @torch.no_grad()
-def test_low_precision_follows_single_precision(tiny_model):
+def test_low_precision_follows_single_precision(tiny_model: LayeredTransformer) -> None:
     tokens = ids(1, 20)
     expected = tiny_model(tokens)
     got = tiny_model.to(torch.bfloat16)(tokens)

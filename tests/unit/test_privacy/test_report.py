@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shutil
 import sys
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
@@ -20,6 +21,8 @@ from privacy.audits import MembershipResult, membership_audit
 from privacy.budget import PrivacyBudget
 from privacy.report import AuditReport, RunFacts, TensorFact, UtilityFigure, build_report, write_report
 from privacy.report.costs import _evaluated
+from privacy.report.document import document_of
+from privacy.report.render import html_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +37,7 @@ def make_event(device: int, server_round: int, **changes: object) -> PrivacyEven
         "run_id": "run-1",
         "server_round": server_round,
         "device_id": f"device-{device}",
-        "noise_multiplier": 1.1,
+        "noise_multiplier": 1.4,
         "sampling_probability": 0.1 if device else 0.2,
         "steps": 20,
         "clipping_norm": 1.0,
@@ -47,7 +50,7 @@ def make_event(device: int, server_round: int, **changes: object) -> PrivacyEven
 EVENTS = tuple(make_event(device, n) for n, cohort in enumerate([(0, 1), (0, 2), (1, 0)], 1) for device in cohort)
 
 
-def make_run(**changes: Any) -> RunFacts:  # noqa: ANN401 - any field
+def make_run(**changes: Any) -> RunFacts:
     values: dict[str, Any] = {
         "run_id": "run-1",
         "model": "chat",
@@ -67,7 +70,7 @@ def make_run(**changes: Any) -> RunFacts:  # noqa: ANN401 - any field
     return RunFacts(**{**values, **changes})
 
 
-def make_report(**changes: Any) -> AuditReport:  # noqa: ANN401 - any argument
+def make_report(**changes: Any) -> AuditReport:
     values: dict[str, Any] = {
         "title": "Privacy report",
         "run": make_run(),
@@ -133,7 +136,7 @@ def test_verdicts(changes: dict[str, Any], verdict: str, headline: str) -> None:
     found = make_report(**changes)
     assert found.verdict == verdict
     assert headline in found.to_markdown().splitlines()[4]
-    assert headline in found.to_html()
+    assert headline in html_of(document_of(found), {})
     assert AuditReport.from_json(found.to_json()).epsilon_max == found.epsilon_max
 
 
@@ -240,6 +243,13 @@ def test_written_files_hold_up_to_recomputing(
         write_report(again, tmp_path)
 
 
+@pytest.fixture(scope="module")
+def written(report: AuditReport, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    write_report(report, folder)
+    return folder
+
+
 def tampered_epsilon(folder: Path) -> None:
     path = folder / "report.json"
     report = json.loads(path.read_text())
@@ -254,6 +264,27 @@ def tampered_maximum(folder: Path) -> None:
     path.write_text(json.dumps(report))
 
 
+def tampered_verdict(folder: Path) -> None:
+    path = folder / "report.json"
+    report = json.loads(path.read_text())
+    report["budget_epsilon"] = 2.0
+    path.write_text(json.dumps(report))
+
+
+def tampered_curve(folder: Path) -> None:
+    path = folder / "report.json"
+    report = json.loads(path.read_text())
+    report["curve"][-1][1] -= 0.1
+    path.write_text(json.dumps(report))
+
+
+def tampered_round(folder: Path) -> None:
+    path = folder / "report.json"
+    report = json.loads(path.read_text())
+    report["rounds"][0]["epsilon_alone"] = 0.5
+    path.write_text(json.dumps(report))
+
+
 def less_spent(folder: Path) -> None:
     path = folder / "ledger.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
@@ -261,7 +292,7 @@ def less_spent(folder: Path) -> None:
 
 def more_noise(folder: Path) -> None:
     path = folder / "ledger.jsonl"
-    path.write_text(path.read_text().replace('"noise_multiplier":1.1', '"noise_multiplier":1.2'))
+    path.write_text(path.read_text().replace('"noise_multiplier":1.4', '"noise_multiplier":1.5'))
 
 
 def reordered(folder: Path) -> None:
@@ -269,14 +300,26 @@ def reordered(folder: Path) -> None:
     path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
 
 
-@pytest.mark.parametrize("tamper", [tampered_epsilon, tampered_maximum, less_spent, more_noise, reordered])
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        tampered_epsilon,
+        tampered_maximum,
+        tampered_verdict,
+        tampered_curve,
+        tampered_round,
+        less_spent,
+        more_noise,
+        reordered,
+    ],
+)
 def test_any_difference_is_found(
-    tamper: Any,  # noqa: ANN401 - one of the functions above
-    report: AuditReport,
+    tamper: Any,
+    written: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    write_report(report, tmp_path)
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
     tamper(tmp_path)
     assert main(["recompute", str(tmp_path)]) == 1
     assert "DIFFERS" in capsys.readouterr().out
@@ -285,15 +328,14 @@ def test_any_difference_is_found(
 @pytest.mark.parametrize("name", ["report.json", "ledger.jsonl"])
 @pytest.mark.parametrize("content", [None, b"", b"{", b'{"format": 2}\n'])
 def test_unusable_folders_are_a_sentence(
-    name: str, content: bytes | None, report: AuditReport, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, content: bytes | None, written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    paths = write_report(report, tmp_path)
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
     (tmp_path / name).unlink()
     if content is not None:
         (tmp_path / name).write_bytes(content)
     # An empty or torn ledger is readable, and differs.
     assert main(["recompute", str(tmp_path)]) == (1 if name == "ledger.jsonl" and content in {b"", b"{"} else 2)
-    assert paths.html.exists()
     captured = capsys.readouterr()
     assert "Traceback" not in captured.err
 
@@ -312,6 +354,13 @@ def test_without_matplotlib_the_page_says_what_to_install(report: AuditReport, m
         report.to_html()
     assert report.to_markdown()
     assert report.to_json()
+
+
+def test_a_worse_release_is_said_on_page_one() -> None:
+    worse = UtilityFigure(name="held-out loss", before=3.0, after=3.1)
+    assert "worse than before" in make_report(utility=(worse,)).to_markdown()
+    better = UtilityFigure(name="accuracy", before=0.3, after=0.4, is_lower_better=False)
+    assert "worse than before" not in make_report(utility=(better,)).to_markdown()
 
 
 def test_json_is_strict_also_without_a_guarantee() -> None:

@@ -1,9 +1,11 @@
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from simulators.postgresql import WHY_SKIPPED, PostgresServer, find_pg_bin, running_postgres
 from simulators.server_home import Clock, Home, open_home
+from simulators.update_api import Service
 
 from server.config import Settings
 from server.registry import Registry
@@ -55,3 +57,31 @@ def registry(any_settings: Settings, clock: Clock) -> Iterator[Registry]:
 @pytest.fixture
 def home_settings(tmp_path: Path) -> Settings:
     return Settings(home=tmp_path / "home")
+
+
+@pytest.fixture(scope="session")
+def three_versions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a home in which three versions are released; copied, never used itself."""
+    folder = tmp_path_factory.mktemp("three-versions")
+    home = open_home(folder)
+    home.release_three()
+    home.registry.close()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_api(three_versions: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The same for all tests that only ask, or only enrol devices of their own."""
+    folder = tmp_path_factory.mktemp("shared") / "service"
+    shutil.copytree(three_versions, folder)
+    with Service(folder) as service:
+        yield service
+
+
+@pytest.fixture
+def api(three_versions: Path, tmp_path: Path) -> Iterator[Service]:
+    """The API over a home with three released versions."""
+    folder = tmp_path / "service"
+    shutil.copytree(three_versions, folder)
+    with Service(folder) as service:
+        yield service

@@ -6,10 +6,10 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
+from simulators.in_process_grid import InProcessGrid, failed, replied
 
 from privacy import Contribution, RoundInstructions
 from server.federation.replies import Accepted, Refused, check_reply, update_norm
-from simulators.in_process_grid import InProcessGrid, failed, replied
 
 BASE = "b" * 64
 ADAPTER = {"layers.0.attention.q_proj.lora_b": np.zeros((2, 3), np.float32)}
@@ -113,9 +113,7 @@ def test_an_update_of_other_names_shapes_types_or_size_is_refused(update):
 
 def test_a_header_that_lies_about_the_bytes_is_refused_before_memory_is_taken():
     raw = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        raw, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40,)}
-    )
+    np.lib.format.write_array_header_1_0(raw, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40,)})
     lying = Array("float32", (2, 3), "numpy.ndarray", raw.getvalue())
     result = check(reply(update={"layers.0.attention.q_proj.lora_b": lying}))
     assert isinstance(result, Refused)

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from simulators.in_process_grid import InProcessGrid, failed, replied
 
 from delta_updates import FileEntry, VersionManifest, base_hash, tree_hash
 from privacy import Contribution, RoundInstructions
@@ -14,7 +15,6 @@ from server.federation.cohort import draw_cohort, wait_for_nodes
 from server.federation.recipe import Recipe
 from server.federation.run import FederatedRun
 from server.registry import Registry
-from simulators.in_process_grid import InProcessGrid, failed, replied
 
 FILES = (FileEntry(path="base/model.safetensors", length=3, sha256="a" * 64),)
 SHAPE = (2, 2)
@@ -95,7 +95,7 @@ def make_run(tmp_path):
             registry=registry,
             artifacts=artifacts,
             evaluate=evaluate,
-            rng=random.Random(0),  # noqa: S311 - a fixed draw
+            rng=random.Random(0),
             now=grid.now,
             sleep=grid.sleep,
         )
@@ -141,8 +141,8 @@ def test_below_quorum_the_round_is_void_but_its_privacy_is_charged(make_run):
 
 
 def test_when_every_device_fails_the_run_fails_and_says_where_to_look(make_run):
-    run = make_run({n: crashing for n in range(3)}, max_void_rounds=1, num_server_rounds=10)
-    with pytest.raises(FederationError, match="2 rounds in a row were void.*lamella runs show run"):
+    run = make_run(dict.fromkeys(range(3), crashing), max_void_rounds=1, num_server_rounds=10)
+    with pytest.raises(FederationError, match=r"2 rounds in a row were void.*lamella runs show run"):
         run.execute()
     assert len(make_run.registry.rounds("run")) == 2
 
@@ -191,7 +191,7 @@ def test_waiting_for_devices_ends():
 
 
 def test_a_cohort_is_distinct_and_within_the_fleet():
-    rng = random.Random(1)  # noqa: S311 - a fixed draw
+    rng = random.Random(1)
     nodes = tuple(range(100))
     drawn = draw_cohort(nodes, size=10, rng=rng)
     assert len(set(drawn)) == 10

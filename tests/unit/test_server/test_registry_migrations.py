@@ -67,8 +67,13 @@ def test_a_newer_releases_database_is_refused(any_settings: Settings) -> None:
 
 def test_a_migration_that_fails_changes_nothing(any_settings: Settings) -> None:
     registry = Registry.open(any_settings)
-    with pytest.raises(ZeroDivisionError), registry._connection() as connection:
-        downgrade(connection, "base")
-        _ = 1 / 0
+
+    def fail_after_downgrade() -> None:
+        with registry._connection() as connection:
+            downgrade(connection, "base")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_after_downgrade()
     assert registry.add_candidate(make_manifest()).number == 1
     registry.close()

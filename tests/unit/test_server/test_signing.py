@@ -1,6 +1,5 @@
 import json
 import multiprocessing
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -211,10 +210,6 @@ def _fused(settings: Settings, clock: Clock, fuse: Fuse) -> SignedMetadata:
     return SignedMetadata(settings.home, lifetimes=lifetimes, now=clock, write=fuse.write)
 
 
-def _every_cut(operations: list[str]) -> Iterator[int]:
-    return iter(range(1, len(operations) + 1))
-
-
 def test_a_cut_at_any_write_leaves_devices_with_the_old_or_the_new(
     settings: Settings, clock: Clock, tmp_path: Path
 ) -> None:
@@ -223,15 +218,14 @@ def test_a_cut_at_any_write_leaves_devices_with_the_old_or_the_new(
     root = metadata.root_bytes()
     clean = Fuse()
     _fused(settings, clock, clean).add_targets([target("new-0")])
-    assert len(clean.operations) == 6
-    for cut_at in _every_cut(clean.operations):
+    assert clean.operations == ["write 3.targets.json", "write 3.snapshot.json", "write timestamp.json"]
+    for cut_at in (1, 2, 3):
         with pytest.raises(PowerCutError):
             _fused(settings, clock, Fuse(cut_at)).add_targets([target(f"new-{cut_at}")])
         updater = device(settings, tmp_path / f"device-{cut_at}", root)
         _as_of(clock.time, updater)
         assert updater.get_targetinfo("packages/old")
-        is_visible = updater.get_targetinfo(f"packages/new-{cut_at}") is not None
-        assert is_visible == (clean.operations[cut_at - 1] == "after write timestamp.json")
+        assert updater.get_targetinfo(f"packages/new-{cut_at}") is None
         SignedMetadata.open(settings, now=clock).add_targets([target(f"new-{cut_at}")])
         later = device(settings, tmp_path / f"device-{cut_at}", root)
         _as_of(clock.time, later)
@@ -240,7 +234,7 @@ def test_a_cut_at_any_write_leaves_devices_with_the_old_or_the_new(
 
 def test_a_first_start_that_is_cut_off_is_finished_by_the_next(tmp_path: Path, clock: Clock) -> None:
     lifetimes = SignedMetadata.open(Settings(home=tmp_path / "other"), now=clock)._lifetimes
-    for cut_at in range(1, 9):
+    for cut_at in range(1, 5):
         settings = Settings(home=tmp_path / f"home-{cut_at}")
         settings.home.mkdir()
         cut = SignedMetadata(settings.home, lifetimes=lifetimes, now=clock, write=Fuse(cut_at).write)

