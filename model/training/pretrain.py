@@ -6,6 +6,7 @@ It knows a little of the texts it saw and serves where the real weights are too 
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import tokenizers
@@ -21,7 +22,7 @@ from model.tokenizer import Tokenizer
 from model.transformer import LayeredTransformer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from model.data.source import Example
@@ -74,6 +75,21 @@ def pretrain_tiny(
     generator = torch.Generator().manual_seed(seed)
     model = LayeredTransformer(config)
     _initialise(model, generator)
+    with _one_thread():
+        _fit(model, blocks, steps=steps, generator=generator, on_step=on_step)
+    save_checkpoint(out_folder / "base", model.eval(), tokenizer)
+    return config
+
+
+def _fit(
+    model: LayeredTransformer,
+    blocks: torch.Tensor,
+    *,
+    steps: int,
+    generator: torch.Generator,
+    on_step: Callable[[int, float], None] | None,
+) -> None:
+    """AdamW on random rows of `blocks`, every next token counted."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=_PEAK_LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1)
     for step in range(1, steps + 1):
         optimizer.param_groups[0]["lr"] = _PEAK_LEARNING_RATE * _schedule(step, steps)
@@ -85,8 +101,20 @@ def pretrain_tiny(
         optimizer.step()
         if on_step is not None:
             on_step(step, loss.item())
-    save_checkpoint(out_folder / "base", model.eval(), tokenizer)
-    return config
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread: the matrices are too small to share, and sums then do not depend on the machine's cores.
+
+    On a busy machine two threads took five times the processor time of one here.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _train_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:

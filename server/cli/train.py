@@ -166,6 +166,7 @@ class _RoundView:
     def __init__(self, service: Service, recipe: Recipe, run_id: str, progress: Progress) -> None:
         self._service, self._recipe, self._run_id, self._progress = service, recipe, run_id, progress
         self._task = progress.add_task("Rounds", total=recipe.num_server_rounds, facts="waiting for devices")
+        self._started_at = datetime.now(UTC)
         self._shown = 0
         self._next_look = 0.0
 
@@ -175,7 +176,8 @@ class _RoundView:
 
         with contextlib.suppress(NotFoundError):
             record = self._service.registry.run(self._run_id)
-            if record.status != "running":
+            # A run that is resumed still says how it ended the last time until its first new round.
+            if record.finished_at is not None and record.finished_at >= self._started_at:
                 return record.status, record.reason
         return None
 

@@ -121,11 +121,13 @@ def test_a_tiny_model_is_pretrained_the_same_way_twice(tmp_path: Path) -> None:
     examples = [Example(prompt=f"what is {i} + 1?", completion=f"it is {i + 1}", timestamp=0.0) for i in range(150)]
     texts = chat_texts(examples)
     losses: list[float] = []
+    threads = torch.get_num_threads()
     for name in ("a", "b"):
         pretrain_tiny(tmp_path / name, steps=4, seed=3, texts=texts, on_step=lambda _, loss: losses.append(loss))
     for path in (tmp_path / "a" / "base").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / "base" / path.name).read_bytes()
     assert losses[:4] == losses[4:]
+    assert torch.get_num_threads() == threads
     assert losses[3] < losses[0] - 0.5
 
     loaded = load_version(tmp_path / "a")

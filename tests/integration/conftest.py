@@ -1,0 +1,25 @@
+"""Real commands in real processes, on a tiny base made once for all of these tests."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from simulators.operator import Service
+
+
+@pytest.fixture(scope="session")
+def prepared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An operator's home with a tiny base released as v1; copied for every test."""
+    home = tmp_path_factory.mktemp("prepared") / "home"
+    Service(home).lamella("base", "pretrain", "--model", "chat", "--steps", "20")
+    return home
+
+
+@pytest.fixture
+def service(prepared_home: Path, tmp_path: Path) -> Iterator[Service]:
+    """A service of its own, with v1 released."""
+    shutil.copytree(prepared_home, tmp_path / "home", symlinks=True)
+    made = Service(tmp_path / "home")
+    yield made
+    made.close()

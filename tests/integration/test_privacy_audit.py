@@ -1,0 +1,53 @@
+"""Flow (c): the report of a run, recomputed by somebody else, and the lies that it catches."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def recompute(folder, *, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "privacy", "recompute", str(folder)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_report_is_recomputed_from_its_ledger_and_a_changed_one_is_caught(service, tmp_path):
+    service.train("--rounds", "2")
+    run_id = service.runs()[0]["run_id"]
+    service.lamella("release", run_id)
+    out = tmp_path / "report"
+    service.lamella("privacy", "report", run_id, "--out", str(out), "--audit-examples", "20")
+    assert {p.name for p in out.iterdir()} == {"report.html", "report.md", "report.json", "ledger.jsonl"}
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert len(report["devices"]) == 2
+    assert 0 < report["epsilon_max"] <= 8
+    assert report["membership"]["members"] == 20
+    assert report["membership"]["verdict"] == "inconclusive"  # 20 examples prove nothing, and it says so
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert f"{report['epsilon_max']:.2f}" in page
+    assert "<script" not in page
+    # The release carries the same figure.
+    assert service.versions()[-1]["facts"]["epsilon"] == pytest.approx(report["epsilon_max"], abs=1e-3)
+    assert recompute(out, cwd=".").returncode == 0
+    report["epsilon_max"] /= 2
+    (out / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    done = recompute(out, cwd=".")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_the_budget_holds_over_runs(service):
+    service.train("--rounds", "2", "--set", "budget-rounds=2")
+    told = service.train("--rounds", "1", "--set", "budget-rounds=2", "--set", "max-void-rounds=0", expect=1)
+    assert "failed" in told
+    rounds = service.run_facts(service.runs()[0]["run_id"])["rounds"]
+    assert rounds[0]["status"] == "void"
+    assert all("budget" in why for why in rounds[0]["failures"].values())

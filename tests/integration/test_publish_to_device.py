@@ -1,0 +1,131 @@
+"""Flow (b): from a published version to a device that verified, tested and runs it; real processes, real HTTP."""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def release_something(service) -> dict:
+    service.train("--rounds", "1")
+    service.lamella("release", service.runs()[0]["run_id"])
+    return service.versions()[-1]
+
+
+def status(service, home) -> dict:
+    return json.loads(service.device(home, "status", "--json"))
+
+
+def answer(service, home) -> str:
+    return json.loads(
+        service.device(home, "generate", "--chat", "--json", "--max-new-tokens", "8", "What does sorted do?")
+    )["text"]
+
+
+def test_a_device_follows_the_releases_and_a_fresh_one_ends_on_the_same_bytes(service, tmp_path):
+    service.serve()
+    old = tmp_path / "old"
+    service.enroll(old)
+    first = json.loads(service.device(old, "update", "--json"))
+    assert (first["decision"], first["to_version"], first["package"]) == ("confirmed", 1, "full")
+    release_something(service)
+    second = json.loads(service.device(old, "update", "--json"))
+    assert (second["from_version"], second["to_version"], second["package"]) == (1, 2, "delta")
+    assert second["package_bytes"] < 0.1 * first["package_bytes"]
+    released = release_something(service)
+    third = json.loads(service.device(old, "update", "--json"))
+    assert (third["to_version"], third["package"]) == (3, "delta")
+    fresh = tmp_path / "fresh"
+    service.enroll(fresh)
+    assert json.loads(service.device(fresh, "update", "--json"))["to_version"] == 3
+    assert status(service, old)["tree_hash"] == status(service, fresh)["tree_hash"] == released["tree_hash"]
+    assert answer(service, old) == answer(service, fresh)
+    assert json.loads(service.device(old, "update", "--json"))["decision"] == "up_to_date"
+    seen = json.loads(service.lamella("devices", "list", "--json"))
+    assert [d["installed_version"] for d in seen] == [3, 3]
+
+
+def test_an_agent_updates_itself_and_survives_a_server_that_goes_away(service, tmp_path):
+    server = service.serve()
+    home = tmp_path / "agent"
+    service.enroll(home)
+    agent = service.start("lamella-device", "agent", "--home", str(home), "--interval-s", "1")
+    wait_for(lambda: status(service, home)["version"] == 1)
+    server.send_signal(signal.SIGKILL)
+    server.communicate()
+    release_something(service)
+    time.sleep(3)
+    assert agent.poll() is None
+    service.serve()
+    wait_for(lambda: status(service, home)["version"] == 2)
+    agent.send_signal(signal.SIGTERM)
+    output, _ = agent.communicate(timeout=30)
+    assert agent.returncode == 0, output
+
+
+def test_a_device_killed_in_the_middle_of_an_update_ends_on_a_whole_version(service, tmp_path):
+    service.serve()
+    home = tmp_path / "device"
+    service.enroll(home)
+    service.device(home, "update")
+    release_something(service)
+    for delay_s in (0.2, 0.6, 1.0, 1.5, 2.0):
+        process = service.start("lamella-device", "update", "--home", str(home))
+        time.sleep(delay_s)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert status(service, home)["version"] in {1, 2}
+        assert answer(service, home) is not None
+    service.device(home, "update")
+    assert status(service, home)["version"] == 2
+
+
+def test_a_package_that_was_tampered_with_is_refused_and_the_old_version_serves(service, tmp_path):
+    service.serve()
+    home = tmp_path / "device"
+    service.enroll(home)
+    service.device(home, "update")
+    released = release_something(service)
+    path = next(p for p in released["packages"] if "from-1" in p)
+    length = released["packages"][path]
+    (package,) = [file for file in (service.home / "artifacts").glob("*/*") if file.stat().st_size == length]
+    raw = bytearray(package.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    package.chmod(0o644)
+    package.write_bytes(raw)
+    result = json.loads(service.device(home, "update", "--json"))
+    # One try at the full package, which is whole.
+    assert (result["decision"], result["package"]) == ("confirmed", "full")
+    assert status(service, home)["version"] == 2
+
+
+def test_a_second_use_of_an_enrolment_file_and_a_wrong_server_are_told_in_words(service, tmp_path):
+    service.serve()
+    invitation = tmp_path / "invitation.json"
+    service.lamella("devices", "invite", "--model", "chat", "--out", str(invitation))
+    service.device(tmp_path / "first", "enroll", str(invitation))
+    told = service.device(tmp_path / "second", "enroll", str(invitation), expect=1)
+    assert "token" in told.lower()
+    service.close()
+    told = service.device(tmp_path / "first", "update", expect=1)
+    assert "127.0.0.1" in told
+
+
+def test_a_worse_candidate_is_rejected_and_nothing_is_offered(service, tmp_path):
+    service.train("--rounds", "1", "--set", "learning-rate=10", "--set", "max-update-norm=1e9")
+    told = service.lamella("release", service.runs()[0]["run_id"], "--margin", "0", expect=1)
+    assert "rejected" in told
+    assert [v["state"] for v in service.versions()] == ["released", "rejected"]
+
+
+def wait_for(condition, timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if condition():
+            return
+        time.sleep(1)
+    raise AssertionError("it did not happen in time")

@@ -1,0 +1,107 @@
+"""An operator at the terminal: real commands in real processes on one home."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+SCRIPTS = Path(sys.executable).parent
+# Few and short: these tests ask whether the parts work together, not how well the model learns.
+RECIPE = (
+    "local-steps=2", "batch-size=8", "max-length=32", "evaluation-examples=16", "learning-rate=0.02", "budget-rounds=6",
+    "max-examples=64", "data=docstrings",
+)  # fmt: skip
+
+
+class Service:
+    """One operator: a home, the `lamella` command, and the processes that were started on it."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        self.processes: list[subprocess.Popen[str]] = []
+
+    @property
+    def environment(self) -> dict[str, str]:
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("LAMELLA_", "FLWR_"))}
+        return kept | {
+            "LAMELLA_HOME": str(self.home),
+            "LAMELLA_CACHE": str(self.home.parent / "cache"),
+            "LAMELLA_PORT": str(self.port),
+            "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}",
+            "COLUMNS": "200",
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def run(self, *command: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=400, check=False)
+        told = f"{command}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == expect, told
+        assert "Traceback" not in done.stderr, told
+        return done
+
+    def lamella(self, *arguments: str, expect: int = 0) -> str:
+        done = self.run("lamella", *arguments, expect=expect)
+        return done.stdout if expect == 0 else done.stderr
+
+    def device(self, home: Path, command: str, *arguments: str, expect: int = 0) -> str:
+        done = self.run("lamella-device", command, "--home", str(home), *arguments, expect=expect)
+        return done.stdout if expect == 0 else done.stderr
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self.processes.append(process)
+        return process
+
+    def serve(self) -> subprocess.Popen[str]:
+        process = self.start("lamella", "serve")
+        for _ in range(200):
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/v1/healthz", timeout=2).close()
+                return process
+            time.sleep(0.2)
+        raise AssertionError("the update service did not start")
+
+    def train(self, *arguments: str, devices: int = 2, expect: int = 0) -> str:
+        settings = [part for setting in RECIPE for part in ("--set", setting)]
+        return self.lamella(
+            "train", "federated", "--model", "chat", "--simulate", str(devices), "--cohort", str(devices),
+            *settings, *arguments, expect=expect,
+        )  # fmt: skip
+
+    def runs(self) -> list[dict[str, Any]]:
+        return json.loads(self.lamella("runs", "list", "--json"))
+
+    def run_facts(self, run_id: str) -> dict[str, Any]:
+        return json.loads(self.lamella("runs", "show", run_id, "--json"))
+
+    def versions(self) -> list[dict[str, Any]]:
+        return json.loads(self.lamella("versions", "--json"))
+
+    def enroll(self, home: Path) -> None:
+        invitation = home.with_suffix(".json")
+        self.lamella("devices", "invite", "--model", "chat", "--out", str(invitation))
+        self.device(home, "enroll", str(invitation), "--name", home.name)
+
+    def close(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=20)
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
