@@ -32,8 +32,8 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 # Written so that this file does not match itself.
 OUT_OF_PLACE = re.compile(
     r"(?<![\w.])/[w]ork/|/tmp/[l]amella"
-    r"|(pypi|pythonhosted|npmjs|anaconda|crates)[.](org|com|io)|(ghcr|docker|quay)[.]io|download[.]pytorch"
-    r"|sub-?agen[t]|(coding|ai|software|chat) agen[t]|agen[t] session|helper session|clau[d]e|anthropi[c]|copilo[t]",
+    r"|(py[p]i|python[h]osted|np[m]js|anacond[a])[.](org|com)|(ghc[r]|docke[r]|qua[y])[.]io|download[.]pytorch"
+    r"|sub-?agen[t]|(coding|ai|software|chat) agen[t]|agen[t] session|helper sessio[n]|clau[d]e|anthropi[c]|copilo[t]",
     flags=re.IGNORECASE,
 )
 
