@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client_sdk.errors import DeclinedError, DeviceError
-from client_sdk.local_training import TrainingSite, train_round
+from client_sdk.local_training import DEFAULT_MAX_EPSILON, TrainingSite, train_round
+from delta_updates import DeltaError
 from model import ModelError
-from privacy import InstructionsError, PrivacyError, RoundInstructions
+from privacy import PrivacyError, RoundInstructions
 
 app = ClientApp()
 
@@ -23,7 +25,7 @@ def train(message: Message, context: Context) -> Message:
         instructions = RoundInstructions.from_config(dict(message.content.config_records["instructions"]))
         adapter = {name: array.numpy() for name, array in message.content.array_records["adapter"].items()}
         contribution, update = train_round(site_of(context), instructions, adapter)
-    except (InstructionsError, DeviceError, ModelError, PrivacyError, KeyError) as error:
+    except (DeviceError, DeltaError, ModelError, PrivacyError, KeyError) as error:
         # Our own errors name settings and hashes, never a person's text; anything else stays on the device's log.
         return Message(content=RecordDict({"declined": ConfigRecord({"reason": str(error)[:300]})}), reply_to=message)
     return Message(
@@ -40,8 +42,8 @@ def train(message: Message, context: Context) -> Message:
 def site_of(context: Context) -> TrainingSite:
     """Where this node trains.
 
-    A real device says so in its node config: `home` (a `Device` home), `data` (a source of `model.open_source`) and,
-    where that source has several users, `user`.
+    A real device says so in its node config: `home` (a `Device` home), `data` (a source of `model.open_source`), where
+    that source has several users `user`, and `max-epsilon`.
     A simulated one is number `partition-id` of the folder that `lamella fleet make` wrote (run config key `fleet`).
 
     Raises:
@@ -49,12 +51,13 @@ def site_of(context: Context) -> TrainingSite:
     """
     home = context.node_config.get("home")
     if home:
-        # Imported here: a simulated device needs no updater.
         from client_sdk.device import Device  # noqa: PLC0415 - a simulated device needs no updater
 
         data = str(context.node_config.get("data") or f"jsonl:{home}/data")
         user = str(context.node_config.get("user") or "")
-        return TrainingSite(home=Path(str(home)), tree=Device(Path(str(home))).active().tree, data=data, user=user)
+        limit = float(context.node_config.get("max-epsilon", DEFAULT_MAX_EPSILON))
+        tree = Device(Path(str(home))).active().tree
+        return TrainingSite(home=Path(str(home)), tree=tree, data=data, user=user, max_epsilon=limit)
     fleet = str(context.run_config.get("fleet") or "")
     if not fleet:
         raise DeclinedError(
@@ -70,5 +73,9 @@ def simulated_site(fleet: Path, number: int) -> TrainingSite:
     if number >= len(users):
         raise DeclinedError(f"the fleet has {len(users)} devices, number {number} does not exist")
     return TrainingSite(
-        home=fleet / "devices" / str(number), tree=fleet / "tree", data=f"jsonl:{fleet / 'data'}", user=users[number]
+        home=fleet / "devices" / str(number),
+        tree=fleet / "tree",
+        data=f"jsonl:{fleet / 'data'}",
+        user=users[number],
+        max_epsilon=math.inf,  # a simulated person has no limit but the recipe's
     )

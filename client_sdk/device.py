@@ -58,7 +58,7 @@ class DeviceStatus:
 class Device:
     """One device, whose whole memory is the folder `home`.
 
-    Example:
+    Examples:
         >>> device = Device(Path("~/.lamella/device").expanduser())
         >>> device.enroll(Path("enrolment.json"), name="kitchen")
         >>> device.update().decision
@@ -102,7 +102,7 @@ class Device:
         The file comes from the operator out of band: it pins the root of trust and carries a one-time token.
 
         Args:
-            enrolment_file: JSON as `lamella device enrolment` writes it.
+            enrolment_file: JSON as `lamella devices invite` writes it.
             name: what the operator sees this device as.
             allow_http: accept plain http to another machine (a private container network). Remembered.
 

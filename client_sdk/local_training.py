@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 
 AdapterArrays = dict[str, npt.NDArray[np.float32]]
 
+# Example level, over the device's life. A server may ask for less; it cannot ask for more.
+DEFAULT_MAX_EPSILON = 10.0
+
 
 @dataclass(frozen=True)
 class TrainingSite:
@@ -56,12 +59,14 @@ class TrainingSite:
         tree: The installed version; its `base/` is what is trained on.
         data: A source specification of `model.open_source`.
         user: Whose examples of that source; empty: the only one there is.
+        max_epsilon: The most that this device lets anyone spend in all, whatever the server asks for.
     """
 
     home: Path
     tree: Path
     data: str
     user: str = ""
+    max_epsilon: float = DEFAULT_MAX_EPSILON
 
     @property
     def device_id(self) -> str:
@@ -126,6 +131,7 @@ def _charge(
 
     A crash after this point has cost budget and released nothing, which is the safe side.
     """
+    _require_sane(site, instructions, num_examples=num_examples)
     site.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     probability = instructions.sampling_probability_for(num_examples)
     multiplier = _noise_multiplier(site.home, instructions, probability)
@@ -156,6 +162,17 @@ def _charge(
         steps=instructions.steps,
         expected_batch_size=probability * num_examples,
     )
+
+
+def _require_sane(site: TrainingSite, instructions: RoundInstructions, *, num_examples: int) -> None:
+    """Hold the server's wishes against this device's own limits: a server may be hostile, or badly set up."""
+    if instructions.target_epsilon > site.max_epsilon:
+        raise DeclinedError(
+            f"the round may spend ε up to {instructions.target_epsilon:g}, this device allows {site.max_epsilon:g}"
+        )
+    # With δ of one over the number of examples, publishing one whole example at random would count as private.
+    if instructions.target_delta * num_examples >= 1:
+        raise DeclinedError(f"δ = {instructions.target_delta:g} is no protection for {num_examples} examples")
 
 
 def _noise_multiplier(home: Path, instructions: RoundInstructions, probability: float) -> float:

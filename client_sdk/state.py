@@ -28,7 +28,7 @@ class FailedVersion(BaseModel):
 class MetadataFloor(BaseModel):
     """The newest signed metadata ever seen: it holds when the cached metadata is lost.
 
-    Compared as a pair: a newer root (signed by the offline keys) may restart the timestamp versions, which is how an
+    Compared as a pair: a newer root (signed by the root key) may restart the timestamp versions, which is how an
     operator recovers from a fast-forward attack; nothing else may.
     """
 

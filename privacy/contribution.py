@@ -82,7 +82,9 @@ class Contribution(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    device_id: Identifier = Field(description="whose budget is charged; the enrolled name of the device")
+    device_id: Identifier = Field(
+        description="whose budget is charged: a pseudonym that the device made at random, once"
+    )
     run_id: Identifier = Field(description="which training run the update belongs to")
     server_round: int = Field(ge=0, description="which round it answers, so that late and replayed answers are refused")
     base_hash: Sha256 = Field(description="which base it was trained on; an update for another base is worthless")

@@ -47,7 +47,7 @@ class HeldOutEvaluation:
         if not self._examples:
             raise EvaluationError(
                 f"The source {data!r} has no held-out text to judge a release by. "
-                "Give one more user than there are devices, or another `data`."
+                "A jsonl source needs a folder `held_out` with files of people that no device trains on."
             )
 
     @property

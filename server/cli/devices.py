@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from server.cli.console import console, open_service, show_json, show_table
+from server.cli.console import Service, console, open_service, show_json, show_table
+from server.config import load_settings
 from server.errors import ConfigurationError
 
 app = typer.Typer(no_args_is_help=True, help="Devices: invite, list, revoke.")
@@ -18,11 +19,15 @@ app = typer.Typer(no_args_is_help=True, help="Devices: invite, list, revoke.")
 def invite(
     model: Annotated[str, typer.Option(help="The model that the device will run.")],
     out: Annotated[Path, typer.Option(help="Enrolment file to write; hand it to the device on a safe way.")],
+    url: Annotated[
+        str | None,
+        typer.Option(help="Where the device reaches the service (LAMELLA_PUBLIC_URL)."),
+    ] = None,
 ) -> None:
     """Write an enrolment file for one device: where the service is, a one-time token, and the root of its trust."""
     from server.enrolment import make_enrolment_file
 
-    service = open_service()
+    service = Service(load_settings(**({"public_url": url} if url else {})))
     enrolment, token = make_enrolment_file(service.settings, service.registry, service.metadata, model=model)
     try:
         # Secret, and never over a file that is there.

@@ -87,11 +87,20 @@ def _facts(
         rounds_planned=recipe.num_server_rounds,
         rounds_completed=sum(r.status == "released" for r in rounds),
         void_rounds=tuple(r.server_round for r in rounds if r.status == "void"),
-        devices_enrolled=len({e.device_id for e in service.registry.privacy_events(model=run.model)}),
+        devices_enrolled=_fleet_size(service, run, recipe),
         settings={key: value for key, value in recipe.to_run_config().items() if key != "fleet"},
         update_tensors=_update_tensors(service, rounds),
         incidents=tuple(f"round {r.server_round}: {why}" for r in rounds for why in r.failures.values()),
     )
+
+
+def _fleet_size(service: Service, run: RunRecord, recipe: Recipe) -> int:
+    """Devices that could have taken part: the simulated fleet, or who is enrolled for the model."""
+    if recipe.fleet:
+        from server.federation.fleet import users_of
+
+        return len(users_of(Path(recipe.fleet)))
+    return sum(device.model == run.model for device in service.registry.devices())
 
 
 def _update_tensors(service: Service, rounds: tuple[RoundRecord, ...]) -> tuple:  # type: ignore[type-arg]
@@ -153,10 +162,9 @@ def _membership(
     took_part = {event.device_id for event in service.registry.privacy_events(model=run.model)}
     members = training_examples_of(Path(recipe.fleet), took_part, max_examples=recipe.max_examples, limit=limit)
     others = held_out_examples(open_source(recipe.data), limit=len(members))
-    if not members or len(others) < len(members):
-        problems.print(
-            "No membership measurement: the fleet's text is gone, or too few other people are in the source."
-        )
+    members = members[: len(others)]
+    if not members:
+        problems.print("No membership measurement: the fleet's text is gone, or the source has no held-out people.")
         return None
     tree = tree_of(service.settings, service.registry, service.artifacts, model=run.model, version=run.base_version)
     evaluation = HeldOutEvaluation(tree, data=recipe.data, examples=1, max_length=recipe.max_length)

@@ -65,15 +65,13 @@ def versions(
         return
     show_table(
         "Versions",
-        ("model", "version", "kind", "parent", "state", "run", "held-out loss", "ε", "packages"),
+        ("version", "kind", "parent", "state", "held-out loss", "ε", "packages"),
         [
             (
-                v.model,
-                f"v{v.number}",
+                f"{v.model} v{v.number}",
                 v.manifest.kind,
                 v.manifest.parent and f"v{v.manifest.parent}",
                 v.state + (f": {v.reason}" if v.reason else ""),
-                v.run_id,
                 v.manifest.facts.get("held_out_loss"),
                 v.manifest.facts.get("epsilon"),
                 "\n".join(f"{_from(p.source_version)} {megabytes(p.length)}" for p in packages),

@@ -29,7 +29,7 @@ def federated(
     model: Annotated[str, typer.Option(help="Name of the model in the registry.")] = "",
     rounds: Annotated[int | None, typer.Option(help="Rounds in this run (num-server-rounds).")] = None,
     cohort: Annotated[int | None, typer.Option(help="Devices asked per round.")] = None,
-    quorum: Annotated[int | None, typer.Option(help="Fewest replies for a round to count.")] = None,
+    quorum: Annotated[int | None, typer.Option(help="Fewest replies for a round; default: half the cohort.")] = None,
     target_epsilon: Annotated[float | None, typer.Option(help="Privacy budget of a device, example level.")] = None,
     setting: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other key of the recipe; repeatable.")
@@ -76,11 +76,13 @@ def _recipe(service: Service, chosen: Mapping[str, object], settings: list[str],
         if not equals:
             raise RecipeError(f"--set takes KEY=VALUE, got {item!r}.")
         values[key.strip()] = value.strip()
+    if str(values.get("data", "")).startswith("jsonl:"):
+        # The ServerApp runs in another folder: a relative path would mean something else there.
+        values["data"] = f"jsonl:{Path(str(values['data']).removeprefix('jsonl:')).expanduser().absolute()}"
     if "model" not in values:
         raise RecipeError("Say which model to fine-tune with --model; `lamella versions` lists them.")
-    cohort = values.get("cohort")
-    if "quorum" not in values and isinstance(cohort, int):
-        values["quorum"] = max(1, cohort // 2)
+    if "quorum" not in values and str(values.get("cohort", "")).isdecimal():
+        values["quorum"] = max(1, int(str(values["cohort"])) // 2)
     if resume is None and not values.get("run-name"):
         values["run-name"] = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{token_hex(2)}"
     return Recipe.from_run_config(values)

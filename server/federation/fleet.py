@@ -50,6 +50,14 @@ def make_fleet(folder: Path, *, tree: Path, data: str, devices: int) -> tuple[st
     return users
 
 
+def users_of(folder: Path) -> tuple[str, ...]:
+    """The people of a simulated fleet, in device order; none when the folder is gone."""
+    try:
+        return tuple(json.loads((folder / "fleet.json").read_text(encoding="utf-8"))["users"])
+    except FileNotFoundError:
+        return ()
+
+
 def training_examples_of(
     folder: Path, device_ids: Collection[str], *, max_examples: int, limit: int
 ) -> tuple[Example, ...]:
@@ -61,7 +69,7 @@ def training_examples_of(
         max_examples: The cap that the devices were given.
         limit: Most examples in all.
     """
-    users = json.loads((folder / "fleet.json").read_text(encoding="utf-8"))["users"]
+    users = users_of(folder)
     source = open_source(f"jsonl:{folder / 'data'}")
     parts = []
     for number, user in enumerate(users):

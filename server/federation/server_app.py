@@ -10,7 +10,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from model import LoRAConfig, ModelConfig, initial_adapter, load_adapter
 from server.artifacts import LocalArtifactStore
-from server.config import Settings
+from server.config import Settings, load_settings
 from server.errors import RecipeError
 from server.evaluation import HeldOutEvaluation
 from server.federation.bases import base_of, newest_release, tree_of
@@ -33,7 +33,7 @@ log = logging.getLogger("lamella.federation")
 def main(grid: Grid, context: Context) -> None:
     """Run the recipe in Flower's run config; any error ends the Flower run as failed."""
     recipe = Recipe.from_run_config(context.run_config)
-    settings = Settings()
+    settings = load_settings()
     registry = Registry.open(settings)
     artifacts = LocalArtifactStore(settings.artifacts_dir)
     run = _open_run(recipe, registry, flower_run_id=context.run_id)
