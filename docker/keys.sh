@@ -1,0 +1,23 @@
+#!/bin/sh
+# Runs once, before everything else: the database's password, and the keys of SuperLink and gateway. What exists is kept.
+set -eu
+umask 077
+
+if [ ! -e /run/database/pgpass ]; then
+  password=$(python3 -c 'import secrets; print(secrets.token_urlsafe(32))')
+  printf '%s' "$password" >/run/database/password
+  # libpq's own file of passwords: host:port:database:user:password
+  printf '*:*:*:lamella:%s\n' "$password" >/run/database/pgpass
+  echo "Made the database's password."
+fi
+
+if [ ! -e /run/authority/README.md ]; then
+  lamella superlink keys --out /run/authority --host superlink --host gateway --nodes 0
+fi
+
+# Each server gets its own half and no more; the authority's key stays in its volume.
+for host in superlink gateway; do
+  for file in ca.crt "$host.crt" "$host.key"; do
+    [ -e "/run/tls/$host/$file" ] || cp "/run/authority/$file" "/run/tls/$host/$file"
+  done
+done
