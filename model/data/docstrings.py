@@ -76,11 +76,20 @@ def _examples_of(folder: Path, module: str) -> Iterator[Example]:
 
 def _docstrings(path: Path) -> Iterator[tuple[str, str]]:
     # Only parsed: modules such as `this` and `antigravity` do things when they are run.
-    for node in ast.walk(ast.parse(path.read_bytes(), filename=str(path))):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            docstring = (ast.get_docstring(node) or "").strip()
-            if docstring:
-                yield _heading(node), docstring.split("\n\n", 1)[0]
+    for node in _definitions(ast.parse(path.read_bytes(), filename=str(path))):
+        docstring = (ast.get_docstring(node) or "").strip()
+        if docstring:
+            yield _heading(node), docstring.split("\n\n", 1)[0]
+
+
+def _definitions(node: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
+    """Classes and functions in the order of the lines; looks at statements only, which most nodes of a tree are not."""
+    for part in ("body", "handlers", "orelse", "finalbody"):
+        children = getattr(node, part, ())
+        for child in children if isinstance(children, list) else ():
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                yield child
+            yield from _definitions(child)
 
 
 def _heading(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> str:

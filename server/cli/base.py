@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import tempfile
 from importlib.metadata import version as distribution_version
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 app = typer.Typer(no_args_is_help=True, help="Bring in the base model that a fleet starts from.")
+
+_TEXTS_PER_STEP = 40
 
 Model = Annotated[str, typer.Option(help="Name of the model in the registry, e.g. chat.")]
 
@@ -86,9 +89,10 @@ def pretrain(
     from model import chat_texts, open_source, pretrain_tiny
 
     source = open_source(data)
-    texts = chat_texts(
-        example for user in source.held_out_users() or source.users() for example in source.examples(user)
-    )
+    people = source.held_out_users() or source.users()
+    texts = chat_texts(example for user in people for example in source.examples(user))
+    # What so few steps never read would only cost time in making the tokenizer.
+    texts = random.Random(seed).sample(texts, min(len(texts), _TEXTS_PER_STEP * steps))  # noqa: S311 - repeatable
     with _work_folder() as tree:
         with Progress(console=console, transient=True) as progress:
             task = progress.add_task("Pretraining", total=steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 
@@ -10,7 +11,7 @@ import click
 import typer
 
 from delta_updates import DeltaError
-from server.cli import base, delta, devices, fleet, privacy, release, runs, serve, superlink, train
+from server.cli import base, data, delta, devices, fleet, privacy, release, runs, serve, superlink, train
 from server.cli.console import problems
 from server.errors import ServerError
 
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 app.command("serve")(serve.serve)
 app.add_typer(base.app, name="base")
+app.add_typer(data.app, name="data")
 app.add_typer(fleet.app, name="fleet")
 app.add_typer(train.app, name="train")
 app.add_typer(runs.app, name="runs")
@@ -41,6 +43,8 @@ def main() -> None:
 
 
 def _run() -> int:
+    # Threads of torch that wait give their core up: where others need it too, spinning makes everything slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # A supervisor's SIGTERM ends a command the way Ctrl-C does: with everything that it started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -108,7 +108,7 @@ def _update_tensors(service: Service, rounds: tuple[RoundRecord, ...]) -> tuple:
     from safetensors.numpy import load
 
     from privacy.report import TensorFact
-    from server.federation.run import ADAPTER
+    from server.federation.adapter import ADAPTER
 
     released = [r for r in rounds if r.status == "released"]
     if not released:
@@ -154,10 +154,9 @@ def _membership(
     from model import held_out_examples, open_source
     from privacy.audits import membership_audit
     from server.evaluation import HeldOutEvaluation
+    from server.federation.adapter import ADAPTER, lora_of
     from server.federation.bases import tree_of
     from server.federation.fleet import training_examples_of
-    from server.federation.run import ADAPTER
-    from server.federation.server_app import lora_of
 
     took_part = {event.device_id for event in service.registry.privacy_events(model=run.model)}
     members = training_examples_of(Path(recipe.fleet), took_part, max_examples=recipe.max_examples, limit=limit)

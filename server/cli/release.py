@@ -126,8 +126,7 @@ def _candidate(service: Service, run: RunRecord, *, gate: Gate) -> tuple[Version
     from safetensors.torch import load
 
     from model import save_adapter
-    from server.federation.run import ADAPTER
-    from server.federation.server_app import lora_of
+    from server.federation.adapter import ADAPTER, lora_of
     from server.publishing import create_candidate
 
     if run.parent_version is None:

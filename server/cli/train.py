@@ -144,7 +144,8 @@ def _watch(service: Service, recipe: Recipe, run: FlowerRun) -> None:
         reason = ended[1] if ended is not None and ended[1] else "the ServerApp did not start"
         problems.print(run.log_tail(), markup=False, highlight=False)
         raise FederationError(
-            f"Run {run_id} failed ({status}): {reason}. What was reached is kept; go on with --resume {run_id}."
+            f"Run {run_id} failed ({status}): {reason.rstrip('.')}. "
+            f"What was reached is kept; go on with --resume {run_id}."
         )
     console.print(f"Run [bold]{run_id}[/] completed. Next: lamella release {run_id}")
 
@@ -183,10 +184,10 @@ class _RoundView:
                 return record.status, record.reason
         return None
 
-    def refresh(self) -> bool:
-        """Look at the registry, at most once a second; True when the run is over."""
+    def refresh(self) -> str | None:
+        """Look at the registry, at most once a second; how the run ended, or None."""
         if time.monotonic() < self._next_look:
-            return False
+            return None
         self._next_look = time.monotonic() + 1.0
         for row in self._service.registry.rounds(self._run_id)[self._shown :]:
             self._shown += 1
@@ -197,7 +198,8 @@ class _RoundView:
             for node, why in row.failures.items():
                 self._progress.console.print(f"    node {node}: {why}", style="yellow", highlight=False)
             self._progress.update(self._task, completed=row.server_round, facts=facts)
-        return self.ended() is not None
+        ended = self.ended()
+        return ended and ended[0]
 
     def _spent(self) -> float:
         """The largest ε that any device of this model has spent so far, over all runs."""

@@ -106,11 +106,10 @@ def simulation_superlink(home: FlowerHome, *, extra_environment: Mapping[str, st
     _end_leftover(pid_file)
     port = _free_port()
     address = f"127.0.0.1:{port}"
-    command = [
-        "flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess",
-        "--host", "127.0.0.1", "--port", str(port), "--disable-runtime-dependency-installation",
-        "--database", str(home.folder / "state.db"),
-    ]  # fmt: skip
+    # No --database: what lasts is in our registry, and a run left over in Flower's would start again by itself.
+    listen = ["--host", "127.0.0.1", "--port", str(port)]
+    command = ["flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess", *listen]
+    command += ["--disable-runtime-dependency-installation"]
     environment = home.environment() | dict(extra_environment)
     with home.log.open("ab") as log:
         process = subprocess.Popen(  # noqa: S603 - our own command
@@ -189,25 +188,28 @@ class FlowerRun:
         with contextlib.suppress(FederationError):
             _flwr(self.home, "stop", self.run_id, CONNECTION, "--format", "json")
 
-    def wait(self, *, on_poll: Callable[[], bool], poll_s: float = 0.5, status_every_s: float = 20.0) -> str:
+    def wait(self, *, on_poll: Callable[[], str | None], poll_s: float = 0.5, status_every_s: float = 20.0) -> str:
         """Wait for the end and return Flower's status.
 
-        `flwr run --stream` exits with 0 even when the run failed, so the status itself is asked for.
+        `flwr run --stream` exits with 0 even when the run failed, so its exit code says nothing. The ServerApp's last
+        act is to write into the registry that the run completed; where that does not come, Flower is asked.
 
         Args:
-            on_poll: Called every `poll_s`; returns True when the registry says that the run has ended.
+            on_poll: Called every `poll_s`; `completed` or `failed` as the registry says, None while the run goes on.
             poll_s: Seconds between two looks at the registry.
             status_every_s: Seconds between two questions to Flower itself (each costs a process).
         """
         next_status = time.monotonic() + status_every_s
         while True:
-            has_ended = on_poll()
-            if has_ended or time.monotonic() >= next_status:
+            said = on_poll()
+            if said == "completed":
+                return "finished:completed"
+            if said is not None or time.monotonic() >= next_status:
                 status = self.status()
                 if status.startswith("finished"):
                     on_poll()
                     return status
-                next_status = time.monotonic() + (2.0 if has_ended else status_every_s)
+                next_status = time.monotonic() + (2.0 if said else status_every_s)
             time.sleep(poll_s)
 
 

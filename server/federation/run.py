@@ -16,6 +16,7 @@ from safetensors.numpy import load, save
 from privacy import BudgetExceededError, PrivacyEvent, RoundInstructions
 from privacy.budget import PrivacyBudget, require_affordable
 from server.errors import FederationError
+from server.federation.adapter import ADAPTER, OPTIMIZER
 from server.federation.cohort import draw_cohort, wait_for_nodes
 from server.federation.exchange import Exchange, exchange
 from server.federation.optimizer import ServerOptimizer
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from server.federation.recipe import Recipe
     from server.registry import Registry
 
-ADAPTER, OPTIMIZER = "adapter", "optimizer"
 _WEIGHT = "num-examples"
 
 

@@ -13,6 +13,7 @@ from server.artifacts import LocalArtifactStore
 from server.config import Settings, load_settings
 from server.errors import RecipeError
 from server.evaluation import HeldOutEvaluation
+from server.federation.adapter import lora_of
 from server.federation.bases import base_of, newest_release, tree_of
 from server.federation.recipe import Recipe
 from server.federation.run import FederatedRun
@@ -59,11 +60,6 @@ def main(grid: Grid, context: Context) -> None:
         registry.finish_run(run.run_id, status="failed", reason=f"{type(error).__name__}: {error}"[:500])
         raise
     registry.finish_run(run.run_id, status="completed")
-
-
-def lora_of(recipe: Recipe) -> LoRAConfig:
-    """The adapter's shape that a recipe asks for."""
-    return LoRAConfig(rank=recipe.rank, alpha=recipe.alpha, dropout=0.0, targets=recipe.target_names)
 
 
 def _open_run(recipe: Recipe, registry: Registry, *, flower_run_id: int) -> RunRecord:

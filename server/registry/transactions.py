@@ -38,7 +38,14 @@ def make_engine(url: str) -> Engine:
                 f"The registry runs on SQLite or PostgreSQL, not on {parsed.get_backend_name()!r} "
                 f"({parsed.render_as_string(hide_password=True)}). Set LAMELLA_DATABASE_URL."
             )
-        engine = create_engine(parsed, json_serializer=_to_json, pool_pre_ping=parsed.get_backend_name() != "sqlite")
+        is_postgresql = parsed.get_backend_name() == "postgresql"
+        engine = create_engine(
+            parsed,
+            json_serializer=_to_json,
+            pool_pre_ping=is_postgresql,
+            # Whatever the database was made with: psycopg answers with bytes where no encoding is set.
+            connect_args={"client_encoding": "utf8"} if is_postgresql else {},
+        )
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError):
         raise ConfigurationError(
             "LAMELLA_DATABASE_URL is no URL that SQLAlchemy reads. Example: postgresql://user:password@host/database"

@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 from simulators.operator import Service
 
+from model import DocstringSource, export_users
+
 
 @pytest.fixture(scope="session")
 def prepared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An operator's home with a tiny base released as v1; copied for every test."""
     home = tmp_path_factory.mktemp("prepared") / "home"
     Service(home).lamella("base", "pretrain", "--model", "chat", "--steps", "20")
+    export_users(DocstringSource(), home / "text", users=2, held_out_users=2)
     return home
 
 

@@ -8,7 +8,6 @@ import time
 
 import psutil
 import pytest
-from simulators.operator import RECIPE
 
 pytestmark = pytest.mark.slow
 
@@ -38,19 +37,17 @@ def test_a_simulated_run_is_watched_recorded_and_leaves_no_process(service):
 
 
 def test_a_run_whose_devices_all_decline_fails_with_exit_code_1_and_says_why(service):
-    told = service.train("--rounds", "1", "--set", "target-epsilon=0.02", "--set", "max-void-rounds=0", expect=1)
+    told = service.train("--rounds", "1", "--set", "target-delta=0.5", "--set", "max-void-rounds=0", expect=1)
     assert "failed" in told
     (run,) = service.runs()
     assert run["status"] == "failed"
     rounds = service.run_facts(run["run_id"])["rounds"]
     assert rounds[0]["status"] == "void"
-    assert rounds[0]["failures"]
+    assert all("no protection" in why for why in rounds[0]["failures"].values())
 
 
 def test_a_killed_run_goes_on_where_it_was(service):
-    command = ["lamella", "train", "federated", "--model", "chat", "--simulate", "2", "--cohort", "2", "--rounds", "3"]
-    settings = [part for setting in RECIPE for part in ("--set", setting)]
-    process = service.start(*command, *settings)
+    process = service.start(*service.train_command, "--rounds", "3")
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         runs = service.runs()
@@ -74,8 +71,8 @@ def test_a_killed_run_goes_on_where_it_was(service):
 
 
 def test_flowers_own_command_runs_the_app(service, tmp_path):
-    fleet = tmp_path / "fleet"
-    service.lamella("fleet", "make", "--model", "chat", "--devices", "2", "--data", "docstrings", "--out", str(fleet))
+    fleet, data = tmp_path / "fleet", f"jsonl:{service.home / 'text'}"
+    service.lamella("fleet", "make", "--model", "chat", "--devices", "2", "--data", data, "--out", str(fleet))
     port = service.port + 1
     environment = service.environment | {
         "FLWR_HOME": str(tmp_path / "flwr"),
@@ -84,7 +81,7 @@ def test_flowers_own_command_runs_the_app(service, tmp_path):
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
     }
-    config = f'fleet="{fleet}" run-name="plain" data="docstrings" num-server-rounds=1 local-steps=1 max-length=32'
+    config = f'fleet="{fleet}" run-name="plain" data="{data}" num-server-rounds=1 local-steps=1 max-length=32'
     try:
         done = subprocess.run(
             ["flwr", "run", ".", "--stream", "--run-config", config + " evaluation-examples=8"],
@@ -107,9 +104,7 @@ def test_flowers_own_command_runs_the_app(service, tmp_path):
 
 
 def test_interrupting_a_run_ends_every_process(service):
-    settings = [part for setting in RECIPE for part in ("--set", setting)]
-    command = ["lamella", "train", "federated", "--model", "chat", "--simulate", "2", "--cohort", "2", "--rounds", "50"]
-    process = service.start(*command, *settings)
+    process = service.start(*service.train_command, "--rounds", "50")
     deadline = time.monotonic() + 120
     while not flower_processes(service.home) and time.monotonic() < deadline:
         time.sleep(0.5)

@@ -1,0 +1,26 @@
+"""`lamella data`: people's text as files, one a person."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from server.cli.console import console
+
+app = typer.Typer(no_args_is_help=True, help="People's text as JSONL files, one a person.")
+
+
+@app.command()
+def export(
+    data: Annotated[str, typer.Option(help="Where from: chitchat, docstrings or jsonl:FOLDER.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; `--data jsonl:FOLDER` reads it.")],
+    users: Annotated[int, typer.Option(help="People to train on.", min=1)] = 8,
+    held_out: Annotated[int, typer.Option(help="People that no device trains on; a release is judged by them.")] = 50,
+) -> None:
+    """Write a source as files: the shape of your own data, and quicker to read again."""
+    from model import export_users, open_source
+
+    export_users(open_source(data), out, users=users, held_out_users=held_out)
+    console.print(f"{out}: {users} people to train on, up to {held_out} held out. Use it with --data jsonl:{out}")
