@@ -63,7 +63,7 @@ REAL = Scale(
     cpus_per_device=2,  # one device at a time, so that the whole demo stays under 4 GB
 )
 QUICK = Scale(
-    base=("base", "pretrain", "--steps", "30", "--data", "docstrings"),
+    base=("base", "pretrain", "--steps", "25", "--data", "docstrings"),
     audit_examples=32,
     answer_tokens=16,
     disk_bytes=300_000_000,
@@ -139,17 +139,25 @@ class Demo:
             time.sleep(0.5)
         raise DemoError(f"The server did not answer within a minute; its log is {log_path}.")
 
-    def train(self, rounds: int) -> str:
-        """Train for some rounds on the simulated fleet, release the result, and return the run id."""
+    def train(self, run_id: str, rounds: int) -> None:
+        """Train for some rounds on the simulated fleet, and release the result."""
         settings = [part for setting in RECIPE for part in ("--set", setting)]
         self.run(
-            *("lamella", "train", "federated", "--model", MODEL, "--rounds", str(rounds)),
+            *(
+                "lamella",
+                "train",
+                "federated",
+                "--model",
+                MODEL,
+                "--rounds",
+                str(rounds),
+                "--set",
+                f"run-name={run_id}",
+            ),
             *("--simulate", str(DEVICES), "--cohort", str(COHORT), "--data", "jsonl:text"),
             *("--cpus-per-device", str(self.scale.cpus_per_device), *settings),
         )
-        run_id: str = json.loads(self.run("lamella", "runs", "list", "--json", capture=True))[0]["run_id"]
         self.run("lamella", "release", run_id)
-        return run_id
 
     def enroll(self, name: str) -> None:
         """Invite a device and let it enrol."""
@@ -157,16 +165,22 @@ class Demo:
         self.run("lamella", "devices", "invite", "--model", MODEL, "--out", invitation)
         self.run("lamella-device", "enroll", invitation, "--name", name, "--home", name)
 
-    def update(self, name: str) -> dict[str, Any]:
-        """Let a device process update itself; returns what it did."""
-        result: dict[str, Any] = json.loads(
-            self.run("lamella-device", "update", "--json", "--home", name, capture=True)
-        )
+    def start_update(self, name: str) -> subprocess.Popen[bytes]:
+        """Let a device process update itself, as it would in the background; `finish_update` waits for it."""
+        return self.start("lamella-device", "update", "--json", "--home", name, capture=True)
+
+    def finish_update(self, name: str, child: subprocess.Popen[bytes]) -> dict[str, Any]:
+        """Wait for an update, and tell and return what it did."""
+        result: dict[str, Any] = json.loads(self.finish(child))
         console.print(
             f"  {name}: v{result['from_version'] or '-'} → v{result['to_version']} by a {result['package']} package of "
             f"{result['package_bytes'] / 1e6:.3f} MB: {result['decision']}"
         )
         return result
+
+    def update(self, name: str) -> dict[str, Any]:
+        """Let a device process update itself; returns what it did."""
+        return self.finish_update(name, self.start_update(name))
 
     def answers(self, *names: str) -> list[list[str]]:
         """The devices' answers to the prompts; they think at the same time."""
@@ -239,25 +253,25 @@ def main() -> int:
 
 def _story(demo: Demo) -> None:
     """The product's main job, from an empty home to two devices that answer the same."""
-    _say(1, "The update service starts, with fresh signing keys")
-    demo.start_server()
-    _say(2, "A base model becomes v1, signed and packaged; real people's chat becomes files, one a person")
+    _say(1, "The update service starts with fresh keys; a base model becomes v1; real people's chat becomes files")
     base = demo.start("lamella", *demo.scale.base, "--model", MODEL)
+    demo.start_server()
     demo.run("lamella", "data", "export", "--data", "chitchat", "--users", str(DEVICES), "--out", "text")
     demo.finish(base)
-    _say(3, "A first device enrols and installs v1")
+    _say(2, "A first device enrols and installs v1")
     demo.enroll("device-a")
     demo.update("device-a")
-    _say(4, f"{DEVICES} simulated devices fine-tune it under differential privacy, {COHORT} a round: v2")
-    demo.train(2)
-    first_step = demo.update("device-a")
-    _say(5, "One more round becomes v3; the device takes only the adapter's delta")
-    last_run = demo.train(1)
-    last_step = demo.update("device-a")
-    _say(6, "A new device enrols and starts at v3 from the full package")
+    _say(3, f"{DEVICES} simulated devices fine-tune it under differential privacy, {COHORT} a round: v2")
+    demo.train("first", 2)
+    _say(4, "The device takes v2; one more round becomes v3")
+    demo.update("device-a")
+    demo.train("second", 1)
+    _say(5, "The device takes only the adapter's delta; a new device enrols and starts at v3 from the full package")
+    to_v3 = demo.start_update("device-a")
     demo.enroll("device-b")
+    last_step = demo.finish_update("device-a", to_v3)
     fresh = demo.update("device-b")
-    _say(7, "Both answer the same prompts, the same way")
+    _say(6, "Both answer the same prompts, the same way")
     ours, theirs = demo.answers("device-a", "device-b")
     for prompt, text in zip(PROMPTS, ours, strict=True):
         console.print(f"  [bold]{escape(prompt)}[/]\n  {escape(text.strip())}")
@@ -265,15 +279,14 @@ def _story(demo: Demo) -> None:
         raise DemoError(
             "The two devices run the same version and answered differently. This is a bug: please report it."
         )
-    _say(8, "The privacy report, recomputed from the ledger")
-    demo.run("lamella", "privacy", "report", last_run, "--audit-examples", str(demo.scale.audit_examples))
-    report = demo.work / "server" / "reports" / last_run
+    _say(7, "The privacy report, recomputed from the ledger")
+    demo.run("lamella", "privacy", "report", "second", "--audit-examples", str(demo.scale.audit_examples))
+    report = demo.work / "server" / "reports" / "second"
     demo.run("lamella", "privacy", "recompute", str(report))
-    _summary(demo, steps=(first_step, last_step, fresh), report=report)
+    _summary(demo, last=last_step, fresh=fresh, report=report)
 
 
-def _summary(demo: Demo, *, steps: tuple[dict[str, Any], dict[str, Any], dict[str, Any]], report: Path) -> None:
-    _, last, fresh = steps
+def _summary(demo: Demo, *, last: dict[str, Any], fresh: dict[str, Any], report: Path) -> None:
     versions = demo.versions()
     facts = versions[-1]["facts"]
     first = versions[1]["facts"]

@@ -55,13 +55,15 @@ def federated(
         "data": data,
     }
     recipe = _recipe(service, chosen, setting or [], resume=resume)
-    if simulate is not None:
-        recipe = _with_fleet(service, recipe, devices=simulate, folder=fleet)
-    with _superlink(service, superlink, root_certificates=root_certificates) as home:
-        from server.federation.flower import start_run
+    from server.federation.flower import start_run, wait_until_listening
 
-        app_folder = home.write_app(recipe, version=distribution_version("lamella"))
-        run = start_run(home, app_folder, devices=simulate, cpus_per_device=cpus_per_device)
+    with _superlink(service, superlink, root_certificates=root_certificates) as (home, address):
+        with console.status("Starting Flower and preparing the devices ..."):
+            if simulate is not None:
+                recipe = _with_fleet(service, recipe, devices=simulate, folder=fleet)
+            app_folder = home.write_app(recipe, version=distribution_version("lamella"))
+            wait_until_listening(address, home.log)
+            run = start_run(home, app_folder, devices=simulate, cpus_per_device=cpus_per_device)
         _watch(service, recipe, run)
 
 
@@ -94,28 +96,27 @@ def _with_fleet(service: Service, recipe: Recipe, *, devices: int, folder: Path 
     from server.federation.fleet import make_fleet
 
     where = (folder or service.settings.home / "fleets" / recipe.model).absolute()
-    with console.status(f"Preparing {devices} simulated devices ..."):
-        base = base_of(service.registry, newest_release(service.registry, recipe.model))
-        tree = tree_of(service.settings, service.registry, service.artifacts, model=recipe.model, version=base.number)
-        make_fleet(where, tree=tree, data=recipe.data, devices=devices)
+    base = base_of(service.registry, newest_release(service.registry, recipe.model))
+    tree = tree_of(service.settings, service.registry, service.artifacts, model=recipe.model, version=base.number)
+    make_fleet(where, tree=tree, data=recipe.data, devices=devices)
     return recipe.model_copy(update={"fleet": str(where)})
 
 
 @contextlib.contextmanager
-def _superlink(service: Service, address: str | None, *, root_certificates: Path | None) -> Iterator[FlowerHome]:
+def _superlink(
+    service: Service, address: str | None, *, root_certificates: Path | None
+) -> Iterator[tuple[FlowerHome, str]]:
+    """A Flower home that is connected to the given SuperLink, or to a private one that ends with this command."""
     from server.federation.flower import FlowerHome, simulation_superlink
 
     home = FlowerHome(service.settings.home / "flower")
     if address is not None:
         home.write_connection(address, root_certificates=root_certificates)
-        yield home
+        yield home, address
         return
-    with (
-        console.status("Starting Flower ..."),
-        simulation_superlink(home, extra_environment=_settings_environment(service)) as local,
-    ):
+    with simulation_superlink(home, extra_environment=_settings_environment(service)) as local:
         home.write_connection(local, root_certificates=None)
-        yield home
+        yield home, local
 
 
 def _settings_environment(service: Service) -> dict[str, str]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from server.federation.recipe import Recipe
 
 CONNECTION = "lamella"
-_START_TIMEOUT_S = 90.0
+_START_TIMEOUT_S = 60.0
 _COMMAND_TIMEOUT_S = 120.0
 
 _APP = """\
@@ -96,10 +96,9 @@ class FlowerHome:
 
 @contextlib.contextmanager
 def simulation_superlink(home: FlowerHome, *, extra_environment: Mapping[str, str]) -> Iterator[str]:
-    """Run a private SuperLink in simulation mode on loopback; yields its address, ends every process it started.
+    """Start a private SuperLink in simulation mode on loopback; ends every process that came of it.
 
-    Raises:
-        FederationError: It did not come up; the message names its log.
+    Yields its address at once, so that other things can be prepared while it comes up (`wait_until_listening`).
     """
     home.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     pid_file = home.folder / "superlink.pid"
@@ -123,7 +122,6 @@ def simulation_superlink(home: FlowerHome, *, extra_environment: Mapping[str, st
         )
     try:
         pid_file.write_text(str(process.pid), encoding="ascii")
-        _wait_until_listening(process, port, home.log)
         yield address
     finally:
         end_process_tree(process.pid)
@@ -268,12 +266,18 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait_until_listening(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def wait_until_listening(address: str, log: Path) -> None:
+    """Wait until a SuperLink answers at `address`.
+
+    Raises:
+        FederationError: It does not come up; the message names its log.
+    """
+    host, _, port = address.rpartition(":")
     give_up = time.monotonic() + _START_TIMEOUT_S
     while time.monotonic() < give_up:
-        if process.poll() is not None:
-            raise FederationError(f"Flower's SuperLink ended at once (exit code {process.returncode}). Its log: {log}")
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
             return
         time.sleep(0.2)
-    raise FederationError(f"Flower's SuperLink did not answer within {_START_TIMEOUT_S:.0f} s. Its log: {log}")
+    raise FederationError(
+        f"No SuperLink answers at {address}; waited {_START_TIMEOUT_S:.0f} s. The log of a private one: {log}"
+    )
