@@ -120,6 +120,10 @@ def train(
         Path | None, typer.Option(help="CA certificate of the SuperLink; without it the connection is plain.")
     ] = None,
     private_key: Annotated[Path | None, typer.Option(help="This node's key, where the SuperLink demands one.")] = None,
+    max_epsilon: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="The most ε this device ever spends, whatever the server asks; default 10."),
+    ] = None,
     interval_s: Annotated[float, typer.Option(min=1.0, help="Mean seconds between two looks for an update.")] = 3600.0,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Loopback port for Flower itself; 0: a free one.")] = 0,
     home: Home = DEFAULT_HOME,
@@ -135,6 +139,7 @@ def train(
         root_certificates=root_certificates,
         private_key=private_key,
         port=port,
+        max_epsilon=max_epsilon,
     )
     raise typer.Exit(run_supernode(Device(home), membership, interval_s=interval_s))
 

@@ -31,6 +31,7 @@ class Membership:
         root_certificates: the CA that signed the SuperLink's certificate; without it the connection is plain.
         private_key: this node's key, where the SuperLink demands one.
         port: port on loopback that the SuperNode and its ClientApps talk through, with `/health`; 0: a free one.
+        max_epsilon: the most ε this device lets anyone spend, whatever the server asks for; None: the default.
     """
 
     superlink: str
@@ -39,6 +40,7 @@ class Membership:
     root_certificates: Path | None = None
     private_key: Path | None = None
     port: int = 0
+    max_epsilon: float | None = None
 
 
 def run_supernode(device: Device, membership: Membership, *, interval_s: float) -> int:
@@ -87,9 +89,17 @@ def run_supernode(device: Device, membership: Membership, *, interval_s: float) 
 
 
 def _command(program: str, home: Path, membership: Membership) -> list[str]:
-    config = {"home": str(home), "data": membership.data, "user": membership.user}
+    config = {
+        "home": str(home),
+        "data": membership.data,
+        "user": membership.user,
+        "max-epsilon": membership.max_epsilon,
+    }
     command = [program, "--superlink", membership.superlink, "--port", str(membership.port or _free_port())]
-    command += ["--node-config", " ".join(f"{key}={json.dumps(value)}" for key, value in config.items() if value)]
+    command += [
+        "--node-config",
+        " ".join(f"{key}={json.dumps(value)}" for key, value in config.items() if value not in {"", None}),
+    ]
     authority, key = membership.root_certificates, membership.private_key
     command += ["--root-certificates", str(authority)] if authority else ["--insecure"]
     return command + (["--auth-supernode-private-key", str(key)] if key else [])
