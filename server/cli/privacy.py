@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from privacy.report import RunFacts, UtilityFigure
     from server.registry import RoundRecord, RunRecord, VersionRecord
 
+_NOT_A_PARAMETER = {"fleet", "run-name", "resume-run"}
+
 app = typer.Typer(no_args_is_help=True, help="Privacy reports: write one, recompute one.")
 
 
@@ -88,7 +90,7 @@ def _facts(
         rounds_completed=sum(r.status == "released" for r in rounds),
         void_rounds=tuple(r.server_round for r in rounds if r.status == "void"),
         devices_enrolled=_fleet_size(service, run, recipe),
-        settings={key: value for key, value in recipe.to_run_config().items() if key != "fleet"},
+        settings={key: value for key, value in recipe.to_run_config().items() if key not in _NOT_A_PARAMETER},
         update_tensors=_update_tensors(service, rounds),
         incidents=tuple(f"round {r.server_round}: {why}" for r in rounds for why in r.failures.values()),
     )
