@@ -301,8 +301,7 @@ def _summary(demo: Demo, *, last: dict[str, Any], fresh: dict[str, Any], report:
         f"{last['package_bytes'] / fresh['package_bytes']:.3%} of the full package ({fetched.format(**last)})",
         "answers": "device-a (by v1, v2, v3) and device-b (straight to v3) answer the same",
         "privacy report": str(report / "report.html"),
-        "API docs": f"LAMELLA_HOME={demo.work / 'server'} lamella serve --port {demo.port}, "
-        f"then http://127.0.0.1:{demo.port}/docs",
+        "API docs": f"http://127.0.0.1:{demo.port}/docs, once the service runs again",
         "everything is in": str(demo.work),
     }
     table = Table(title="What happened", title_justify="left", show_header=False)
@@ -311,6 +310,8 @@ def _summary(demo: Demo, *, last: dict[str, Any], fresh: dict[str, Any], report:
     for key, value in rows.items():
         table.add_row(key, value)
     console.print(table)
+    home = demo.work / "server"
+    console.print(f"Start the service again: LAMELLA_HOME={home} lamella serve --port {demo.port}", soft_wrap=True)
 
 
 def _check(demo: Demo) -> None:
