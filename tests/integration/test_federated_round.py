@@ -9,6 +9,8 @@ import time
 import psutil
 import pytest
 
+from server.federation.flower import end_process_tree
+
 pytestmark = pytest.mark.slow
 
 
@@ -92,15 +94,15 @@ def test_flowers_own_command_runs_the_app(service, tmp_path):
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
+        assert [run["run_id"] for run in service.runs()] == ["plain"], done.stdout[-3000:]
         facts = service.run_facts("plain")
         assert facts["status"] == "completed", done.stdout
         assert facts["rounds"][0]["replies"] == 2
     finally:
         # Flower leaves its local SuperLink running on purpose.
         for process in psutil.process_iter(["cmdline"]):
-            if str(port) in (process.info["cmdline"] or []):
-                for child in [*process.children(recursive=True), process]:
-                    child.terminate()
+            if "flower-superlink" in " ".join(process.info["cmdline"] or []) and str(port) in process.info["cmdline"]:
+                end_process_tree(process.pid)
 
 
 def test_interrupting_a_run_ends_every_process(service):
