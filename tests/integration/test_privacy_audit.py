@@ -29,8 +29,8 @@ def test_a_report_is_recomputed_a_changed_one_is_caught_and_the_budget_holds_ove
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert len(report["devices"]) == 2
     assert 0 < report["epsilon_max"] <= 8
-    assert report["membership"]["members"] == 20
-    assert report["membership"]["verdict"] == "inconclusive"  # 20 examples prove nothing, and it says so
+    assert 0 < report["membership"]["members"] == report["membership"]["non_members"] <= 20
+    assert report["membership"]["verdict"] == "inconclusive"  # so few examples prove nothing, and it says so
     page = (out / "report.html").read_text(encoding="utf-8")
     assert f"{report['epsilon_max']:.2f}" in page
     assert "<script" not in page
