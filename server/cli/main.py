@@ -9,6 +9,7 @@ import sys
 
 import click
 import typer
+from rich.markup import escape
 
 from delta_updates import DeltaError
 from server.cli import base, data, delta, devices, fleet, privacy, release, runs, serve, superlink, train
@@ -58,15 +59,20 @@ def _run() -> int:
         problems.print("Stopped.")
         return 130
     except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
-            raise
-        where = error.filename or "while writing"
-        problems.print(f"[red]Error:[/] the disk is full ({where}). Free some space and run this again.")
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            _say_problem(f"the disk is full ({error.filename or 'while writing'}). Free some space and run this again.")
+        else:
+            _say_problem(f"{error.filename or 'the system'}: {error.strerror or error}.")
         return 1
     except _expected_errors() as error:
-        problems.print("[red]Error:[/]", str(error), markup=True, highlight=False)
+        _say_problem(str(error))
         return 1
     return code if isinstance(code, int) else 0
+
+
+def _say_problem(sentence: str) -> None:
+    """One sentence on stderr; brackets in it are text, not colours."""
+    problems.print(f"[red]Error:[/] {escape(sentence)}", highlight=False)
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:
