@@ -1,81 +1,29 @@
-"""The Flower ClientApp: parse, hand over to `local_training`, pack the reply."""
+"""The Flower ClientApp.
+
+What training needs (torch, Opacus, the accountant: seconds of imports) loads with the first message: a simulation's
+driver loads this module too, before it starts its workers, and never trains.
+"""
 
 from __future__ import annotations
 
-import json
-import math
-from pathlib import Path
+import gc
+from typing import TYPE_CHECKING
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client_sdk.errors import DeclinedError, DeviceError
-from client_sdk.local_training import DEFAULT_MAX_EPSILON, TrainingSite, train_round
-from delta_updates import DeltaError
-from model import ModelError
-from privacy import PrivacyError, RoundInstructions
+if TYPE_CHECKING:
+    from flwr.app import Context, Message
 
 app = ClientApp()
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Answer one round: the update and its facts, or the reason why this device declines."""
+    """Answer one round (`client_sdk.flower_round`)."""
+    gc.disable()  # none of the half a million objects that the imports make is garbage
     try:
-        instructions = RoundInstructions.from_config(dict(message.content.config_records["instructions"]))
-        adapter = {name: array.numpy() for name, array in message.content.array_records["adapter"].items()}
-        contribution, update = train_round(site_of(context), instructions, adapter)
-    except (DeviceError, DeltaError, ModelError, PrivacyError, KeyError) as error:
-        # Our own errors name settings and hashes, never a person's text; anything else stays on the device's log.
-        return Message(content=RecordDict({"declined": ConfigRecord({"reason": str(error)[:300]})}), reply_to=message)
-    return Message(
-        content=RecordDict(
-            {
-                "contribution": ConfigRecord({**contribution.to_config()}),
-                "update": ArrayRecord({name: Array(tensor) for name, tensor in update.items()}),
-            }
-        ),
-        reply_to=message,
-    )
+        from client_sdk.flower_round import answer  # noqa: PLC0415
+    finally:
+        gc.enable()
 
-
-def site_of(context: Context) -> TrainingSite:
-    """Where this node trains.
-
-    A real device says so in its node config: `home` (a `Device` home), `data` (a source of `model.open_source`), where
-    that source has several users `user`, and `max-epsilon`.
-    A simulated one is number `partition-id` of the folder that `lamella fleet make` wrote (run config key `fleet`).
-
-    Raises:
-        DeclinedError: Neither is given.
-    """
-    home = context.node_config.get("home")
-    if home:
-        from client_sdk.device import Device  # noqa: PLC0415 - a simulated device needs no updater
-
-        data = str(context.node_config.get("data") or f"jsonl:{home}/data")
-        user = str(context.node_config.get("user") or "")
-        limit = float(context.node_config.get("max-epsilon", DEFAULT_MAX_EPSILON))
-        tree = Device(Path(str(home))).active().tree
-        return TrainingSite(home=Path(str(home)), tree=tree, data=data, user=user, max_epsilon=limit)
-    fleet = str(context.run_config.get("fleet") or "")
-    if not fleet:
-        raise DeclinedError(
-            "this node has neither `home` in its node config nor a simulated fleet; "
-            "run `lamella fleet make` and pass --run-config 'fleet=\"FOLDER\"'"
-        )
-    return simulated_site(Path(fleet), int(context.node_config["partition-id"]))
-
-
-def simulated_site(fleet: Path, number: int) -> TrainingSite:
-    """Device `number` of a simulated fleet; raises DeclinedError when the fleet has fewer."""
-    users: list[str] = json.loads((fleet / "fleet.json").read_text(encoding="utf-8"))["users"]
-    if number >= len(users):
-        raise DeclinedError(f"the fleet has {len(users)} devices, number {number} does not exist")
-    return TrainingSite(
-        home=fleet / "devices" / str(number),
-        tree=fleet / "tree",
-        data=f"jsonl:{fleet / 'data'}",
-        user=users[number],
-        max_epsilon=math.inf,  # a simulated person has no limit but the recipe's
-    )
+    return answer(message, context)

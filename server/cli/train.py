@@ -190,6 +190,7 @@ class _RoundView:
         if time.monotonic() < self._next_look:
             return None
         self._next_look = time.monotonic() + 1.0
+        ended = self.ended()  # asked first: rounds that were written before the end are then all shown
         for row in self._service.registry.rounds(self._run_id)[self._shown :]:
             self._shown += 1
             epsilon = self._spent()
@@ -199,7 +200,6 @@ class _RoundView:
             for node, why in row.failures.items():
                 self._progress.console.print(f"    node {node}: {why}", style="yellow", highlight=False)
             self._progress.update(self._task, completed=row.server_round, facts=facts)
-        ended = self.ended()
         return ended and ended[0]
 
     def _spent(self) -> float:

@@ -124,7 +124,8 @@ def simulation_superlink(home: FlowerHome, *, extra_environment: Mapping[str, st
         pid_file.write_text(str(process.pid), encoding="ascii")
         yield address
     finally:
-        end_process_tree(process.pid)
+        # Nothing of ours is in there any more: what a run reached is in the registry.
+        end_process_tree(process.pid, grace_s=1.0)
         pid_file.unlink(missing_ok=True)
 
 
@@ -136,11 +137,35 @@ def end_process_tree(pid: int, *, grace_s: float = 5.0) -> None:
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGTERM)
-        _, alive = psutil.wait_procs(processes, timeout=grace_s)
-        for process in alive:
+        for process in _still_alive(processes, within_s=grace_s):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(alive, timeout=grace_s)
+        _still_alive(processes, within_s=grace_s)
+
+
+def _still_alive(processes: list[psutil.Process], *, within_s: float) -> list[psutil.Process]:
+    """Wait until all have ended; those that have not in time.
+
+    One that ended counts as ended even if nobody collects it: in a container without an init process, orphans stay
+    as zombies for ever (and `psutil.wait_procs` would wait for each).
+    """
+    give_up = time.monotonic() + within_s
+    while True:
+        processes = [process for process in processes if not _has_ended(process)]
+        if not processes or time.monotonic() >= give_up:
+            return processes
+        time.sleep(0.05)
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    try:
+        process.wait(timeout=0)  # collects it, if it is a child of this process
+    except psutil.TimeoutExpired:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        pass
+    return True
 
 
 def _end_leftover(pid_file: Path) -> None:
@@ -186,7 +211,7 @@ class FlowerRun:
         with contextlib.suppress(FederationError):
             _flwr(self.home, "stop", self.run_id, CONNECTION, "--format", "json")
 
-    def wait(self, *, on_poll: Callable[[], str | None], poll_s: float = 0.5, status_every_s: float = 20.0) -> str:
+    def wait(self, *, on_poll: Callable[[], str | None], poll_s: float = 0.5, status_every_s: float = 30.0) -> str:
         """Wait for the end and return Flower's status.
 
         `flwr run --stream` exits with 0 even when the run failed, so its exit code says nothing. The ServerApp's last

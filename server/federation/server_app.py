@@ -1,104 +1,28 @@
-"""The Flower ServerApp: opens the registry, finds the base, runs the loop, writes down how it ended."""
+"""The Flower ServerApp.
+
+The registry and the model (seconds of imports) load when the run begins, while a simulation starts its workers.
+"""
 
 from __future__ import annotations
 
-import logging
+import gc
 from typing import TYPE_CHECKING
 
-import torch
 from flwr.serverapp import Grid, ServerApp
 
-from model import LoRAConfig, ModelConfig, initial_adapter, load_adapter
-from server.artifacts import LocalArtifactStore
-from server.config import Settings, load_settings
-from server.errors import RecipeError
-from server.evaluation import HeldOutEvaluation
-from server.federation.adapter import lora_of
-from server.federation.bases import base_of, newest_release, tree_of
-from server.federation.recipe import Recipe
-from server.federation.run import FederatedRun
-from server.registry import Registry, RunRecord
-
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from flwr.app import Context
 
-    from server.federation.replies import AdapterState
-
 app = ServerApp()
-log = logging.getLogger("lamella.federation")
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the recipe in Flower's run config; any error ends the Flower run as failed."""
-    recipe = Recipe.from_run_config(context.run_config)
-    settings = load_settings()
-    registry = Registry.open(settings)
-    artifacts = LocalArtifactStore(settings.artifacts_dir)
-    run = _open_run(recipe, registry, flower_run_id=context.run_id)
+    """Run the recipe in Flower's run config (`server.federation.execution`)."""
+    gc.disable()  # none of the half a million objects that the imports make is garbage
     try:
-        tree = tree_of(settings, registry, artifacts, model=run.model, version=run.base_version)
-        lora = lora_of(recipe)
-        evaluation = HeldOutEvaluation(
-            tree, data=recipe.data, examples=recipe.evaluation_examples, max_length=recipe.max_length
-        )
-        federated = FederatedRun(
-            run_id=run.run_id,
-            recipe=recipe,
-            base_hash=run.base_hash,
-            adapter=_first_adapter(settings, registry, artifacts, run=run, tree=tree, lora=lora),
-            grid=grid,
-            registry=registry,
-            artifacts=artifacts,
-            evaluate=lambda adapter: evaluation.loss(adapter, lora),
-        )
-        federated.resume()
-        federated.execute()
-    except BaseException as error:
-        registry.finish_run(run.run_id, status="failed", reason=f"{type(error).__name__}: {error}"[:500])
-        raise
-    registry.finish_run(run.run_id, status="completed")
+        from server.federation.execution import execute_run  # noqa: PLC0415
+    finally:
+        gc.enable()
 
-
-def _open_run(recipe: Recipe, registry: Registry, *, flower_run_id: int) -> RunRecord:
-    """The run to go on with, or a new one that starts from the newest release of the model."""
-    if recipe.resume_run:
-        run = registry.run(recipe.resume_run)
-        fixed = ("model", "rank", "alpha", "targets", "clipping_norm", "local_steps", "batch_size", "strategy")
-        then = Recipe.from_run_config(run.recipe)
-        changed = [key for key in fixed if getattr(then, key) != getattr(recipe, key)]
-        if changed:
-            raise RecipeError(f"{recipe.resume_run} was started with another {', '.join(changed)}; it cannot go on.")
-        return run
-    latest = newest_release(registry, recipe.model)
-    return registry.create_run(
-        recipe.run_name or f"flower-{flower_run_id}",
-        model=recipe.model,
-        recipe=recipe.to_run_config(),
-        base_version=base_of(registry, latest).number,
-        base_hash=latest.manifest.base_hash,
-        parent_version=latest.number,
-    )
-
-
-def _first_adapter(
-    settings: Settings,
-    registry: Registry,
-    artifacts: LocalArtifactStore,
-    *,
-    run: RunRecord,
-    tree: Path,
-    lora: LoRAConfig,
-) -> AdapterState:
-    """The parent's adapter when it has the same shape, else a fresh one (B = 0: it changes nothing yet)."""
-    if run.parent_version is not None and registry.version(run.model, run.parent_version).manifest.kind == "adapter":
-        parent = tree_of(settings, registry, artifacts, model=run.model, version=run.parent_version)
-        state, its_lora = load_adapter(parent / "adapter")
-        if its_lora == lora:
-            return {name: tensor.to(torch.float32).numpy() for name, tensor in state.items()}
-        log.warning("the parent v%d has another adapter shape: starting from a fresh adapter", run.parent_version)
-    config = ModelConfig.from_json((tree / "base" / "config.json").read_bytes())
-    fresh = initial_adapter(config, lora, seed=int(run.base_hash[:8], 16))
-    return {name: tensor.to(torch.float32).numpy() for name, tensor in fresh.items()}
+    execute_run(grid, context)

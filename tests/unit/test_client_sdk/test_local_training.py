@@ -8,8 +8,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from simulators.in_process_grid import InProcessGrid
 from simulators.models import write_base_version
 
-from client_sdk.client_app import simulated_site, site_of, train
+from client_sdk.client_app import train
 from client_sdk.errors import DeclinedError
+from client_sdk.flower_round import simulated_site, site_of
 from client_sdk.local_training import TrainingSite, train_round
 from delta_updates import base_hash, scan_tree
 from model import LoRAConfig, ModelConfig, initial_adapter
