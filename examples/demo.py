@@ -109,12 +109,6 @@ class Demo:
         self.children.append(child)
         return child
 
-    def beside(self, child: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
-        """Let a command with little output work beside what comes next, where memory allows it."""
-        if not self.scale.side_by_side:
-            child.wait()
-        return child
-
     def finish(self, child: subprocess.Popen[bytes]) -> str:
         """Wait for a command and return what it printed."""
         output, _ = child.communicate()
@@ -174,22 +168,12 @@ class Demo:
         self.run("lamella", "devices", "invite", "--model", MODEL, "--out", invitation)
         self.run("lamella-device", "enroll", invitation, "--name", name, "--home", name)
 
-    def start_update(self, name: str) -> subprocess.Popen[bytes]:
-        """Let a device process update itself, as it would in the background; `finish_update` waits for it."""
-        return self.start("lamella-device", "update", "--json", "--home", name, capture=True)
-
-    def finish_update(self, name: str, child: subprocess.Popen[bytes]) -> dict[str, Any]:
-        """Wait for an update, and tell and return what it did."""
-        result: dict[str, Any] = json.loads(self.finish(child))
-        console.print(
-            f"  {name}: v{result['from_version'] or '-'} → v{result['to_version']} by a {result['package']} package of "
-            f"{result['package_bytes'] / 1e6:.3f} MB: {result['decision']}"
-        )
-        return result
-
-    def update(self, name: str) -> dict[str, Any]:
-        """Let a device process update itself; returns what it did."""
-        return self.finish_update(name, self.start_update(name))
+    def start_update(self, name: str) -> Update:
+        """Let a device process update itself, as it would in the background."""
+        update = Update(self, name, self.start("lamella-device", "update", "--json", "--home", name, capture=True))
+        if not self.scale.side_by_side:
+            update.finish()
+        return update
 
     def start_report(self, run_id: str) -> subprocess.Popen[bytes]:
         """Write the privacy report of a run; `finish` returns what it says."""
@@ -233,6 +217,26 @@ class Demo:
             end_process_tree(child.pid, grace_s=1.0)
 
 
+@dataclass
+class Update:
+    """A device that is updating itself beside what comes next, where memory allows that."""
+
+    demo: Demo
+    name: str
+    child: subprocess.Popen[bytes]
+    result: dict[str, Any] | None = None
+
+    def finish(self) -> dict[str, Any]:
+        """Wait for it, and tell (once) and return what it did."""
+        if self.result is None:
+            done = self.result = json.loads(self.demo.finish(self.child))
+            console.print(
+                f"  {self.name}: v{done['from_version'] or '-'} → v{done['to_version']} by a {done['package']} package "
+                f"of {done['package_bytes'] / 1e6:.3f} MB: {done['decision']}"
+            )
+        return self.result
+
+
 def main() -> int:
     """Parse, check what a newcomer may lack, run, and always clean up."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -274,20 +278,20 @@ def _story(demo: Demo) -> None:
     demo.finish(base)
     _say(2, "A first device enrols and installs v1")
     demo.enroll("device-a")
-    to_v1 = demo.beside(demo.start_update("device-a"))
+    to_v1 = demo.start_update("device-a")
     _say(3, f"{DEVICES} simulated devices fine-tune it under differential privacy, {COHORT} a round: v2")
     demo.train("first", 2)
-    demo.finish_update("device-a", to_v1)
+    to_v1.finish()
     _say(4, "The device takes v2; one more round becomes v3")
-    to_v2 = demo.beside(demo.start_update("device-a"))
+    to_v2 = demo.start_update("device-a")
     demo.train("second", 1)
-    demo.finish_update("device-a", to_v2)
+    to_v2.finish()
     report = demo.start_report("second") if demo.scale.side_by_side else None
     _say(5, "The device takes only the adapter's delta; a new device enrols and starts at v3 from the full package")
     to_v3 = demo.start_update("device-a")
     demo.enroll("device-b")
-    last_step = demo.finish_update("device-a", to_v3)
-    fresh = demo.update("device-b")
+    last_step = to_v3.finish()
+    fresh = demo.start_update("device-b").finish()
     _say(6, "Both answer the same prompts, the same way")
     ours, theirs = demo.answers("device-a", "device-b")
     for prompt, text in zip(PROMPTS, ours, strict=True):
