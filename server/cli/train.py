@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version as distribution_version
 from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from server.cli.console import Service, console, open_service, problems
@@ -63,8 +65,8 @@ def federated(
                 recipe = _with_fleet(service, recipe, devices=simulate, folder=fleet)
             app_folder = home.write_app(recipe, version=distribution_version("lamella"))
             wait_until_listening(address, home.log)
-            run = start_run(home, app_folder, devices=simulate, cpus_per_device=cpus_per_device)
-        _watch(service, recipe, run)
+        start = partial(start_run, home, app_folder, devices=simulate, cpus_per_device=cpus_per_device)
+        watch(service, recipe, start)
 
 
 def _recipe(service: Service, chosen: Mapping[str, object], settings: list[str], *, resume: str | None) -> Recipe:
@@ -126,29 +128,34 @@ def _settings_environment(service: Service) -> dict[str, str]:
     return home | ({"LAMELLA_DATABASE_URL": url.get_secret_value()} if url else {})
 
 
-def _watch(service: Service, recipe: Recipe, run: FlowerRun) -> None:
+def watch(service: Service, recipe: Recipe, start: Callable[[], FlowerRun]) -> None:
     """Show the rounds as the registry receives them; raise when the run did not complete."""
     run_id = recipe.resume_run or recipe.run_name
     console.print(
         f"Run [bold]{run_id}[/]: {recipe.num_server_rounds} rounds, cohort {recipe.cohort}, quorum {recipe.quorum}"
     )
-    with _progress() as progress:
-        view = _RoundView(service, recipe, run_id, progress)
-        try:
-            status = run.wait(on_poll=view.refresh)
-        except KeyboardInterrupt:
-            problems.print("Stopping the run ...")
-            run.stop()
-            raise
-    ended = view.ended()
-    if status != "finished:completed" or ended is None or ended[0] != "completed":
-        reason = ended[1] if ended is not None and ended[1] else "the ServerApp did not start"
-        problems.print(run.log_tail(), markup=False, highlight=False)
-        raise FederationError(
-            f"Run {run_id} failed ({status}): {reason.rstrip('.')}. "
-            f"What was reached is kept; go on with --resume {run_id}."
-        )
-    console.print(f"Run [bold]{run_id}[/] completed. Next: lamella release {run_id}")
+    for is_last_try in (False, True):
+        run = start()
+        with _progress() as progress:
+            view = _RoundView(service, recipe, run_id, progress)
+            try:
+                status = run.wait(on_poll=view.refresh)
+            except KeyboardInterrupt:
+                problems.print("Stopping the run ...")
+                run.stop()
+                raise
+        ended = view.ended()
+        if status.is_completed and ended is not None and ended[0] == "completed":
+            console.print(f"Run [bold]{run_id}[/] completed. Next: lamella release {run_id}")
+            return
+        if ended is not None or view.has_begun() or is_last_try:
+            break
+        # Seen: the first connection of a ServerApp to a SuperLink with TLS was closed. Nothing has happened yet.
+        problems.print(f"Flower could not start the run ({escape(status.details or status.word)}); trying once more.")
+    problems.print(run.log_tail(), markup=False, highlight=False)
+    reason = (ended and ended[1]) or status.details or "the ServerApp did not start"
+    kept = f" What was reached is kept; go on with --resume {run_id}." if view.has_begun() else ""
+    raise FederationError(f"Run {run_id} failed ({status.word}): {reason.rstrip('.')}.{kept}")
 
 
 def _progress() -> Progress:
@@ -173,6 +180,14 @@ class _RoundView:
         self._started_at = datetime.now(UTC)
         self._shown = 0
         self._next_look = 0.0
+
+    def has_begun(self) -> bool:
+        """Whether the registry has heard of the run."""
+        from server.errors import NotFoundError
+
+        with contextlib.suppress(NotFoundError):
+            return bool(self._service.registry.run(self._run_id))
+        return False
 
     def ended(self) -> tuple[str, str] | None:
         """Status and reason once the registry says that the run is over."""

@@ -178,17 +178,32 @@ def _end_leftover(pid_file: Path) -> None:
 
 
 @dataclass(frozen=True)
+class RunStatus:
+    """Flower's word for a run (`pending`, `running`, `finished:completed`, `finished:failed`, ...) and its reason."""
+
+    word: str
+    details: str = ""
+
+    @property
+    def is_completed(self) -> bool:
+        """Whether the run reached its end."""
+        return self.word == "finished:completed"
+
+
+@dataclass(frozen=True)
 class FlowerRun:
     """A run that a SuperLink has accepted."""
 
     home: FlowerHome
     run_id: str
 
-    def status(self) -> str:
-        """Flower's word for the run: `pending`, `running`, `finished:completed`, `finished:failed`, ..."""
+    def status(self) -> RunStatus:
+        """What Flower says of the run."""
         answer = _flwr(self.home, "ls", CONNECTION, "--run-id", self.run_id, "--format", "json")
         runs = answer.get("runs") or [{}]
-        return str(runs[0].get("status", "unknown")) if isinstance(runs, list) else "unknown"
+        run = runs[0] if isinstance(runs, list) else {}
+        details = str(run.get("status-details", ""))
+        return RunStatus(str(run.get("status", "unknown")), "" if details == "N/A" else details)
 
     def log_tail(self, *, lines: int = 30) -> str:
         """The end of what the run printed, for a person to read."""
@@ -211,7 +226,9 @@ class FlowerRun:
         with contextlib.suppress(FederationError):
             _flwr(self.home, "stop", self.run_id, CONNECTION, "--format", "json")
 
-    def wait(self, *, on_poll: Callable[[], str | None], poll_s: float = 0.5, status_every_s: float = 30.0) -> str:
+    def wait(
+        self, *, on_poll: Callable[[], str | None], poll_s: float = 0.5, status_every_s: float = 30.0
+    ) -> RunStatus:
         """Wait for the end and return Flower's status.
 
         `flwr run --stream` exits with 0 even when the run failed, so its exit code says nothing. The ServerApp's last
@@ -226,10 +243,10 @@ class FlowerRun:
         while True:
             said = on_poll()
             if said == "completed":
-                return "finished:completed"
+                return RunStatus("finished:completed")
             if said is not None or time.monotonic() >= next_status:
                 status = self.status()
-                if status.startswith("finished"):
+                if status.word.startswith("finished"):
                     on_poll()
                     return status
                 next_status = time.monotonic() + (2.0 if said else status_every_s)

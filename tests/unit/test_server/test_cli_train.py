@@ -1,0 +1,95 @@
+from collections.abc import Callable
+
+import pytest
+from simulators.server_home import MODEL, make_manifest
+
+from server.cli.console import Service
+from server.cli.train import watch
+from server.config import Settings
+from server.errors import FederationError
+from server.federation.flower import RunStatus
+from server.federation.recipe import Recipe
+
+RECIPE = Recipe(model=MODEL, run_name="run-1")
+NOT_STARTED = RunStatus("finished:failed", "TLS/SSL connection has been closed")
+
+
+class FakeRun:
+    """A run as Flower tells it: what happens in it, then its status."""
+
+    def __init__(self, status: RunStatus, happens: Callable[[], object] = lambda: None) -> None:
+        self._status, self._happens = status, happens
+
+    def wait(self, *, on_poll: Callable[[], str | None]) -> RunStatus:
+        self._happens()
+        on_poll()
+        return self._status
+
+    def log_tail(self) -> str:
+        return "the end of the log"
+
+
+@pytest.fixture
+def service(home_settings: Settings) -> Service:
+    service = Service(home_settings)
+    service.registry.add_candidate(make_manifest())
+    return service
+
+
+def begin(service: Service) -> None:
+    base = service.registry.version(MODEL, 1).manifest.base_hash
+    service.registry.create_run(
+        "run-1", model=MODEL, recipe=RECIPE.to_run_config(), base_version=1, base_hash=base, parent_version=1
+    )
+
+
+def complete(service: Service) -> None:
+    begin(service)
+    service.registry.finish_run("run-1", status="completed")
+
+
+def watch_runs(service: Service, *runs: FakeRun) -> int:
+    """Watch as many of the runs as are started; how many that were."""
+    waiting = list(runs)
+    watch(service, RECIPE, lambda: waiting.pop(0))
+    return len(runs) - len(waiting)
+
+
+def test_a_run_that_flower_could_not_start_is_started_once_more(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = FakeRun(RunStatus("finished:completed"), lambda: complete(service))
+    assert watch_runs(service, FakeRun(NOT_STARTED), done) == 2
+    assert "could not start the run" in capsys.readouterr().err
+
+
+def test_a_second_failure_to_start_is_told_with_flowers_reason(service: Service) -> None:
+    with pytest.raises(FederationError, match=r"run-1 failed .*connection has been closed\.$"):
+        watch_runs(service, FakeRun(NOT_STARTED), FakeRun(NOT_STARTED))
+
+
+def test_a_run_that_began_is_never_started_again(service: Service) -> None:
+    def fail() -> None:
+        begin(service)
+        service.registry.finish_run("run-1", status="failed", reason="no devices")
+
+    with pytest.raises(FederationError, match=r"no devices\. What was reached is kept; go on with --resume run-1"):
+        watch_runs(service, FakeRun(NOT_STARTED, fail))
+
+
+def test_every_round_is_shown_even_when_the_run_ends_at_once(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def two_rounds() -> None:
+        begin(service)
+        for number in (1, 2):
+            service.registry.record_round(
+                "run-1", number, status="released", replies=2, failures={}, held_out_loss=2.5, events=(),
+                artifacts={"adapter": "a" * 64}, facts={},
+            )  # fmt: skip
+        service.registry.finish_run("run-1", status="completed")
+
+    watch_runs(service, FakeRun(RunStatus("finished:completed"), two_rounds))
+    shown = capsys.readouterr().out
+    assert "round 1: released" in shown
+    assert "round 2: released" in shown
