@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from model import (
+    Tokenizer,
     add_lora,
     encode_examples,
     example_losses,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from model import EncodedExample, Example, LoRAConfig
+    from model import EncodedExample, Example, LayeredTransformer, LoRAConfig
 
 
 class HeldOutEvaluation:
@@ -40,9 +41,11 @@ class HeldOutEvaluation:
     def __init__(self, tree: Path, *, data: str, examples: int, max_length: int) -> None:
         self.name = f"{data}, {examples} examples, {max_length} tokens"
         self._max_length = max_length
-        self._loaded = load_version(tree, with_adapter=False)
+        self._tree = tree
+        self._tokenizer = Tokenizer.from_folder(tree / "base")
+        self._loaded: LayeredTransformer | None = None
         self._examples = encode_examples(
-            self._loaded.tokenizer, held_out_examples(open_source(data), limit=examples), max_length=max_length
+            self._tokenizer, held_out_examples(open_source(data), limit=examples), max_length=max_length
         )
         if not self._examples:
             raise EvaluationError(
@@ -55,17 +58,28 @@ class HeldOutEvaluation:
         """The held-out examples."""
         return self._examples
 
+    @property
+    def _model(self) -> LayeredTransformer:
+        """The base, loaded when it is asked for."""
+        if self._loaded is None:
+            self._loaded = load_version(self._tree, with_adapter=False).model
+        return self._loaded
+
+    def unload(self) -> None:
+        """Give the weights' memory back; the next question loads them again."""
+        self._loaded = None
+
     def encode(self, examples: Iterable[Example]) -> list[EncodedExample]:
         """Other examples, encoded the same way."""
-        return encode_examples(self._loaded.tokenizer, examples, max_length=self._max_length)
+        return encode_examples(self._tokenizer, examples, max_length=self._max_length)
 
     def losses_of_base(self, examples: Sequence[EncodedExample]) -> list[float]:
         """Loss per example of the base alone."""
-        return example_losses(self._loaded.model, examples)
+        return example_losses(self._model, examples)
 
     def loss_of_base(self) -> float:
         """Loss of the base alone."""
-        return held_out_loss(self._loaded.model, self._examples)
+        return held_out_loss(self._model, self._examples)
 
     def loss(self, adapter: Mapping[str, npt.NDArray[np.float32]], lora: LoRAConfig) -> float:
         """Loss with an adapter on top; the base is left as it was."""
@@ -83,9 +97,9 @@ class HeldOutEvaluation:
         examples: Sequence[EncodedExample],
     ) -> list[float]:
         """Loss per example with an adapter on top."""
-        add_lora(self._loaded.model, lora)
+        add_lora(self._model, lora)
         try:
-            load_adapter_state(self._loaded.model, {k: torch.from_numpy(v.copy()) for k, v in adapter.items()})
-            return example_losses(self._loaded.model, examples)
+            load_adapter_state(self._model, {k: torch.from_numpy(v.copy()) for k, v in adapter.items()})
+            return example_losses(self._model, examples)
         finally:
-            remove_lora(self._loaded.model)
+            remove_lora(self._model)

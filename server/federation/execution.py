@@ -42,6 +42,13 @@ def execute_run(grid: Grid, context: Context) -> None:
         evaluation = HeldOutEvaluation(
             tree, data=recipe.data, examples=recipe.evaluation_examples, max_length=recipe.max_length
         )
+
+        def judge(adapter: AdapterState) -> float:
+            try:
+                return evaluation.loss(adapter, lora)
+            finally:
+                evaluation.unload()  # devices train next; simulated ones need this machine's memory
+
         federated = FederatedRun(
             run_id=run.run_id,
             recipe=recipe,
@@ -50,7 +57,7 @@ def execute_run(grid: Grid, context: Context) -> None:
             grid=grid,
             registry=registry,
             artifacts=artifacts,
-            evaluate=lambda adapter: evaluation.loss(adapter, lora),
+            evaluate=judge,
         )
         federated.resume()
         federated.execute()
