@@ -3,8 +3,8 @@
 A leaf: it knows torch, and nothing of networks, differential privacy or databases.
 """
 
-from model.checkpoint import LoadedModel, load_checkpoint, load_version, save_checkpoint
-from model.config import PRESETS, PROJECTIONS, LoRAConfig, ModelConfig, preset
+from model.checkpoint import LoadedModel, load_checkpoint, load_version, save_checkpoint, save_quantized
+from model.config import PROJECTIONS, LoRAConfig, ModelConfig
 from model.data import (
     ChitchatSource,
     DataSource,
@@ -28,9 +28,10 @@ from model.errors import (
     DataError,
     ForeignModelError,
     ModelError,
+    QuantizationError,
     TokenizerError,
 )
-from model.evaluation import example_losses, held_out_loss
+from model.evaluation import choice_accuracy, example_losses, held_out_loss, perplexity, read_questions
 from model.generation import generate
 from model.importers import find_smollm2, import_gguf, import_huggingface
 from model.kv_cache import KVCache
@@ -47,6 +48,8 @@ from model.lora import (
     save_adapter,
     unmerge_lora,
 )
+from model.presets import PRESETS, preset
+from model.quantization import quantize_model, uniform_plan
 from model.tokenizer import Tokenizer
 from model.training import chat_texts, pretrain_tiny, sequence_losses, train
 from model.transformer import LayeredTransformer
@@ -72,12 +75,14 @@ __all__ = [
     "LoadedModel",
     "ModelConfig",
     "ModelError",
+    "QuantizationError",
     "Tokenizer",
     "TokenizerError",
     "adapter_shapes",
     "adapter_state_dict",
     "add_lora",
     "chat_texts",
+    "choice_accuracy",
     "check_adapter_state",
     "collate",
     "encode_examples",
@@ -96,14 +101,19 @@ __all__ = [
     "load_version",
     "merge_lora",
     "open_source",
+    "perplexity",
     "preset",
     "pretrain_tiny",
+    "quantize_model",
+    "read_questions",
     "remove_lora",
     "save_adapter",
     "save_checkpoint",
+    "save_quantized",
     "sequence_losses",
     "split_by_time",
     "train",
     "training_part",
+    "uniform_plan",
     "unmerge_lora",
 ]

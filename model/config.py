@@ -22,7 +22,9 @@ _MAX_WIDTH: Final = 1 << 20
 
 _MLP_PROJECTIONS: Final = ("gate_proj", "up_proj", "down_proj")
 _ATTENTION_PROJECTIONS: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
+_KV_PROJECTIONS: Final = ("k_proj", "v_proj")
 PROJECTIONS: Final = _ATTENTION_PROJECTIONS + _MLP_PROJECTIONS
+_OPTIONAL: Final = frozenset({"weights_of", "kv_of"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,10 @@ class ModelConfig:
         norm_eps: Added to the mean square in RMSNorm.
         qk_norm: Whether queries and keys are normalised per head before RoPE.
         tied_embeddings: Whether the output projection is the embedding.
+        weights_of: Layer i runs the weights that layer `weights_of[i]` stores, itself or an earlier one (MobileLLM's
+            layer sharing, Liu et al. 2024, arXiv:2402.14905); empty where every layer has its own.
+        kv_of: Layer i attends over the keys and values that layer `kv_of[i]` computed, itself or an earlier one
+            (cross-layer attention, Brandon et al. 2024, arXiv:2405.12981); empty where every layer computes its own.
     """
 
     vocab_size: int
@@ -56,13 +62,28 @@ class ModelConfig:
     norm_eps: float = 1e-5
     qk_norm: bool = False
     tied_embeddings: bool = True
+    weights_of: tuple[int, ...] = ()
+    kv_of: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse shapes that no model can have."""
+        """Refuse shapes that no model can have; a sharing that shares nothing is written as empty."""
         for name in ("vocab_size", "model_dim", "head_dim", "max_context"):
             _require_width(name, getattr(self, name), maximum=1 << 24)
         for name in ("query_heads", "kv_heads", "ffn_dims"):
             _require_widths(name, getattr(self, name))
+        self._require_layers()
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim must be even for rotary positions, got {self.head_dim}")
+        for name in ("rope_base", "norm_eps"):
+            _require_positive(name, getattr(self, name))
+        for name in ("qk_norm", "tied_embeddings"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        for name in ("weights_of", "kv_of"):
+            self._require_sharing(name)
+        self._require_shared_shapes()
+
+    def _require_layers(self) -> None:
         if not len(self.query_heads) == len(self.kv_heads) == len(self.ffn_dims):
             raise ConfigError(
                 f"query_heads, kv_heads and ffn_dims need one entry a layer each, got {len(self.query_heads)}, "
@@ -71,28 +92,87 @@ class ModelConfig:
         for layer, (queries, kvs) in enumerate(zip(self.query_heads, self.kv_heads, strict=True)):
             if queries % kvs:
                 raise ConfigError(f"layer {layer}: {queries} query heads are no multiple of {kvs} kv heads")
-        if self.head_dim % 2:
-            raise ConfigError(f"head_dim must be even for rotary positions, got {self.head_dim}")
-        for name in ("rope_base", "norm_eps"):
-            _require_positive(name, getattr(self, name))
-        for name in ("qk_norm", "tied_embeddings"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}")
+
+    def _require_sharing(self, name: str) -> None:
+        """Check that each entry names the layer itself or an earlier one that shares nothing; identity becomes ()."""
+        sharing = getattr(self, name)
+        if not isinstance(sharing, tuple) or (sharing and len(sharing) != self.num_layers):
+            raise ConfigError(f"{name} must be empty or have one entry for each of {self.num_layers} layers")
+        for layer, source in enumerate(sharing):
+            if type(source) is not int or not 0 <= source <= layer:
+                raise ConfigError(f"{name}[{layer}] must name layer {layer} itself or an earlier one, got {source!r}")
+            if sharing[source] != source:
+                raise ConfigError(
+                    f"{name}[{layer}] is layer {source}, which takes its own from layer {sharing[source]}; "
+                    f"name layer {sharing[source]}"
+                )
+        if sharing == tuple(range(self.num_layers)):
+            object.__setattr__(self, name, ())
+
+    def _require_shared_shapes(self) -> None:
+        for layer in range(self.num_layers):
+            owner, source = self.weight_layer(layer), self.kv_layer(layer)
+            for name in ("query_heads", "kv_heads", "ffn_dims"):
+                mine, theirs = getattr(self, name)[layer], getattr(self, name)[owner]
+                if mine != theirs:
+                    raise ConfigError(
+                        f"layer {layer} runs the weights of layer {owner}, but {name} says {mine} for it and {theirs} "
+                        f"for layer {owner}; make them equal"
+                    )
+            if self.kv_heads[layer] != self.kv_heads[source]:
+                raise ConfigError(
+                    f"layer {layer} attends over the keys and values of layer {source}, but kv_heads says "
+                    f"{self.kv_heads[layer]} for it and {self.kv_heads[source]} for layer {source}; make them equal"
+                )
+            if source == layer and self.kv_layer(owner) != owner:
+                raise ConfigError(
+                    f"layer {layer} computes keys and values with the weights of layer {owner}, which has none for "
+                    f"that since it attends over layer {self.kv_layer(owner)}'s; set kv_of[{layer}] to an earlier layer"
+                )
 
     @property
     def num_layers(self) -> int:
-        """Number of layers."""
+        """Number of layers that run, shared or not."""
         return len(self.query_heads)
 
+    def weight_layer(self, layer: int) -> int:
+        """The layer whose stored weights this layer runs."""
+        return self.weights_of[layer] if self.weights_of else layer
+
+    def kv_layer(self, layer: int) -> int:
+        """The layer whose keys and values this layer attends over; the only ones that need a cache."""
+        return self.kv_of[layer] if self.kv_of else layer
+
+    @property
+    def stored_layers(self) -> tuple[int, ...]:
+        """The layers that have weights of their own, in order."""
+        return tuple(layer for layer in range(self.num_layers) if self.weight_layer(layer) == layer)
+
+    @property
+    def kv_layers(self) -> tuple[int, ...]:
+        """The layers that compute keys and values, in order."""
+        return tuple(layer for layer in range(self.num_layers) if self.kv_layer(layer) == layer)
+
+    def projections_of(self, layer: int) -> tuple[str, ...]:
+        """Those of `PROJECTIONS` that a stored layer has; one without keys and values of its own has no k, no v."""
+        own = self.kv_layer(layer) == layer
+        return tuple(p for p in PROJECTIONS if own or p not in _KV_PROJECTIONS)
+
+    def stored_projections(self) -> tuple[tuple[int, str], ...]:
+        """Layer and projection of every linear layer that is stored, in the order of the layers."""
+        return tuple((layer, p) for layer in self.stored_layers for p in self.projections_of(layer))
+
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every parameter, in the order of the layers, without building anything."""
+        """Name and shape of every stored parameter, in the order of the layers, without building anything."""
         shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (self.vocab_size, self.model_dim)}
-        for layer in range(self.num_layers):
+        for layer in self.stored_layers:
+            projections = self.projections_of(layer)
             shapes[f"layers.{layer}.attention_norm.weight"] = (self.model_dim,)
-            shapes |= {f"{self.projection_path(layer, p)}.weight": self.projection_shape(layer, p) for p in PROJECTIONS}
+            shapes |= {f"{self.projection_path(layer, p)}.weight": self.projection_shape(layer, p) for p in projections}
             if self.qk_norm:
                 shapes[f"layers.{layer}.attention.q_norm.weight"] = (self.head_dim,)
-                shapes[f"layers.{layer}.attention.k_norm.weight"] = (self.head_dim,)
+                if "k_proj" in projections:
+                    shapes[f"layers.{layer}.attention.k_norm.weight"] = (self.head_dim,)
             shapes[f"layers.{layer}.ffn_norm.weight"] = (self.model_dim,)
         shapes["norm.weight"] = (self.model_dim,)
         if not self.tied_embeddings:
@@ -115,17 +195,23 @@ class ModelConfig:
 
     @staticmethod
     def projection_path(layer: int, projection: str) -> str:
-        """Module path of one of `PROJECTIONS`, such as `layers.3.attention.q_proj`."""
+        """Module path of one of `PROJECTIONS` of a stored layer, such as `layers.3.attention.q_proj`."""
         return f"layers.{layer}.{'ffn' if projection in _MLP_PROJECTIONS else 'attention'}.{projection}"
 
     @property
     def parameter_count(self) -> int:
-        """Number of weights; a tied output counts once."""
+        """Number of stored weights; a tied output and a shared layer count once."""
         return sum(math.prod(shape) for shape in self.parameter_shapes().values())
+
+    def kv_cache_elements(self) -> int:
+        """Numbers that the KV cache takes for each token."""
+        return 2 * self.head_dim * sum(self.kv_heads[layer] for layer in self.kv_layers)
 
     def to_json(self) -> str:
         """Canonical text of config.json; the same config gives the same bytes."""
-        return json.dumps({"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}, indent=2) + "\n"
+        # A sharing that is not used is left out: older programs read the file, and its bytes are what they always were.
+        values = {key: value for key, value in asdict(self).items() if value != () or key not in _OPTIONAL}
+        return json.dumps({"format": FORMAT, "format_version": FORMAT_VERSION, **values}, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> ModelConfig:
@@ -183,18 +269,6 @@ class LoRAConfig:
         return self.alpha / self.rank
 
 
-def preset(name: str) -> ModelConfig:
-    """The named shape.
-
-    Raises:
-        ConfigError: There is no preset of that name.
-    """
-    try:
-        return PRESETS[name]
-    except KeyError:
-        raise ConfigError(f"no preset {name!r}; there are {', '.join(sorted(PRESETS))}") from None
-
-
 def every_layer(value: Any, num_layers: Any) -> tuple[Any, ...]:  # noqa: ANN401  (foreign metadata, checked here)
     """One entry for each layer from a value that holds for all of them, or from a list with one each.
 
@@ -227,32 +301,6 @@ def _known_keys(values: Mapping[str, Any]) -> dict[str, Any]:
     expected = {field.name for field in fields(ModelConfig)}
     if unknown := sorted(set(values) - expected):
         raise ConfigError(f"config.json has unknown keys {unknown}; it was written by a newer program, or by hand")
-    if missing := sorted(expected - set(values)):
+    if missing := sorted(expected - set(values) - _OPTIONAL):
         raise ConfigError(f"config.json lacks {missing}")
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-
-
-PRESETS: Final[Mapping[str, ModelConfig]] = {
-    # SmolLM2-135M (Allal et al. 2025, arXiv:2502.02737): uniform layers.
-    "smollm2-135m": ModelConfig(
-        vocab_size=49_152,
-        model_dim=576,
-        head_dim=64,
-        query_heads=(9,) * 30,
-        kv_heads=(3,) * 30,
-        ffn_dims=(1536,) * 30,
-        max_context=8192,
-        rope_base=100_000.0,
-    ),
-    # Small enough to be pretrained in seconds, with every feature a layered plan has: heads and widths fall with depth.
-    "tiny-pyramid": ModelConfig(
-        vocab_size=2048,
-        model_dim=128,
-        head_dim=32,
-        query_heads=(8, 6, 4, 2),
-        kv_heads=(4, 3, 2, 1),
-        ffn_dims=(512, 384, 256, 192),
-        max_context=512,
-        qk_norm=True,
-    ),
-}

@@ -17,8 +17,16 @@ class AdapterError(ModelError):
     """An adapter does not fit this base or this program: take the adapter that was made for the base."""
 
 
+class QuantizationError(ModelError):
+    """Weights cannot be quantised as asked, or a quantisation plan does not fit them: choose other settings."""
+
+
 class ForeignModelError(ModelError):
     """A foreign model cannot be imported faithfully: the operator must choose or convert another one."""
+
+
+class ExportError(ModelError):
+    """A model cannot be written in a format as it is: the operator must choose another format or change the model."""
 
 
 class TokenizerError(ModelError):

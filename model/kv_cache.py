@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 
 class KVCache:
-    """Room for `max_length` tokens; one key and one value buffer a layer, since layers differ in kv heads.
+    """Room for `max_length` tokens; one key and one value buffer for each layer that computes keys and values.
+
+    Layers differ in kv heads, so each has buffers of its own; a layer that attends over another's has none.
 
     Attributes:
         length: Number of tokens held.
@@ -33,9 +35,14 @@ class KVCache:
             raise ContextLengthError(f"a cache of {max_length} tokens, the model's context holds {config.max_context}")
         self.length = 0
         self.max_length = max_length
-        shapes = [(batch_size, heads, max_length, config.head_dim) for heads in config.kv_heads]
-        self._keys = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
-        self._values = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+        shapes = {n: (batch_size, config.kv_heads[n], max_length, config.head_dim) for n in config.kv_layers}
+        self._keys = {n: torch.zeros(shape, dtype=dtype, device=device) for n, shape in shapes.items()}
+        self._values = {n: torch.zeros(shape, dtype=dtype, device=device) for n, shape in shapes.items()}
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all buffers, filled or not."""
+        return sum(buffer.nbytes for buffers in (self._keys, self._values) for buffer in buffers.values())
 
     def append(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Store the new tokens of one layer; returns that layer's keys and values of all tokens, without a copy.
@@ -43,7 +50,7 @@ class KVCache:
         `length` stays until `advance`, so that every layer of one pass writes at the same place.
 
         Args:
-            layer: Which layer.
+            layer: Which layer; one of `ModelConfig.kv_layers`.
             keys: (B, kv_heads, T, head_dim), positions already turned in.
             values: (B, kv_heads, T, head_dim).
 

@@ -14,7 +14,7 @@ import jinja2.sandbox
 import tokenizers
 
 from model.errors import CheckpointError, TokenizerError
-from model.tensor_file import read_text, write_text
+from model.files import read_text, write_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -112,6 +112,10 @@ class Tokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
+
+    def token(self, token_id: int) -> str:
+        """A token as the vocabulary writes it, special ones too."""
+        return self._tokenizer.id_to_token(token_id) or ""
 
     def apply_chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
         """A conversation in the form the model was trained on.

@@ -2,6 +2,9 @@
 
 Every trainable weight is used by calling the `nn.Linear` or norm that owns it, so that hooks on those modules see
 everything (per-example gradients need that). The one functional use is the tied output; keep the embedding frozen then.
+
+A block does not know its place: layers that share weights run the same one, and the model says for each of them which
+layer it is and whose keys and values it attends over.
 """
 
 from __future__ import annotations
@@ -17,6 +20,9 @@ from model.errors import ContextLengthError
 if TYPE_CHECKING:
     from model.config import ModelConfig
     from model.kv_cache import KVCache
+
+# Keys and values of all tokens so far, each (B, kv_heads, tokens, head_dim), positions turned in.
+KeysValues = tuple[Tensor, Tensor]
 
 
 class RMSNorm(nn.Module):
@@ -61,31 +67,54 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Causal grouped-query attention of one layer (Ainslie et al. 2023, arXiv:2305.13245)."""
+    """Causal grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245)."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.layer = layer
+        has_own = "k_proj" in config.projections_of(layer)
         self.head_dim = config.head_dim
         self.q_proj = _linear(config, layer, "q_proj")
-        self.k_proj = _linear(config, layer, "k_proj")
-        self.v_proj = _linear(config, layer, "v_proj")
+        self.k_proj = _linear(config, layer, "k_proj") if has_own else None
+        self.v_proj = _linear(config, layer, "v_proj") if has_own else None
         self.o_proj = _linear(config, layer, "o_proj")
         self.q_norm = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
-        self.k_norm = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm and has_own else None
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
-        """(B, T, model_dim) -> (B, T, model_dim)."""
-        queries, keys, values = (self._heads(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        if self.q_norm is not None and self.k_norm is not None:
-            queries, keys = self.q_norm(queries), self.k_norm(keys)
-        queries, keys = rotate(queries, cos, sin), rotate(keys, cos, sin)
-        past = 0
-        if cache is not None:
-            past = cache.length
-            keys, values = cache.append(self.layer, keys, values)
-        mixed = _attend(queries, keys, values, past=past)
-        return cast("Tensor", self.o_proj(mixed.transpose(1, 2).flatten(2)))
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: KVCache | None = None,
+        *,
+        layer: int = 0,
+        shared: KeysValues | None = None,
+    ) -> tuple[Tensor, KeysValues]:
+        """(B, T, model_dim) -> (B, T, model_dim), and the keys and values attended over.
+
+        Args:
+            x: The new tokens.
+            cos: Cosine of their positions, from `RotaryPositions`.
+            sin: Sine of their positions.
+            cache: Where this layer's keys and values are appended.
+            layer: Which layer's place in the cache.
+            shared: Keys and values of an earlier layer, to attend over instead of computing them.
+        """
+        queries = self._heads(self.q_proj(x))
+        if self.q_norm is not None:
+            queries = self.q_norm(queries)
+        queries = rotate(queries, cos, sin)
+        keys, values = shared or self._keys_values(x, cos, sin)
+        if cache is not None and shared is None:
+            keys, values = cache.append(layer, keys, values)
+        mixed = _attend(queries, keys, values, past=keys.shape[2] - x.shape[1])
+        return cast("Tensor", self.o_proj(mixed.transpose(1, 2).flatten(2))), (keys, values)
+
+    def _keys_values(self, x: Tensor, cos: Tensor, sin: Tensor) -> KeysValues:
+        keys, values = (self._heads(cast("nn.Linear", proj)(x)) for proj in (self.k_proj, self.v_proj))
+        if self.k_norm is not None:
+            keys = self.k_norm(keys)
+        return rotate(keys, cos, sin), values
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, T, heads * head_dim) -> (B, heads, T, head_dim)."""
@@ -116,10 +145,20 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(config.model_dim, eps=config.norm_eps)
         self.ffn = FeedForward(config, layer)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
-        """(B, T, model_dim) -> (B, T, model_dim)."""
-        x = x + self.attention(self.attention_norm(x), cos, sin, cache)
-        return cast("Tensor", x + self.ffn(self.ffn_norm(x)))
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: KVCache | None = None,
+        *,
+        layer: int = 0,
+        shared: KeysValues | None = None,
+    ) -> tuple[Tensor, KeysValues]:
+        """(B, T, model_dim) -> (B, T, model_dim), and the keys and values attended over; as `Attention.forward`."""
+        mixed, attended = self.attention(self.attention_norm(x), cos, sin, cache, layer=layer, shared=shared)
+        x = x + mixed
+        return x + self.ffn(self.ffn_norm(x)), attended
 
 
 class LayeredTransformer(nn.Module):
@@ -131,12 +170,16 @@ class LayeredTransformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        # Only these are kept while a pass runs: holding every layer's keys and values would cost memory for nothing.
+        self._kv_lenders = {source for layer, source in enumerate(config.kv_of) if source != layer}
         table = torch.empty(config.vocab_size, config.model_dim)
         if not table.is_meta:  # drawing numbers on "meta" would import torch's compiler: two seconds at every load
             nn.init.normal_(table)
         self.embedding = nn.Embedding(config.vocab_size, config.model_dim, _weight=table)
         self.rotary = RotaryPositions(config)
-        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        # Entry i is what layer i runs: the same block wherever weights are shared, so that it is stored once.
+        blocks = {layer: Block(config, layer) for layer in config.stored_layers}
+        self.layers = nn.ModuleList(blocks[config.weight_layer(layer)] for layer in range(config.num_layers))
         self.norm = RMSNorm(config.model_dim, eps=config.norm_eps)
         tied = config.tied_embeddings
         self.output = None if tied else nn.Linear(config.model_dim, config.vocab_size, bias=False)
@@ -166,8 +209,11 @@ class LayeredTransformer(nn.Module):
             )
         x = self.embedding(token_ids)
         cos, sin = self.rotary(start, count)
-        for block in self.layers:
-            x = block(x, cos, sin, cache)
+        attended: dict[int, KeysValues] = {}
+        for layer, block in enumerate(self.layers):
+            x, keys_values = block(x, cos, sin, cache, layer=layer, shared=attended.get(self.config.kv_layer(layer)))
+            if layer in self._kv_lenders:
+                attended[layer] = keys_values
         if cache is not None:
             cache.advance(count)
         return cast("Tensor", self.norm(x))
@@ -176,17 +222,19 @@ class LayeredTransformer(nn.Module):
         """(..., model_dim) -> (..., vocab_size)."""
         if self.output is not None:
             return cast("Tensor", self.output(hidden_states))
-        return F.linear(hidden_states, self.embedding.weight)
+        if isinstance(self.embedding, nn.Embedding):
+            return F.linear(hidden_states, self.embedding.weight)
+        return cast("Tensor", self.embedding.linear(hidden_states))  # quantised: never the whole table in memory
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the weights."""
-        return self.embedding.weight.dtype
+        """Dtype that is computed in; quantised weights are stored in another."""
+        return self.norm.weight.dtype
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.embedding.weight.device
+        return self.norm.weight.device
 
 
 def _linear(config: ModelConfig, layer: int, projection: str) -> nn.Linear:

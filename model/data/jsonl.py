@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from model.data.source import DataSource, Example, newest
 from model.errors import CheckpointError, DataError
-from model.tensor_file import write_text
+from model.files import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

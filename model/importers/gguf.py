@@ -1,4 +1,4 @@
-"""GGUF files of the llama architecture, dequantised.
+"""GGUF files of the architectures llama, deci (Llama with a shape a layer) and openelm, dequantised.
 
 Key and tensor names: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -13,8 +13,10 @@ import numpy as np
 import torch
 
 from model.checkpoint import write_checkpoint
-from model.config import PROJECTIONS, ModelConfig, every_layer
+from model.config import ModelConfig, every_layer
 from model.errors import ConfigError, ForeignModelError
+from model.export.gguf import gguf_tensors
+from model.export.layout import interleaved_rows
 from model.importers.gguf_tokenizer import build_tokenizer
 
 if TYPE_CHECKING:
@@ -22,21 +24,16 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-_PROJECTION_NAMES: Final = dict(
-    zip(
-        PROJECTIONS,
-        ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"),
-        strict=True,
-    )
-)
-_ARCHITECTURE: Final = "llama"
+    from model.export.layout import ForeignTensor
+
+_ARCHITECTURES: Final = ("llama", "deci", "openelm")
 
 
 def import_gguf(gguf_path: Path, out_folder: Path, *, dtype: torch.dtype = torch.float16) -> ModelConfig:
     """Write the model in a GGUF file as our checkpoint.
 
     Args:
-        gguf_path: A little-endian GGUF file of the llama architecture with a byte-level BPE vocabulary.
+        gguf_path: A little-endian GGUF file of one of those architectures, with a byte-level BPE vocabulary.
         out_folder: Gets config.json, model.safetensors, tokenizer.json and tokenizer_config.json.
         dtype: What the weights are stored as.
 
@@ -46,16 +43,18 @@ def import_gguf(gguf_path: Path, out_folder: Path, *, dtype: torch.dtype = torch
     """
     file = _GGUFFile(gguf_path)
     config = _config(file)
-    names = _tensor_names(config)
-    if missing := sorted(set(names.values()) - set(file.tensors)):
+    foreign = {tensor.name: tensor for tensor in gguf_tensors(config)}
+    if missing := sorted(set(foreign) - set(file.tensors)):
         raise ForeignModelError(f"{gguf_path} lacks {len(missing)} tensors, such as {missing[:3]}")
-    if unknown := sorted(set(file.tensors) - set(names.values())):
+    if unknown := sorted(set(file.tensors) - set(foreign)):
         raise ForeignModelError(
-            f"{gguf_path} has {len(unknown)} tensors that the llama architecture here does not have, such as "
+            f"{gguf_path} has {len(unknown)} tensors that its architecture does not have here, such as "
             f"{unknown[:3]}; importing without them would give another model"
         )
     tokenizer = build_tokenizer(file.fields)
-    tensors = {ours: _tensor(file, theirs, ours, config).to(dtype) for ours, theirs in names.items()}
+    tensors: dict[str, torch.Tensor] = {}
+    for tensor in foreign.values():
+        tensors |= _parts(file, tensor, config, dtype)
     write_checkpoint(out_folder, config, tensors, tokenizer)
     return config
 
@@ -118,71 +117,84 @@ class _GGUFFile:
         return self.fields[key]
 
 
+class _Settings:
+    """The metadata keys of the file's architecture."""
+
+    def __init__(self, file: _GGUFFile) -> None:
+        self._file = file
+        self.architecture = file.require("general.architecture")
+        if self.architecture not in _ARCHITECTURES:
+            raise ForeignModelError(
+                f"{file.path} holds a model of the architecture {self.architecture!r}; "
+                f"{', '.join(_ARCHITECTURES)} are read"
+            )
+
+    def get(self, key: str, default: Any = None) -> Any:  # noqa: ANN401  (metadata of any kind; ModelConfig checks it)
+        """A value that may be absent."""
+        return self._file.fields.get(f"{self.architecture}.{key}", default)
+
+    def require(self, key: str) -> Any:  # noqa: ANN401  (the same)
+        """A value that must be there."""
+        return self._file.require(f"{self.architecture}.{key}")
+
+    def head_dim(self, heads: int) -> int:
+        """Width of a head, which keys, values and rotary positions share."""
+        head_dim: int = self.get("attention.key_length") or self.require("embedding_length") // heads
+        for key in ("rope.dimension_count", "attention.value_length"):
+            if (found := self.get(key, head_dim)) != head_dim:
+                raise ForeignModelError(
+                    f"{self._file.path}: {key} is {found}, only {head_dim}, the head's width, is supported"
+                )
+        return head_dim
+
+
 def _config(file: _GGUFFile) -> ModelConfig:
-    if (found := file.require("general.architecture")) != _ARCHITECTURE:
-        raise ForeignModelError(f"{file.path} holds a model of the architecture {found!r}, {_ARCHITECTURE!r} is read")
-    if file.fields.get("llama.expert_count"):
+    settings = _Settings(file)
+    if settings.get("expert_count"):
         raise ForeignModelError(f"{file.path} is a mixture of experts, which this program does not compute")
-    if (scaling := file.fields.get("llama.rope.scaling.type", "none")) != "none":
+    if (scaling := settings.get("rope.scaling.type", "none")) != "none":
         raise ForeignModelError(f"{file.path} scales its rotary positions ({scaling!r}), which is not supported")
     try:
-        layers = file.require("llama.block_count")
-        heads = every_layer(file.require("llama.attention.head_count"), layers)
+        layers = settings.require("block_count")
+        heads = every_layer(settings.require("attention.head_count"), layers)
         return ModelConfig(
             vocab_size=len(file.require("tokenizer.ggml.tokens")),
-            model_dim=file.require("llama.embedding_length"),
-            head_dim=_head_dim(file, heads[0]),
+            model_dim=settings.require("embedding_length"),
+            head_dim=settings.head_dim(heads[0]),
             query_heads=heads,
-            kv_heads=every_layer(file.fields.get("llama.attention.head_count_kv", list(heads)), layers),
-            ffn_dims=every_layer(file.require("llama.feed_forward_length"), layers),
-            max_context=file.require("llama.context_length"),
-            rope_base=float(file.fields.get("llama.rope.freq_base", 10_000.0)),
+            kv_heads=every_layer(settings.get("attention.head_count_kv", list(heads)), layers),
+            ffn_dims=every_layer(settings.require("feed_forward_length"), layers),
+            max_context=settings.require("context_length"),
+            rope_base=float(settings.get("rope.freq_base", 10_000.0)),
             # Stored as float32; the shortest decimal that means the same float32 is what was written into it.
-            norm_eps=_shortest(file.require("llama.attention.layer_norm_rms_epsilon")),
+            norm_eps=_shortest(settings.require("attention.layer_norm_rms_epsilon")),
+            qk_norm=settings.architecture == "openelm",
             tied_embeddings="output.weight" not in file.tensors,
         )
     except (ConfigError, TypeError, ValueError, ZeroDivisionError, IndexError) as error:
         raise ForeignModelError(f"{file.path}: {error}") from error
 
 
-def _head_dim(file: _GGUFFile, heads: int) -> int:
-    head_dim: int = file.fields.get("llama.attention.key_length") or file.require("llama.embedding_length") // heads
-    for key in ("llama.rope.dimension_count", "llama.attention.value_length"):
-        if (found := file.fields.get(key, head_dim)) != head_dim:
-            raise ForeignModelError(f"{file.path}: {key} is {found}, only {head_dim}, the head's width, is supported")
-    return head_dim
-
-
-def _tensor_names(config: ModelConfig) -> dict[str, str]:
-    """GGUF name of every one of our parameters."""
-    names = {"embedding.weight": "token_embd.weight", "norm.weight": "output_norm.weight"}
-    for layer in range(config.num_layers):
-        names[f"layers.{layer}.attention_norm.weight"] = f"blk.{layer}.attn_norm.weight"
-        names[f"layers.{layer}.ffn_norm.weight"] = f"blk.{layer}.ffn_norm.weight"
-        for ours, theirs in _PROJECTION_NAMES.items():
-            names[f"{config.projection_path(layer, ours)}.weight"] = f"blk.{layer}.{theirs}.weight"
-    if not config.tied_embeddings:
-        names["output.weight"] = "output.weight"
-    return names
-
-
-def _tensor(file: _GGUFFile, theirs: str, ours: str, config: ModelConfig) -> torch.Tensor:
+def _parts(file: _GGUFFile, tensor: ForeignTensor, config: ModelConfig, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Ours of one of their tensors, by our names."""
     # Tensors stored as plain floats come as a read-only view of the file.
-    weight = torch.from_numpy(np.require(file.values(theirs), requirements="W"))
-    shape = config.parameter_shapes()[ours]
-    if tuple(weight.shape) != shape:
+    values, shape = np.require(file.values(tensor.name), requirements="W"), tensor.shape(config)
+    if values.shape != shape:
         raise ForeignModelError(
-            f"{file.path}: {theirs} has shape {list(weight.shape)}, the metadata says {list(shape)}"
+            f"{file.path}: {tensor.name} has shape {list(values.shape)}, the metadata says {list(shape)}"
         )
-    if ours.endswith(("q_proj.weight", "k_proj.weight")):
-        return _half_split(weight, head_dim=config.head_dim)
-    return weight
-
-
-def _half_split(weight: torch.Tensor, *, head_dim: int) -> torch.Tensor:
-    """Undo the row order of llama.cpp, which puts the two elements of a rotary pair beside each other."""
-    rows, columns = weight.shape
-    return weight.view(rows // head_dim, head_dim // 2, 2, columns).transpose(1, 2).reshape(rows, columns)
+    if tensor.interleaved:
+        ours = np.empty_like(values)
+        ours[interleaved_rows(shape[0], config.head_dim)] = values
+        values = ours
+    parts: dict[str, torch.Tensor] = {}
+    begin = 0
+    for part in tensor.parts:
+        end = begin + config.parameter_shapes()[part][0]
+        # A copy of its own, also where the dtype is right: a view would keep the whole fused tensor.
+        parts[part] = torch.from_numpy(values[begin:end]).to(dtype, copy=len(tensor.parts) > 1)
+        begin = end
+    return parts
 
 
 def _shortest(value: float) -> float:

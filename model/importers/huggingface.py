@@ -1,4 +1,4 @@
-"""Hugging Face folders of the Llama architecture: config.json, safetensors (one file or shards), tokenizer.json."""
+"""Hugging Face folders of Llamas and OpenELMs: config.json, safetensors (one file or shards), tokenizer.json."""
 
 from __future__ import annotations
 
@@ -10,27 +10,20 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from model.checkpoint import write_checkpoint
-from model.config import PROJECTIONS, ModelConfig, every_layer
 from model.errors import CheckpointError, ConfigError, ForeignModelError
-from model.tensor_file import TensorFile, read_text
+from model.export.foreign_configs import hf_tensors
+from model.files import read_text
+from model.importers.huggingface_configs import llama_config, openelm_config
+from model.tensor_file import TensorFile
 from model.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from model.config import ModelConfig
+
 _MAX_JSON_BYTES: Final = 64 * 1024 * 1024
 _MAX_SHARDS: Final = 1000
-
-# What each setting must be for our decoder to compute the same; an absent one has this value in transformers too.
-_REQUIRED: Final[Mapping[str, tuple[Any, ...]]] = {
-    "model_type": ("llama",),
-    "hidden_act": ("silu",),
-    "attention_bias": (False, None),
-    "mlp_bias": (False, None),
-    "pretraining_tp": (1, None),
-    "partial_rotary_factor": (1, 1.0, None),
-    "quantization_config": (None,),
-}
 
 
 def import_huggingface(folder: Path, out_folder: Path, *, dtype: torch.dtype = torch.float16) -> ModelConfig:
@@ -48,61 +41,47 @@ def import_huggingface(folder: Path, out_folder: Path, *, dtype: torch.dtype = t
     """
     if folder.resolve() == out_folder.resolve():
         raise ForeignModelError(f"{folder} would be overwritten by its own import; choose another folder")
-    config = _config(folder)
+    architecture, config = _config(folder)
     tokenizer = _tokenizer(folder)
-    names = {ours: _their_name(ours) for ours in config.parameter_shapes()}
     with ExitStack() as stack:
-        where = _open_shards(folder, stack)
-        _check_names(folder, set(where), set(names.values()), config)
-        tensors = {}
-        for ours, shape in config.parameter_shapes().items():
-            tensor = where[names[ours]].read(names[ours])
-            if tuple(tensor.shape) != shape:
-                raise ForeignModelError(
-                    f"{folder}: {names[ours]} has shape {list(tensor.shape)}, config.json says {list(shape)}"
-                )
-            tensors[ours] = tensor.to(dtype)
+        where = {_full_name(name, architecture): (file, name) for name, file in _open_shards(folder, stack).items()}
+        foreign = hf_tensors(config, architecture)
+        _check_names(folder, set(where), {tensor.name for tensor in foreign}, config)
+        tensors: dict[str, torch.Tensor] = {}
+        for tensor in foreign:
+            file, name = where[tensor.name]
+            found, shape = file.tensors[name].shape, tensor.shape(config)
+            if found != shape:
+                raise ForeignModelError(f"{folder}: {name} has shape {list(found)}, config.json says {list(shape)}")
+            whole, begin = file.read(name), 0
+            for part in tensor.parts:
+                end = begin + config.parameter_shapes()[part][0]
+                # A copy of its own, also where the dtype is right: a view would keep the whole fused tensor.
+                tensors[part] = whole[begin:end].to(dtype, copy=len(tensor.parts) > 1)
+                begin = end
         write_checkpoint(out_folder, config, tensors, tokenizer)
     return config
 
 
-def _config(folder: Path) -> ModelConfig:
+def _config(folder: Path) -> tuple[str, ModelConfig]:
     path = folder / "config.json"
     values = _json_object(path)
-    for key, allowed in _REQUIRED.items():
-        if (found := values.get(key, allowed[0])) not in allowed:
-            raise ForeignModelError(f"{path}: {key} is {found!r}, only {allowed[0]!r} is supported")
+    architecture = values.get("model_type")
+    reader = {"llama": llama_config, "openelm": openelm_config}.get(str(architecture))
+    if reader is None:
+        raise ForeignModelError(f"{path}: model_type is {architecture!r}, only 'llama' and 'openelm' are supported")
     try:
-        layers, heads = values["num_hidden_layers"], values["num_attention_heads"]
-        return ModelConfig(
-            vocab_size=values["vocab_size"],
-            model_dim=values["hidden_size"],
-            head_dim=values.get("head_dim") or values["hidden_size"] // heads,
-            query_heads=every_layer(heads, layers),
-            kv_heads=every_layer(values.get("num_key_value_heads") or heads, layers),
-            ffn_dims=every_layer(values["intermediate_size"], layers),
-            max_context=values["max_position_embeddings"],
-            rope_base=float(_rope_base(path, values)),
-            norm_eps=values["rms_norm_eps"],
-            tied_embeddings=values.get("tie_word_embeddings", False),
-        )
+        return str(architecture), reader(values)
     except KeyError as error:
         raise ForeignModelError(f"{path} lacks {error.args[0]!r}") from error
-    except (ConfigError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (ConfigError, ForeignModelError, TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
         raise ForeignModelError(f"{path}: {error}") from error
 
 
-def _rope_base(path: Path, values: Mapping[str, Any]) -> Any:  # noqa: ANN401  (checked by ModelConfig)
-    """Transformers 5 keeps it in rope_parameters, earlier ones beside rope_scaling."""
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    if not isinstance(rope, Mapping):
-        raise ForeignModelError(f"{path}: rope_parameters is no object")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise ForeignModelError(f"{path} scales its rotary positions ({kind!r}), which is not supported")
-    if rope.get("partial_rotary_factor", 1) != 1:
-        raise ForeignModelError(f"{path} turns only a part of each head by position, which is not supported")
-    return rope.get("rope_theta", values.get("rope_theta", 10_000.0))
+def _full_name(name: str, architecture: str) -> str:
+    """CoreNet writes OpenELM's tensors without the prefix that Hugging Face's class gives them."""
+    has_prefix = name.startswith("transformer.") or name == "lm_head.weight"
+    return name if architecture == "llama" or has_prefix else f"transformer.{name}"
 
 
 def _tokenizer(folder: Path) -> Tokenizer:
@@ -172,22 +151,9 @@ def _check_names(folder: Path, found: set[str], expected: set[str], config: Mode
         )
     if unknown:
         raise ForeignModelError(
-            f"{folder} has {len(unknown)} tensors that a plain Llama does not have, such as {sorted(unknown)[:3]}; "
+            f"{folder} has {len(unknown)} tensors that this architecture does not have, such as {sorted(unknown)[:3]}; "
             "importing without them would give another model"
         )
-
-
-def _their_name(ours: str) -> str:
-    if ours in {"embedding.weight", "norm.weight", "output.weight"}:
-        return {"embedding": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}[ours[:-7]] + ".weight"
-    _, layer, *rest = ours.split(".")
-    parts = {
-        "attention_norm": "input_layernorm",
-        "ffn_norm": "post_attention_layernorm",
-        **{f"attention.{p}": f"self_attn.{p}" for p in PROJECTIONS},
-        **{f"ffn.{p}": f"mlp.{p}" for p in PROJECTIONS},
-    }
-    return f"model.layers.{layer}.{parts['.'.join(rest[:-1])]}.weight"
 
 
 def _json_object(path: Path) -> dict[str, Any]:

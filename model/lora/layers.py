@@ -10,6 +10,7 @@ from torch.nn import functional as F  # noqa: N812  (its usual name)
 
 from model.errors import AdapterError
 from model.lora.state import AdapterState, adapter_shapes, check_adapter_state, initial_adapter
+from model.quantization.layers import QuantizedLinear
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,45 +23,64 @@ class LoRALinear(nn.Module):
     """A frozen linear layer with a low-rank branch: W x + scaling * B A dropout(x).
 
     A and B are `nn.Linear` modules of their own without anything beside them, so that hooks can take per-example
-    gradients. The base weight keeps its name and its storage.
+    gradients. The base weight keeps its name and its storage; a quantised base stays a module of its own, for the same
+    reason, and is made dense only by merging.
     """
 
-    def __init__(self, base: nn.Linear, config: LoRAConfig) -> None:
+    def __init__(self, base: nn.Linear | QuantizedLinear, config: LoRAConfig) -> None:
         super().__init__()
-        rows, columns = base.weight.shape
-        dtype, device = base.weight.dtype, base.weight.device
-        self.weight = base.weight
-        self.lora_a = nn.Linear(columns, config.rank, bias=False, dtype=dtype, device=device)
-        self.lora_b = nn.Linear(config.rank, rows, bias=False, dtype=dtype, device=device)
+        self.quantized: QuantizedLinear | None = None
+        self.weight: nn.Parameter | None
+        if isinstance(base, QuantizedLinear):
+            self.quantized = base
+            self.register_parameter("weight", None)
+            dtype, device = base.dtype, base.scales.device
+        else:
+            self.weight = cast("nn.Parameter", base.weight)
+            dtype, device = base.weight.dtype, base.weight.device
+        self.lora_a = nn.Linear(base.in_features, config.rank, bias=False, dtype=dtype, device=device)
+        self.lora_b = nn.Linear(config.rank, base.out_features, bias=False, dtype=dtype, device=device)
         self.dropout = nn.Dropout(config.dropout)
         self.config = config
+        self.is_merged = False
         self.unmerged: nn.Parameter | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        base = F.linear(x, self.weight)
-        if self.unmerged is not None:
+        base = self.base(x)
+        if self.is_merged:
             return base
         return base + cast("Tensor", self.lora_b(self.lora_a(self.dropout(x)))) * self.config.scaling
 
+    def base(self, x: Tensor) -> Tensor:
+        """What the layer computes without its branch, or with the branch merged in: (..., in) -> (..., out)."""
+        if self.weight is not None:
+            return F.linear(x, self.weight)
+        return cast("QuantizedLinear", self.quantized).linear(x)
+
     def merge(self) -> None:
         """Add the branch into the weight; the old weight is kept, so that `unmerge` restores it exactly."""
-        if self.unmerged is None:
+        if not self.is_merged:
+            weight = cast("QuantizedLinear", self.quantized).weight if self.weight is None else self.weight
             delta = self.lora_b.weight.float() @ self.lora_a.weight.float() * self.config.scaling
-            merged = (self.weight.float() + delta).to(self.weight.dtype)
+            merged = (weight.float() + delta).to(weight.dtype)
             # Not registered as a parameter: it is neither trained nor saved.
             object.__setattr__(self, "unmerged", self.weight)
             self.weight = nn.Parameter(merged, requires_grad=False)
+            self.is_merged = True
 
     def unmerge(self) -> None:
         """Undo `merge`, bit for bit."""
-        if self.unmerged is not None:
+        if self.is_merged:
             self.weight = self.unmerged
             object.__setattr__(self, "unmerged", None)
+            self.is_merged = False
 
-    def without_lora(self) -> nn.Linear:
+    def without_lora(self) -> nn.Linear | QuantizedLinear:
         """The plain layer this was made from, with the same weight storage."""
         self.unmerge()
+        if self.weight is None:
+            return cast("QuantizedLinear", self.quantized)
         rows, columns = self.weight.shape
         plain = nn.Linear(columns, rows, bias=False, device="meta")
         plain.weight = self.weight
@@ -76,8 +96,8 @@ def add_lora(model: LayeredTransformer, config: LoRAConfig, *, seed: int = 0) ->
     if any(True for _ in _lora_layers(model)):
         raise AdapterError("the model already has an adapter; call remove_lora first")
     model.requires_grad_(requires_grad=False)
-    for layer in range(model.config.num_layers):
-        for projection in config.targets:
+    for layer, projection in model.config.stored_projections():
+        if projection in config.targets:
             owner_path, _, attribute = model.config.projection_path(layer, projection).rpartition(".")
             owner = model.get_submodule(owner_path)
             setattr(owner, attribute, LoRALinear(cast("nn.Linear", getattr(owner, attribute)), config))
@@ -107,7 +127,7 @@ def load_adapter_state(model: LayeredTransformer, state: Mapping[str, Tensor]) -
     """
     check_adapter_state(state, adapter_shapes(model.config, _config_of(model)))
     for path, layer in _lora_layers(model):
-        if layer.unmerged is not None:
+        if layer.is_merged:
             raise AdapterError("the adapter is merged; call unmerge_lora before loading another")
         layer.lora_a.weight.copy_(state[f"{path}.lora_a"])
         layer.lora_b.weight.copy_(state[f"{path}.lora_b"])

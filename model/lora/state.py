@@ -18,10 +18,13 @@ AdapterState = dict[str, torch.Tensor]
 
 
 def adapter_shapes(config: ModelConfig, lora: LoRAConfig) -> dict[str, tuple[int, int]]:
-    """Name and shape of every adapter tensor: `PATH.lora_a` is (rank, in), `PATH.lora_b` is (out, rank)."""
+    """Name and shape of every adapter tensor: `PATH.lora_a` is (rank, in), `PATH.lora_b` is (out, rank).
+
+    Layers that share weights share the adapter on them.
+    """
     shapes: dict[str, tuple[int, int]] = {}
-    for layer in range(config.num_layers):
-        for projection in lora.targets:
+    for layer, projection in config.stored_projections():
+        if projection in lora.targets:
             rows, columns = config.projection_shape(layer, projection)
             path = config.projection_path(layer, projection)
             shapes[f"{path}.lora_a"] = (lora.rank, columns)

@@ -16,8 +16,9 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812  (its usual name)
 
 from model.checkpoint import save_checkpoint
-from model.config import ModelConfig, preset
+from model.config import ModelConfig
 from model.errors import DataError
+from model.presets import preset
 from model.tokenizer import Tokenizer
 from model.transformer import LayeredTransformer
 

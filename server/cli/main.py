@@ -13,7 +13,22 @@ import typer
 from rich.markup import escape
 
 from delta_updates import DeltaError
-from server.cli import base, data, delta, devices, fleet, privacy, release, runs, serve, superlink, train
+from server.cli import (
+    base,
+    data,
+    delta,
+    devices,
+    evaluate,
+    fleet,
+    model,
+    privacy,
+    quantize,
+    release,
+    runs,
+    serve,
+    superlink,
+    train,
+)
 from server.cli.console import problems
 from server.errors import ServerError
 
@@ -27,6 +42,9 @@ app = typer.Typer(
 )
 app.command("serve")(serve.serve)
 app.add_typer(base.app, name="base")
+app.add_typer(model.app, name="model")
+app.command("quantize")(quantize.quantize)
+app.command("evaluate")(evaluate.evaluate)
 app.add_typer(data.app, name="data")
 app.add_typer(fleet.app, name="fleet")
 app.add_typer(train.app, name="train")

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import torch
 
-from model import LoRAConfig, initial_adapter, pretrain_tiny, save_adapter
-from model.config import preset
+from model import LoRAConfig, initial_adapter, preset, pretrain_tiny, save_adapter
 
 LORA = LoRAConfig(rank=2, alpha=4.0, dropout=0.0, targets=("q_proj", "v_proj"))
 TEXTS = [

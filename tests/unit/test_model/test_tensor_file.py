@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from model import CheckpointError
-from model.tensor_file import TensorFile, read_text, replace_durably, write_tensors, write_text
+from model.files import read_text, replace_durably, write_text
+from model.tensor_file import TensorFile, write_tensors
 
 TENSORS = {
     "half": torch.arange(6, dtype=torch.float16).reshape(2, 3),

@@ -40,7 +40,7 @@ def test_grouped_heads_equal_repeated_ones(tiny_model: LayeredTransformer, confi
     attention = tiny_model.layers[0].attention
     x = torch.randn(1, 9, config.model_dim, generator=torch.Generator().manual_seed(2))
     cos, sin = tiny_model.rotary(0, 9)
-    got = attention(x, cos, sin, None)
+    got, _ = attention(x, cos, sin)
 
     heads, kvs, dim = config.query_heads[0], config.kv_heads[0], config.head_dim
     wide = attention.k_proj.weight.view(kvs, dim, -1).repeat_interleave(heads // kvs, 0).flatten(0, 1)

@@ -1,0 +1,8 @@
+"""Our checkpoints into foreign formats, one file a format; what a format cannot express is refused."""
+
+from model.export.gguf import export_gguf
+from model.export.gguf_adapter import export_gguf_adapter
+from model.export.huggingface import export_hf
+from model.export.mlx import export_mlx
+
+__all__ = ["export_gguf", "export_gguf_adapter", "export_hf", "export_mlx"]

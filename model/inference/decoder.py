@@ -1,0 +1,277 @@
+"""The decoder of `model.transformer`, lean: for generation alone, on the CPU, without modules or gradients.
+
+Weights that read the same input are one product (queries, keys and values; gate and up). Rows of several sequences
+go through the products together, while each attends over its own cache: reading a prompt, one step of many
+sequences and checking a guess are the same pass. Rotary positions turn neighbouring elements instead of halves; the
+rows of the projections are reordered once for that, which changes no dot product.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Self, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812  (its usual name)
+
+from model.inference.linears import Linear, Precision, pack
+from model.inference.source import CheckpointSource
+from model.quantization import QuantizedWeight, dequantize, quantize_int8
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from model.inference.adapters import PackedAdapter
+    from model.inference.cache import SequenceCache
+    from model.inference.source import WeightSource
+
+_MIN_POSITIONS: Final = 1024
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The new tokens of one sequence in one pass.
+
+    Attributes:
+        tokens: At least one.
+        cache: Where they go.
+        adapter: What is added to the base for them.
+        is_whole: Whether the logits after every token are asked for, rather than after the last.
+    """
+
+    tokens: Sequence[int]
+    cache: SequenceCache
+    adapter: PackedAdapter | None = None
+    is_whole: bool = False
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """The packed weights of one stored layer."""
+
+    attention_norm: Tensor
+    qkv: Linear
+    head_norm: Tensor | None
+    o: Linear
+    ffn_norm: Tensor
+    gate_up: Linear
+    down: Linear
+
+
+class PackedDecoder:
+    """A model packed for generation.
+
+    Attributes:
+        config: Its shape.
+        precision: What its products are computed from.
+        num_bytes: Bytes of its weights.
+    """
+
+    def __init__(self, source: WeightSource, *, precision: Precision) -> None:
+        self.config = source.config
+        self.precision: Precision = precision
+        self._embedding = _Embedding(source.read("embedding.weight"), precision)
+        head = "embedding.weight" if self.config.tied_embeddings else "output.weight"
+        # int4 is kept away from the logits: rounding there changes the most likely token.
+        self._head = pack([source.read(head)], "int8" if precision == "int4" else precision)
+        self._layers = {layer: self._pack_layer(source, layer) for layer in self.config.stored_layers}
+        self._norm = _dense(source.read("norm.weight"))
+        self._turns = torch.empty(0)
+        linears = [part for layer in self._layers.values() for part in (layer.qkv, layer.o, layer.gate_up, layer.down)]
+        self.num_bytes = self._embedding.num_bytes + self._head.num_bytes + sum(part.num_bytes for part in linears)
+
+    @classmethod
+    def from_folder(cls, folder: Path, *, precision: Precision) -> Self:
+        """Pack a checkpoint's weights, one tensor at a time.
+
+        Raises:
+            CheckpointError: A file is missing or damaged.
+        """
+        with CheckpointSource(folder) as source:
+            return cls(source, precision=precision)
+
+    @torch.inference_mode()
+    def forward(self, chunks: Sequence[Chunk]) -> list[Tensor]:
+        """Take in new tokens of sequences, each a cache of its own.
+
+        Returns:
+            For each chunk the logits (1, vocab_size) after its last token, or (T, vocab_size) after each, float32.
+
+        Raises:
+            ContextLengthError: A sequence became longer than the context.
+        """
+        for chunk in chunks:
+            chunk.cache.reserve(len(chunk.tokens))
+        x = self._embedding(torch.tensor([token for chunk in chunks for token in chunk.tokens]))
+        spans = _spans(chunks)
+        turns = torch.cat([self._turned(c.cache.length, len(c.tokens)) for c in chunks]) if len(chunks) > 1 else (
+            self._turned(chunks[0].cache.length, len(chunks[0].tokens))
+        )  # fmt: skip
+        for layer in range(self.config.num_layers):
+            x = self._layer(x, layer, chunks, spans, turns)
+        for chunk in chunks:
+            chunk.cache.tokens.extend(chunk.tokens)
+        wanted = [x[begin:end] if c.is_whole else x[end - 1 : end] for c, (begin, end) in zip(chunks, spans, strict=True)]
+        rows = F.rms_norm(torch.cat(wanted), (self.config.model_dim,), self._norm, self.config.norm_eps)
+        return list(self._head(rows).split([part.shape[0] for part in wanted]))
+
+    def _layer(
+        self, x: Tensor, layer: int, chunks: Sequence[Chunk], spans: Sequence[tuple[int, int]], turns: Tensor
+    ) -> Tensor:
+        config, owner = self.config, self.config.weight_layer(layer)
+        weights = self._layers[owner]
+        normed = F.rms_norm(x, (config.model_dim,), weights.attention_norm, config.norm_eps)
+        qkv = _product(weights.qkv, normed, "qkv", owner, chunks, spans)
+        heads = qkv.view(x.shape[0], -1, config.head_dim)
+        turning = config.query_heads[layer] + (heads.shape[1] - config.query_heads[layer]) // 2
+        if weights.head_norm is not None:
+            unit = F.rms_norm(heads[:, :turning], (config.head_dim,), None, config.norm_eps)
+            torch.mul(unit, weights.head_norm, out=heads[:, :turning])
+        pairs = torch.view_as_complex(heads[:, :turning].view(x.shape[0], turning, -1, 2))
+        pairs.mul_(turns)
+        mixed = [self._attend(heads[b:e], layer, c.cache) for c, (b, e) in zip(chunks, spans, strict=True)]
+        attended = torch.cat(mixed) if len(mixed) > 1 else mixed[0]
+        x = x + _product(weights.o, attended, "o", owner, chunks, spans)
+        normed = F.rms_norm(x, (config.model_dim,), weights.ffn_norm, config.norm_eps)
+        gate, up = _product(weights.gate_up, normed, "gate_up", owner, chunks, spans).chunk(2, dim=-1)
+        return x.add_(_product(weights.down, F.silu(gate).mul_(up), "down", owner, chunks, spans))
+
+    def _attend(self, heads: Tensor, layer: int, cache: SequenceCache) -> Tensor:
+        """Attention of one sequence's T new tokens: (T, heads, head_dim) -> (T, query_heads * head_dim)."""
+        count, queries_of = heads.shape[0], self.config.query_heads[layer]
+        source, at = self.config.kv_layer(layer), cache.length
+        if source == layer:
+            cache.write(layer, heads[:, queries_of:].transpose(0, 1), at)
+        keys, values, first = cache.read(source, at + count, count)
+        if keys.dtype != heads.dtype:
+            heads = heads.to(keys.dtype)
+        scale = 1.0 / math.sqrt(self.config.head_dim)
+        if count == 1:
+            # Explicit products of grouped heads: for one token they are faster than the fused kernel.
+            queries = heads[0, :queries_of].view(keys.shape[0], -1, self.config.head_dim)
+            scores = torch.bmm(queries, keys.transpose(1, 2)).mul_(scale)
+            return torch.bmm(scores.float().softmax(-1).to(values.dtype), values).reshape(1, -1).float()
+        mixed = F.scaled_dot_product_attention(
+            heads[:, :queries_of].transpose(0, 1).unsqueeze(0),
+            keys.unsqueeze(0),
+            values.unsqueeze(0),
+            attn_mask=_mask(count, at, first, cache.window),
+            is_causal=at == first and cache.window is None,
+            scale=scale,
+            enable_gqa=True,
+        )
+        return mixed[0].transpose(0, 1).reshape(count, -1).float()
+
+    def _turned(self, start: int, count: int) -> Tensor:
+        """Complex turns of `count` positions from `start`: (count, 1, head_dim / 2) (Su et al. 2021)."""
+        if start + count > self._turns.shape[0]:
+            exponents = torch.arange(0, self.config.head_dim, 2, dtype=torch.float32) / self.config.head_dim
+            positions = torch.arange(max(_MIN_POSITIONS, 2 * (start + count)), dtype=torch.float32)
+            angles = torch.outer(positions, 1.0 / self.config.rope_base**exponents)
+            self._turns = torch.complex(angles.cos(), angles.sin()).unsqueeze(1)
+        return self._turns[start : start + count]
+
+    def _pack_layer(self, source: WeightSource, layer: int) -> _Layer:
+        config, precision = self.config, self.precision
+        projections = config.projections_of(layer)
+        order = pair_order(config.head_dim)
+
+        def weight(projection: str) -> Tensor | QuantizedWeight:
+            read = source.read(f"{config.projection_path(layer, projection)}.weight")
+            return _rows(read, order) if projection in {"q_proj", "k_proj"} else read
+
+        head_norm = None
+        if config.qk_norm:
+            queries = _dense(source.read(f"layers.{layer}.attention.q_norm.weight"))[order]
+            head_norm = queries.expand(config.query_heads[layer], -1)
+            if "k_proj" in projections:
+                keys = _dense(source.read(f"layers.{layer}.attention.k_norm.weight"))[order]
+                head_norm = torch.cat((head_norm, keys.expand(config.kv_heads[layer], -1)))
+        return _Layer(
+            attention_norm=_dense(source.read(f"layers.{layer}.attention_norm.weight")),
+            qkv=pack([weight(p) for p in ("q_proj", "k_proj", "v_proj") if p in projections], precision),
+            head_norm=head_norm,
+            o=pack([weight("o_proj")], precision),
+            ffn_norm=_dense(source.read(f"layers.{layer}.ffn_norm.weight")),
+            gate_up=pack([weight("gate_proj"), weight("up_proj")], precision),
+            down=pack([weight("down_proj")], precision),
+        )
+
+
+class _Embedding:
+    """Rows of the embedding, in about the precision of the rest."""
+
+    def __init__(self, weight: Tensor | QuantizedWeight, precision: Precision) -> None:
+        self._quantized: QuantizedWeight | None = None
+        if precision in {"int8", "int4"}:
+            is_int8 = isinstance(weight, QuantizedWeight) and weight.group_size is None
+            self._quantized = cast("QuantizedWeight", weight) if is_int8 else quantize_int8(_dense(weight))
+            self._table = self._quantized.values
+        else:
+            self._table = _dense(weight).to(torch.float32 if precision == "float32" else torch.bfloat16)
+        self.num_bytes = self._table.nbytes
+
+    def __call__(self, token_ids: Tensor) -> Tensor:
+        """(N,) -> (N, model_dim), float32."""
+        rows = self._table[token_ids].float()
+        return rows if self._quantized is None else rows.mul_(self._quantized.scales[token_ids].float().unsqueeze(1))
+
+
+def pair_order(head_dim: int) -> Tensor:
+    """Where the elements of a head come from, so that those that turn together are neighbours."""
+    return torch.arange(head_dim).view(2, -1).t().reshape(-1)
+
+
+def reorder_heads(rows: Tensor, order: Tensor) -> Tensor:
+    """The rows (heads * head_dim, ...) of a projection with every head in a new order."""
+    return rows.view(-1, order.shape[0], *rows.shape[1:])[:, order].reshape(rows.shape)
+
+
+def _rows(weight: Tensor | QuantizedWeight, order: Tensor) -> Tensor | QuantizedWeight:
+    if not isinstance(weight, QuantizedWeight):
+        return reorder_heads(weight, order)
+    zeros = None if weight.zeros is None else reorder_heads(weight.zeros, order)
+    return QuantizedWeight(
+        reorder_heads(weight.values, order),
+        reorder_heads(weight.scales, order),
+        zeros,
+        weight.bits,
+        weight.group_size,
+    )
+
+
+def _dense(weight: Tensor | QuantizedWeight) -> Tensor:
+    return dequantize(weight) if isinstance(weight, QuantizedWeight) else weight.float()
+
+
+def _spans(chunks: Sequence[Chunk]) -> list[tuple[int, int]]:
+    """Which rows belong to which chunk."""
+    spans, end = [], 0
+    for chunk in chunks:
+        spans.append((end, end + len(chunk.tokens)))
+        end += len(chunk.tokens)
+    return spans
+
+
+def _product(
+    linear: Linear, x: Tensor, group: str, layer: int, chunks: Sequence[Chunk], spans: Sequence[tuple[int, int]]
+) -> Tensor:
+    """x W^T, and each sequence's own adapter on its rows."""
+    out = linear(x)
+    for chunk, (begin, end) in zip(chunks, spans, strict=True):
+        if chunk.adapter is not None:
+            chunk.adapter.add(out[begin:end], x[begin:end], layer, group)
+    return out
+
+
+def _mask(count: int, at: int, first: int, window: int | None) -> Tensor | None:
+    """Which of the keys from position `first` each of the new tokens may see; None where the kernel's causal one fits."""
+    if at == first and window is None:
+        return None
+    rows = torch.arange(at, at + count).unsqueeze(1)
+    columns = torch.arange(first, at + count)
+    seen = columns <= rows
+    return seen if window is None else seen & (columns > rows - window)

@@ -1,0 +1,141 @@
+"""From a base in 16 bits on disk to a quantised one."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from model.checkpoint import load_checkpoint, save_quantized
+from model.errors import QuantizationError
+from model.quantization.apply import quantize_model
+from model.quantization.calibrate import calibrate_model, calibration_windows
+from model.quantization.plan import uniform_plan
+from model.quantization.sensitivity import choose_kept, measure_sensitivity, without
+from model.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+_SENSITIVITY_TOKENS: Final = 512
+_WINDOW_TOKENS: Final = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizationOptions:
+    """What to make of a base.
+
+    Attributes:
+        bits: 8 or 4.
+        group_size: Inputs that share a scale, of int4.
+        symmetric: Levels around zero, of int4: smaller and less exact.
+        embedding_bits: Of the embedding and the output, 4, 8 or 16; they decide the token and suffer most from 4.
+        keep_sensitive: Share of the weights, by count, that may stay at 16 bits, the most sensitive ones.
+        calibration_tokens: How much of the calibration text is taken.
+    """
+
+    bits: int
+    group_size: int = 32
+    symmetric: bool = False
+    embedding_bits: int = 8
+    keep_sensitive: float = 0.0
+    calibration_tokens: int = 16_384
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be done."""
+        if self.bits not in {4, 8} or self.embedding_bits not in {4, 8, 16}:
+            raise QuantizationError(
+                f"bits must be 8 or 4, of the embedding 4, 8 or 16; got {self.bits} and {self.embedding_bits}"
+            )
+        if not 0 <= self.keep_sensitive < 1:
+            raise QuantizationError(f"the share to keep at 16 bits must be in [0, 1), got {self.keep_sensitive}")
+
+
+@dataclass(frozen=True)
+class QuantizationReport:
+    """What came of it.
+
+    Attributes:
+        bytes_before: Of model.safetensors.
+        bytes_after: Of model.safetensors, scales included.
+        kept: Weights that stayed at 16 bits for being sensitive.
+        loss_rises: Rise of the loss, in nats a token, of quantising each weight alone; empty if not measured.
+        is_calibrated: Whether GPTQ was used.
+        seconds: How long it took.
+    """
+
+    bytes_before: int
+    bytes_after: int
+    kept: tuple[str, ...]
+    loss_rises: dict[str, float]
+    is_calibrated: bool
+    seconds: float
+
+
+def quantize_checkpoint(
+    source: Path,
+    out: Path,
+    options: QuantizationOptions,
+    *,
+    calibration_text: str | None = None,
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> QuantizationReport:
+    """Quantise the base in `source` into `out`.
+
+    Args:
+        source: A checkpoint's folder.
+        out: Folder to fill; another one than `source`.
+        options: What to make of it.
+        calibration_text: A few hundred lines like those the model will see: int4 weights are then found by GPTQ, and
+            sensitivities are measured on it.
+        on_progress: Called with what is being done, how much is done, and how much there is.
+
+    Raises:
+        QuantizationError: It cannot be done so; sensitive weights are asked for without a text to find them with.
+        CheckpointError: The base is missing or damaged, or this disk does not take the result.
+    """
+    if options.keep_sensitive and calibration_text is None:
+        raise QuantizationError("finding sensitive weights needs a text; give a few hundred lines to calibrate with")
+    if out.resolve() == source.resolve():
+        raise QuantizationError(f"{out} is the base itself; choose another folder")
+    began = time.monotonic()
+    model, tokenizer = load_checkpoint(source), Tokenizer.from_folder(source)
+    plan = uniform_plan(
+        model.config,
+        bits=options.bits,
+        group_size=options.group_size,
+        symmetric=options.symmetric,
+        embedding_bits=max(options.bits, options.embedding_bits),
+    )
+    token_ids = [] if calibration_text is None else tokenizer.encode(calibration_text)
+    window = min(_WINDOW_TOKENS, model.config.max_context)
+    rises: dict[str, float] = {}
+    kept: tuple[str, ...] = ()
+    if options.keep_sensitive:
+        windows = calibration_windows(token_ids, window=window, max_tokens=_SENSITIVITY_TOKENS)
+        found = measure_sensitivity(model, plan, windows, on_tensor=_named(on_progress, "Measuring sensitivity"))
+        rises = {name: sensitivity.loss_rise for name, sensitivity in found.items()}
+        kept = choose_kept(found, model.config, share=options.keep_sensitive)
+        plan = without(plan, kept)
+    is_calibrated = bool(token_ids) and any(entry.bits == 4 for entry in plan.tensors.values())  # noqa: PLR2004  (int4)
+    if is_calibrated:
+        windows = calibration_windows(token_ids, window=window, max_tokens=options.calibration_tokens)
+        calibrate_model(model, plan, windows, on_layer=_named(on_progress, "Calibrating"))
+    else:
+        count = iter(range(1, len(plan.tensors) + 1))
+        report = _named(on_progress, "Quantising")
+        quantize_model(model, plan, on_tensor=lambda _: report(next(count), len(plan.tensors)))
+    save_quantized(out, model, tokenizer)
+    return QuantizationReport(
+        bytes_before=(source / "model.safetensors").stat().st_size,
+        bytes_after=(out / "model.safetensors").stat().st_size,
+        kept=kept,
+        loss_rises=rises,
+        is_calibrated=is_calibrated,
+        seconds=time.monotonic() - began,
+    )
+
+
+def _named(on_progress: Callable[[str, int, int], None] | None, what: str) -> Callable[[int, int], None]:
+    return (lambda _done, _count: None) if on_progress is None else (lambda done, count: on_progress(what, done, count))

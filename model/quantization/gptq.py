@@ -1,0 +1,90 @@
+"""GPTQ: round one column of a weight at a time and let those not rounded yet make up for its error.
+
+Frantar et al. 2022, arXiv:2210.17323. The error counts where a text's activations X lie: with H = X^T X the output's
+squared error is tr(E H E^T), and the best answer to rounding a column follows from the Cholesky factor of H^-1.
+Columns go in the order of diag(H), the largest first, and the levels of every group are placed before the first column
+is rounded (by `fit_groups`, weighted with diag(H)), so that the order and the groups do not get in each other's way.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from model.errors import QuantizationError
+from model.quantization.search import fit_groups
+from model.quantization.weights import INT4_MIDDLE, QuantizedWeight
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_LARGEST: Final = 15
+# Added to diag(H), as a share of its mean, until the factorisation succeeds.
+_DAMPINGS: Final = (0.01, 0.1, 1.0)
+# Columns whose corrections are gathered before they reach the rest of the matrix in one product.
+_COLUMNS: Final = 128
+
+
+def gptq_int4(weight: Tensor, hessian: Tensor, group_size: int = 32, *, symmetric: bool = False) -> QuantizedWeight:
+    """Quantise a matrix so that its outputs on a text change least.
+
+    Args:
+        weight: (out, in).
+        hessian: X^T X of the text's inputs: (in, in), float32.
+        group_size: Inputs that share a scale; divides `in`.
+        symmetric: Levels lie around zero.
+
+    Raises:
+        QuantizationError: A value is not finite.
+    """
+    weight = weight.detach().float()
+    if not bool(torch.isfinite(weight).all()) or not bool(torch.isfinite(hessian).all()):
+        raise QuantizationError("a weight or an activation is not finite; the base is damaged, import it again")
+    rows, columns = weight.shape
+    importance = hessian.diagonal().view(1, columns // group_size, group_size)
+    groups = weight.view(rows, columns // group_size, group_size)
+    scales, zeros = fit_groups(groups, symmetric=symmetric, importance=importance)
+    step = scales.float().repeat_interleave(group_size, dim=1)
+    low = -INT4_MIDDLE * step if zeros is None else zeros.float().repeat_interleave(group_size, dim=1)
+
+    order = torch.argsort(hessian.diagonal(), descending=True)
+    factor = _inverse_factor(hessian[order][:, order])
+    # One row of these is one column of the weight: what a step reads and writes is contiguous.
+    values = _round_columns(weight[:, order].T.contiguous(), step[:, order].T, low[:, order].T, factor)
+    unordered = torch.empty(columns, rows, dtype=torch.uint8)
+    unordered[order] = values
+    return QuantizedWeight(unordered.T.contiguous(), scales, zeros, bits=4, group_size=group_size)
+
+
+def _round_columns(left: Tensor, step: Tensor, low: Tensor, factor: Tensor) -> Tensor:
+    """Round row after row of (in, out) and correct the rows below it; `factor` is upper triangular (in, in)."""
+    step, low = step.contiguous(), low.contiguous()
+    count = len(left)
+    values = torch.empty(left.shape, dtype=torch.uint8)
+    for begin in range(0, count, _COLUMNS):
+        end = min(begin + _COLUMNS, count)
+        errors = torch.empty(end - begin, left.shape[1])
+        for index in range(begin, end):
+            rounded = ((left[index] - low[index]) / step[index]).round_().clamp_(0, _LARGEST)
+            values[index] = rounded.to(torch.uint8)
+            error = (left[index] - rounded.mul_(step[index]).add_(low[index])) / factor[index, index]
+            left[index + 1 : end].addr_(factor[index, index + 1 : end], error, alpha=-1)
+            errors[index - begin] = error
+        left[end:].addmm_(factor[begin:end, end:].T, errors, alpha=-1)
+    return values
+
+
+def _inverse_factor(hessian: Tensor) -> Tensor:
+    """Upper Cholesky factor of the damped Hessian's inverse."""
+    hessian = hessian.double()
+    mean = hessian.diagonal().mean().clamp_min(1e-12)
+    for damping in _DAMPINGS:
+        damped = hessian + torch.eye(len(hessian), dtype=torch.float64) * (mean * damping)
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            if not failed:
+                factor: Tensor = upper.float()
+                return factor
+    raise QuantizationError("the activations of the calibration text cannot be factorised; take a longer text")

@@ -1,0 +1,141 @@
+"""Layers whose frozen weight lies in memory as it does on disk: int8, or int4 two a byte."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  (its usual name)
+
+from model.quantization.weights import QuantizedWeight, dequantize, from_stored, to_stored
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+_INT8_LARGEST: Final = 127
+# Numbers that are made dense at once, so that an output over a vocabulary never needs its whole matrix in memory.
+_DENSE_NUMBERS: Final = 1 << 22
+
+
+class QuantizedModule(nn.Module):
+    """Holds a `QuantizedWeight` in its stored form, as buffers.
+
+    Attributes:
+        out_features: Rows of the weight.
+        in_features: Columns of the weight.
+        bits: 8 or 4.
+        group_size: Inputs that share a scale; None for int8.
+        dtype: What is computed in.
+        has_int8_inputs: Whether each input vector is rounded to int8 with a scale of its own as well, which is what an
+            integer kernel computes (here in floating point: the products are exact, only their sum is rounded).
+    """
+
+    values: Tensor
+    scales: Tensor
+    zeros: Tensor | None
+
+    def __init__(
+        self,
+        stored: Mapping[str, Tensor],
+        *,
+        bits: int,
+        group_size: int | None,
+        dtype: torch.dtype = torch.float32,
+        has_int8_inputs: bool = False,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("values", stored["values"])
+        self.register_buffer("scales", stored["scales"])
+        self.register_buffer("zeros", stored.get("zeros"))
+        self.bits = bits
+        self.group_size = group_size
+        self.dtype = dtype
+        self.has_int8_inputs = has_int8_inputs
+        self.out_features: int = stored["values"].shape[0]
+        self.in_features: int = stored["values"].shape[1] * (8 // bits)
+
+    @classmethod
+    def of(cls, quantized: QuantizedWeight, *, dtype: torch.dtype = torch.float32) -> Self:
+        """The layer of a weight."""
+        return cls(to_stored(quantized), bits=quantized.bits, group_size=quantized.group_size, dtype=dtype)
+
+    @property
+    def stored(self) -> dict[str, Tensor]:
+        """The buffers, by the names they have on disk."""
+        zeros = {} if self.zeros is None else {"zeros": self.zeros}
+        return {"values": self.values, "scales": self.scales} | zeros
+
+    @property
+    def quantized(self) -> QuantizedWeight:
+        """The weight, int4 unpacked; int8 shares the memory of this layer."""
+        return from_stored(self.stored, bits=self.bits, group_size=self.group_size)
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight (out, in) in `dtype`, made anew at each call: for merging and exporting."""
+        return self.rows(slice(None))
+
+    def rows(self, chosen: slice | Tensor) -> Tensor:
+        """Dense rows, in `dtype`: (number chosen, in)."""
+        part = {name: tensor[chosen] for name, tensor in self.stored.items()}
+        return dequantize(from_stored(part, bits=self.bits, group_size=self.group_size)).to(self.dtype)
+
+    def linear(self, x: Tensor) -> Tensor:
+        """Compute x W^T: (..., in) -> (..., out). Backward makes the weight dense again instead of keeping it."""
+        return _Linear.apply(x, self)  # type: ignore[no-any-return, no-untyped-call]  # torch leaves `apply` untyped
+
+    def slices(self) -> Iterator[slice]:
+        """Slices of the rows, each small enough to be made dense."""
+        step = max(1, _DENSE_NUMBERS // self.in_features)
+        return (slice(start, start + step) for start in range(0, self.out_features, step))
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows."""
+        groups = "per channel" if self.group_size is None else f"groups of {self.group_size}"
+        return f"{self.in_features} -> {self.out_features}, int{self.bits} {groups}"
+
+
+class QuantizedLinear(QuantizedModule):
+    """A frozen linear layer without a bias."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        return self.linear(x)
+
+
+class QuantizedEmbedding(QuantizedModule):
+    """A frozen embedding, which may serve as the output projection too."""
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """(...) int64 -> (..., in)."""
+        return self.rows(token_ids.reshape(-1)).view(*token_ids.shape, self.in_features)
+
+
+class _Linear(torch.autograd.Function):
+    """Product with a weight that is dense only while it is used (QLoRA, Dettmers et al. 2023, arXiv:2305.14314)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: QuantizedModule) -> Tensor:  # noqa: ANN401  (torch's context object)
+        ctx.layer = layer
+        inputs, scales = _as_int8(x) if layer.has_int8_inputs else (x, None)
+        parts = [F.linear(inputs, layer.rows(chosen)) for chosen in layer.slices()]
+        product = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        return product if scales is None else product * scales
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401  (as above)
+        # Rounding the inputs counts as the identity (straight-through), or nothing below would learn.
+        (gradient,) = gradients
+        layer: QuantizedModule = ctx.layer
+        parts = (gradient[..., chosen] @ layer.rows(chosen) for chosen in layer.slices())
+        total = next(parts)
+        for part in parts:
+            total = total + part
+        return total, None
+
+
+def _as_int8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Each vector as whole numbers in -127..127 and its scale (..., 1), both in x's dtype."""
+    scales = x.abs().amax(dim=-1, keepdim=True).clamp_min(1e-8) / _INT8_LARGEST
+    return (x / scales).round_().clamp_(-_INT8_LARGEST, _INT8_LARGEST), scales

@@ -1,0 +1,96 @@
+"""The bits of MLX's form, undone by hand; mlx-lm itself is asked in the integration tests."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from simulators.exchange import make_tree
+
+from model import ModelConfig, Tokenizer
+from model.errors import ExportError
+from model.export import export_mlx
+
+CONFIG = ModelConfig(
+    vocab_size=260,
+    model_dim=64,
+    head_dim=16,
+    query_heads=(4, 2),
+    kv_heads=(2, 1),
+    ffn_dims=(64, 48),
+    max_context=64,
+    qk_norm=True,
+)
+
+
+def unpacked(packed: np.ndarray, bits: int) -> np.ndarray:
+    """uint32 (rows, n) -> (rows, n * 32 / bits): the first number in the lowest bits."""
+    shifts = np.arange(0, 32, bits, dtype=np.uint32)
+    return ((packed[..., None] >> shifts) & ((1 << bits) - 1)).reshape(len(packed), -1)
+
+
+def meaning(tensors: dict[str, np.ndarray], path: str, bits: int) -> np.ndarray:
+    values, scales, biases = (tensors[f"{path}.{part}"] for part in ("weight", "scales", "biases"))
+    grouped = unpacked(values, bits).reshape(*scales.shape, -1).astype(np.float32)
+    return (grouped * scales[..., None] + biases[..., None]).reshape(len(values), -1)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_groups_mean_the_weights(byte_tokenizer: Tokenizer, tmp_path: Path, bits: int) -> None:
+    model = make_tree(tmp_path, CONFIG, byte_tokenizer)
+    export_mlx(tmp_path, tmp_path / "mlx", bits=bits, group_size=32, dtype="float32")
+    tensors = load_file(tmp_path / "mlx" / "model.safetensors")
+    for path, weight in {
+        "transformer.token_embeddings": model.embedding.weight,
+        "transformer.layers.0.ffn.proj_2": model.layers[0].ffn.down_proj.weight,
+    }.items():
+        wanted = weight.detach().numpy()
+        groups = wanted.reshape(len(wanted), -1, 32)
+        steps = (groups.max(-1) - groups.min(-1)) / (2**bits - 1)
+        difference = np.abs(meaning(tensors, path, bits) - wanted).reshape(groups.shape)
+        assert (difference <= 0.51 * steps[..., None]).all()
+    assert tensors["transformer.norm.weight"].dtype == np.float32
+    # Rows of 48 numbers are no groups of 32: they stay floats.
+    assert tensors["transformer.layers.1.ffn.proj_2.weight"].dtype == np.float32
+    content = json.loads((tmp_path / "mlx" / "config.json").read_text())
+    assert content["quantization"] == {"group_size": 32, "bits": bits}
+
+
+def test_without_bits_it_is_a_plain_folder(byte_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    model = make_tree(tmp_path, CONFIG, byte_tokenizer)
+    assert export_mlx(tmp_path, tmp_path / "mlx") == "openelm"
+    tensors = load_file(tmp_path / "mlx" / "model.safetensors")
+    expected = torch.cat([model.layers[1].ffn.gate_proj.weight, model.layers[1].ffn.up_proj.weight]).half()
+    np.testing.assert_array_equal(tensors["transformer.layers.1.ffn.proj_1.weight"], expected.detach().numpy())
+    content = json.loads((tmp_path / "mlx" / "config.json").read_text())
+    assert "quantization" not in content
+    assert content["rms_norm_eps"] == 1e-5  # mlx-lm computes with it, unlike OpenELM's own class
+
+
+@pytest.mark.parametrize("settings", [{"bits": 5}, {"group_size": 48}, {"dtype": "int8"}])
+def test_what_mlx_does_not_take_is_refused(tmp_path: Path, settings: dict[str, object]) -> None:
+    with pytest.raises(ExportError, match="mlx-lm takes"):
+        export_mlx(tmp_path, tmp_path / "mlx", **settings)
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("int8", 8), ("int4", 4), ("int4-symmetric", 4)])
+def test_whole_numbers_are_kept(byte_tokenizer: Tokenizer, tmp_path: Path, kind: str, bits: int) -> None:
+    from model.quantization import dequantize, quantize_int4, quantize_int8
+    from model.quantization.weights import pack_int4
+    from model.tensor_file import TensorFile, write_tensors
+
+    model = make_tree(tmp_path, CONFIG, byte_tokenizer)
+    path, name = tmp_path / "base" / "model.safetensors", "layers.0.ffn.down_proj.weight"
+    weight = model.layers[0].ffn.down_proj.weight
+    few = quantize_int8(weight) if kind == "int8" else quantize_int4(weight, 32, symmetric=kind != "int4")
+    with TensorFile(path) as file:
+        tensors = {key: file.read(key) for key in file.tensors if key != name}
+    tensors |= {f"{name}.values": few.values if bits == 8 else pack_int4(few.values), f"{name}.scales": few.scales}
+    if few.zeros is not None:
+        tensors[f"{name}.zeros"] = few.zeros
+    write_tensors(path, tensors, metadata={})
+    export_mlx(tmp_path, tmp_path / "mlx", bits=bits, dtype="float32")
+    got = meaning(load_file(tmp_path / "mlx" / "model.safetensors"), "transformer.layers.0.ffn.proj_2", bits)
+    np.testing.assert_allclose(got, dequantize(few).numpy(), atol=1e-6)
