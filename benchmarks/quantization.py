@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 _GROUP = 32
-_CALIBRATION_CHARACTERS = 120_000
+_CALIBRATION_CHARACTERS = 200_000
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ VARIANTS: Mapping[str, Callable[[LayeredTransformer, Inputs], float]] = {
     "int4 g32 GPTQ": functools.partial(calibrated, bits=4, embedding_bits=8),
     "int4 g64 nearest": functools.partial(nearest, bits=4, embedding_bits=8, group_size=64),
     "int4 g64 GPTQ": functools.partial(calibrated, bits=4, embedding_bits=8, group_size=64),
-    "int4 g32 GPTQ, 5 % at 16": functools.partial(mixed, bits=4, embedding_bits=8, share=0.05),
+    "int4 g32 GPTQ, 2 % at 16": functools.partial(mixed, bits=4, embedding_bits=8, share=0.02),
     "int4 g32 GPTQ, embedding too": functools.partial(calibrated, bits=4, embedding_bits=4),
     "llama.cpp Q8_0": functools.partial(gguf_format, body="Q8_0"),
     "llama.cpp Q4_1": functools.partial(gguf_format, body="Q4_1"),
@@ -269,7 +269,7 @@ def main() -> int:
     parser.add_argument("--choices", type=Path, action="append", default=[], help="Questions; may be given again.")
     parser.add_argument("--questions", type=int, default=200, help="Questions of each file.")
     parser.add_argument("--tokens", type=int, default=12_288, help="Tokens of the text that are scored.")
-    parser.add_argument("--calibration-tokens", type=int, default=8192)
+    parser.add_argument("--calibration-tokens", type=int, default=16_384)
     parser.add_argument("--off-grid", action="store_true", help="Move the weights off any 4-bit grid first.")
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), metavar="VARIANT")
     parser.add_argument("--results", type=Path, help="File that keeps what was measured.")

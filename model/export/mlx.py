@@ -45,7 +45,13 @@ class _Packed(NamedTuple):
 
 
 def export_mlx(
-    source: Path, out_folder: Path, *, bits: int | None = None, group_size: int = 32, dtype: Dtype = "float16"
+    source: Path,
+    out_folder: Path,
+    *,
+    bits: int | None = None,
+    group_size: int = 32,
+    embedding_bits: int | None = None,
+    dtype: Dtype = "float16",
 ) -> str:
     """Write a checkpoint folder, or a version's tree with its adapter merged, for mlx-lm.
 
@@ -56,6 +62,7 @@ def export_mlx(
         out_folder: Gets config.json, generation_config.json, model.safetensors and the tokenizer's two files.
         bits: 4 or 8 quantises every matrix, embeddings included, whose rows the groups divide; None keeps floats.
         group_size: Inputs that share a scale: 32, 64 or 128.
+        embedding_bits: Of the embedding and an output of its own; None: 8, since an int4 head changes answers.
         dtype: What floats, scales and biases are stored as, and mlx-lm computes in.
 
     Returns:
@@ -66,7 +73,7 @@ def export_mlx(
         CheckpointError: The source is damaged, or the disk does not take the folder.
         AdapterError: The adapter does not fit the base.
     """
-    if dtype not in STORED_AS or bits not in {None, *_BITS} or group_size not in _GROUP_SIZES:
+    if dtype not in STORED_AS or not {bits, embedding_bits} <= {None, *_BITS} or group_size not in _GROUP_SIZES:
         raise ExportError(
             f"mlx-lm takes dtype {', '.join(STORED_AS)}, bits {_BITS} or none, and groups of {_GROUP_SIZES}; got "
             f"{dtype!r}, {bits!r} and {group_size!r}"
@@ -76,15 +83,20 @@ def export_mlx(
         special = special_ids(opened.tokenizer_json, opened.tokenizer_settings)
         content = hf_config(opened.config, special, dtype=dtype)
         planned: list[Planned] = []
+        others: dict[str, dict[str, int]] = {}
         for tensor in hf_tensors(opened.config, hf_architecture(opened.config)):
             shape = tensor.shape(opened.config)
             if bits is None or len(shape) == 1 or shape[1] % group_size:
+                # Where a module has no scales beside its weight, mlx-lm leaves it in floats.
                 planned.append(plain(opened, tensor, dtype))
-            else:
-                planned.extend(_quantized(opened, tensor, bits, group_size, dtype))
+                continue
+            is_vocabulary = tensor.parts[0] in {"embedding.weight", "output.weight"}
+            own_bits = (embedding_bits or 8) if is_vocabulary else bits
+            planned.extend(_quantized(opened, tensor, own_bits, group_size, dtype))
+            if own_bits != bits:
+                others[tensor.name.removesuffix(".weight")] = {"group_size": group_size, "bits": own_bits}
         if bits is not None:
-            # Where a module has no scales beside its weight, mlx-lm leaves it in floats.
-            content["quantization"] = {"group_size": group_size, "bits": bits}
+            content["quantization"] = {"group_size": group_size, "bits": bits, **others}
             content["quantization_config"] = content["quantization"]
         write_planned(out_folder / "model.safetensors", planned)
         write_companions(opened, out_folder, content, special)

@@ -11,7 +11,7 @@ import operator
 from typing import TYPE_CHECKING, Final
 
 from model.errors import ConfigError
-from model.plans.shapes import Size, plan_of, shape_named
+from model.plans.shapes import WIDTHS, Size, plan_of, shape_named
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from model.config import ModelConfig
     from model.plans.shapes import Shape
 
-MAX_LAYERS: Final = 96
-_MAX_MODEL_DIM: Final = 8192
+_MAX_LAYERS: Final = 96
 _TOLERANCE: Final = 0.005  # of the wish; nearer is no better, so that the proportions decide
 _FFN_STRETCH: Final = 1.6  # how far the feed-forward multiplier may be from its usual value
 _ASPECT_STRETCH: Final = 2.5  # the same for width over depth
@@ -68,9 +67,8 @@ def make_plan(
 
 def _sizes(usual: Shape, *, num_layers: int | None, model_dim: int | None) -> Iterator[Size]:
     """Widths and depths to try, with proportions that a model of this shape may have unless the caller binds them."""
-    widths = [model_dim] if model_dim is not None else list(_widths())
-    for width in widths:
-        for depth in [num_layers] if num_layers is not None else range(1, MAX_LAYERS + 1):
+    for width in WIDTHS if model_dim is None else (model_dim,):
+        for depth in range(1, _MAX_LAYERS + 1) if num_layers is None else (num_layers,):
             is_bound = num_layers is not None or model_dim is not None
             size = Size(num_layers=depth, model_dim=width, ffn_multiplier=usual.ffn_multiplier)
             if is_bound or _aspect_oddness(usual, size) <= math.log(_ASPECT_STRETCH):
@@ -79,13 +77,6 @@ def _sizes(usual: Shape, *, num_layers: int | None, model_dim: int | None) -> It
 
 def _aspect_oddness(usual: Shape, size: Size) -> float:
     return abs(math.log(size.model_dim / size.num_layers / usual.aspect))
-
-
-def _widths() -> Iterator[int]:
-    width = Size.unit_of(1)
-    while width <= _MAX_MODEL_DIM:
-        yield width
-        width += Size.unit_of(width + 1)
 
 
 def _fitted(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from model.errors import ConfigError
 from model.plans.arithmetic import plan_cost
 from model.plans.loss import loss_proxy
-from model.plans.shapes import SHAPES, Size, plan_of, shape_named
+from model.plans.shapes import SHAPES, WIDTHS, Size, plan_of, shape_named
 from model.plans.sharing import with_repeated_layers, with_shared_kv
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 # Bits that a stored weight takes: int8 has a scale for each output channel, int4 a 16-bit scale and zero for each 32.
 BITS_PER_WEIGHT: Final = {32: 32.0, 16: 16.0, 8: 8.05, 4: 5.0}
 
-_WIDTHS: Final = (*range(128, 512, 128), *range(512, 2560, 256), *range(2560, 6145, 512))
 _DEPTHS: Final = range(4, 65, 2)
 _FFN_STRETCHES: Final = (0.625, 0.75, 1.0, 1.25, 1.5)
 
@@ -168,7 +167,7 @@ def find_plan(
 def _plans(shape: str, vocab_size: int, context: int, repeats: int, kv_span: int) -> Iterator[Iterator[ModelConfig]]:
     """The space of one shape as series that grow deeper and otherwise stay as they are."""
     usual = shape_named(shape).ffn_multiplier
-    for model_dim, stretch in itertools.product(_WIDTHS, _FFN_STRETCHES):
+    for model_dim, stretch in itertools.product(WIDTHS, _FFN_STRETCHES):
         sizes = (Size(num_layers=depth, model_dim=model_dim, ffn_multiplier=usual * stretch) for depth in _DEPTHS)
         plans = (plan_of(shape, size, vocab_size=vocab_size, max_context=context) for size in sizes)
         yield (with_shared_kv(with_repeated_layers(plan, repeats), kv_span) for plan in plans)

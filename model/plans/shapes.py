@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 Layers = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 PYRAMID_LAST: Final = 0.25  # the last layer has a quarter of the first one's heads and width
+# Multiples of `Size.unit`, so that all heads together can be as wide as the model.
+WIDTHS: Final = (*range(128, 512, 128), *range(512, 2560, 256), *range(2560, 8193, 512))
 _HEAD_DIMS: Final = ((2560, 128), (512, 64), (0, 32))  # from which width on heads have how many elements
 
 
@@ -42,13 +44,8 @@ class Size:
 
     @property
     def unit(self) -> int:
-        """Width of the query heads that share one kv head; widths of models are multiples of it."""
+        """Width of the query heads that share one kv head."""
         return self.head_dim * GROUP
-
-    @classmethod
-    def unit_of(cls, model_dim: int) -> int:
-        """`unit` of a model of that width."""
-        return cls(num_layers=1, model_dim=model_dim, ffn_multiplier=1.0).unit
 
     def with_ffn_multiplier(self, ffn_multiplier: float) -> Size:
         """The same depth and width with another feed-forward multiplier."""

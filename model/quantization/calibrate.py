@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from model.errors import QuantizationError
 from model.quantization.apply import install, quantize_weight, require_plain
-from model.quantization.gptq import gptq_int4
+from model.quantization.gptq import gptq_int4, gptq_int8
 from model.quantization.weights import to_stored
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from model.transformer import Block, LayeredTransformer
 
 _BATCH_TOKENS: Final = 4096
-_INT4: Final = 4
 # Without instructions for it, bfloat16 is slower than float32.
 _HAS_BFLOAT16: Final = torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001  (there is no public question)
 
@@ -57,10 +56,10 @@ def calibrate_model(
     *,
     on_layer: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Quantise in place, int4 weights by GPTQ on what the layers before them, quantised, make of a text.
+    """Quantise in place, by GPTQ on what the layers before a weight, quantised, make of a text.
 
-    A table that is only looked up and int8 weights are rounded to their nearest levels; a tied embedding counts as the
-    output, which it serves as too. A layer that is run several times is calibrated where it is run first. Takes about
+    A table that is only looked up is rounded to its nearest levels; a tied embedding counts as the output, which it
+    serves as too. A layer that is run several times is calibrated where it is run first. Takes about
     three passes over the text; its activations stay in memory.
 
     Args:
@@ -81,9 +80,8 @@ def calibrate_model(
     for layer in range(model.config.num_layers):
         if model.config.weight_layer(layer) == layer:
             names = [f"{path}.weight" for path in _paths(model, layer) if f"{path}.weight" in plan.tensors]
-            needed = [name for name in names if plan.tensors[name].bits == _INT4]
-            with _hessians(model, needed) as hessians:
-                if needed:
+            with _hessians(model, names) as hessians:
+                if names:
                     run.through(layer, advance=False)
             for name in names:
                 _quantize(model, plan, name, hessian=hessians.get(name))
@@ -125,7 +123,8 @@ def _hessians(model: LayeredTransformer, names: list[str]) -> Iterator[dict[str,
         def hook(_: nn.Module, inputs: tuple[Tensor]) -> None:
             if not seen or seen[0][0] is not inputs[0]:
                 flat = inputs[0].flatten(0, -2).float()
-                seen[:] = [(inputs[0], flat.T @ flat)]
+                with torch.autocast("cpu", enabled=False):  # rounded sums would not be positive definite
+                    seen[:] = [(inputs[0], flat.T @ flat)]
             totals[name] = totals[name] + seen[0][1] if name in totals else seen[0][1]
 
         return hook
@@ -144,8 +143,10 @@ def _quantize(model: LayeredTransformer, plan: QuantizationPlan, name: str, *, h
     weight = cast("Tensor", model.get_submodule(name.removesuffix(".weight")).weight)
     tensor_plan = plan.tensors[name]
     try:
-        if hessian is None or tensor_plan.group_size is None:
+        if hessian is None:
             quantized = quantize_weight(weight, tensor_plan)
+        elif tensor_plan.group_size is None:
+            quantized = gptq_int8(weight, hessian)
         else:
             quantized = gptq_int4(weight, hessian, tensor_plan.group_size, symmetric=tensor_plan.symmetric)
     except QuantizationError as error:

@@ -87,7 +87,7 @@ def quantize_checkpoint(
         source: A checkpoint's folder.
         out: Folder to fill; another one than `source`.
         options: What to make of it.
-        calibration_text: A few hundred lines like those the model will see: int4 weights are then found by GPTQ, and
+        calibration_text: A few hundred lines like those the model will see: weights are then found by GPTQ, and
             sensitivities are measured on it.
         on_progress: Called with what is being done, how much is done, and how much there is.
 
@@ -118,8 +118,7 @@ def quantize_checkpoint(
         rises = {name: sensitivity.loss_rise for name, sensitivity in found.items()}
         kept = choose_kept(found, model.config, share=options.keep_sensitive)
         plan = without(plan, kept)
-    is_calibrated = bool(token_ids) and any(entry.bits == 4 for entry in plan.tensors.values())  # noqa: PLR2004  (int4)
-    if is_calibrated:
+    if calibration_text is not None:
         windows = calibration_windows(token_ids, window=window, max_tokens=options.calibration_tokens)
         calibrate_model(model, plan, windows, on_layer=_named(on_progress, "Calibrating"))
     else:
@@ -132,7 +131,7 @@ def quantize_checkpoint(
         bytes_after=(out / "model.safetensors").stat().st_size,
         kept=kept,
         loss_rises=rises,
-        is_calibrated=is_calibrated,
+        is_calibrated=calibration_text is not None,
         seconds=time.monotonic() - began,
     )
 

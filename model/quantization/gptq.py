@@ -4,6 +4,7 @@ Frantar et al. 2022, arXiv:2210.17323. The error counts where a text's activatio
 squared error is tr(E H E^T), and the best answer to rounding a column follows from the Cholesky factor of H^-1.
 Columns go in the order of diag(H), the largest first, and the levels of every group are placed before the first column
 is rounded (by `fit_groups`, weighted with diag(H)), so that the order and the groups do not get in each other's way.
+At the end all scales and zeros of a row are refitted together to the rounded values, by least squares with H.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from model.errors import QuantizationError
+from model.quantization.refit import refit_groups
 from model.quantization.search import fit_groups
-from model.quantization.weights import INT4_MIDDLE, QuantizedWeight
+from model.quantization.weights import INT4_MIDDLE, INT8_LARGEST, QuantizedWeight, quantize_int8
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _LARGEST: Final = 15
 # Added to diag(H), as a share of its mean, until the factorisation succeeds.
-_DAMPINGS: Final = (0.01, 0.1, 1.0)
+_DAMPINGS: Final = (0.03, 0.3, 3.0)
 # Columns whose corrections are gathered before they reach the rest of the matrix in one product.
 _COLUMNS: Final = 128
 
@@ -38,9 +40,7 @@ def gptq_int4(weight: Tensor, hessian: Tensor, group_size: int = 32, *, symmetri
     Raises:
         QuantizationError: A value is not finite.
     """
-    weight = weight.detach().float()
-    if not bool(torch.isfinite(weight).all()) or not bool(torch.isfinite(hessian).all()):
-        raise QuantizationError("a weight or an activation is not finite; the base is damaged, import it again")
+    weight = _finite(weight, hessian)
     rows, columns = weight.shape
     importance = hessian.diagonal().view(1, columns // group_size, group_size)
     groups = weight.view(rows, columns // group_size, group_size)
@@ -48,26 +48,57 @@ def gptq_int4(weight: Tensor, hessian: Tensor, group_size: int = 32, *, symmetri
     step = scales.float().repeat_interleave(group_size, dim=1)
     low = -INT4_MIDDLE * step if zeros is None else zeros.float().repeat_interleave(group_size, dim=1)
 
+    values = _ordered(weight, step, low, hessian, range_=(0, _LARGEST)).to(torch.uint8)
+    found = QuantizedWeight(values, scales, zeros, bits=4, group_size=group_size)
+    return refit_groups(found, weight, hessian)
+
+
+def gptq_int8(weight: Tensor, hessian: Tensor) -> QuantizedWeight:
+    """Quantise a matrix to int8 so that its outputs on a text change least; scales as in `quantize_int8`.
+
+    Args:
+        weight: (out, in).
+        hessian: X^T X of the text's inputs: (in, in), float32.
+
+    Raises:
+        QuantizationError: A value is not finite.
+    """
+    weight = _finite(weight, hessian)
+    scales = quantize_int8(weight).scales
+    step = scales[:, None].expand_as(weight)
+    values = _ordered(weight, step, torch.zeros_like(weight), hessian, range_=(-INT8_LARGEST, INT8_LARGEST))
+    return QuantizedWeight(values.to(torch.int8), scales, None, bits=8, group_size=None)
+
+
+def _finite(weight: Tensor, hessian: Tensor) -> Tensor:
+    weight = weight.detach().float()
+    if not bool(torch.isfinite(weight).all()) or not bool(torch.isfinite(hessian).all()):
+        raise QuantizationError("a weight or an activation is not finite; the base is damaged, import it again")
+    return weight
+
+
+def _ordered(weight: Tensor, step: Tensor, low: Tensor, hessian: Tensor, *, range_: tuple[int, int]) -> Tensor:
+    """The whole numbers of a weight = number * step + low, each (out, in), found in the order of diag(H)."""
     order = torch.argsort(hessian.diagonal(), descending=True)
     factor = _inverse_factor(hessian[order][:, order])
     # One row of these is one column of the weight: what a step reads and writes is contiguous.
-    values = _round_columns(weight[:, order].T.contiguous(), step[:, order].T, low[:, order].T, factor)
-    unordered = torch.empty(columns, rows, dtype=torch.uint8)
+    values = _round_columns(weight[:, order].T.contiguous(), step[:, order].T, low[:, order].T, factor, range_)
+    unordered = torch.empty_like(values)
     unordered[order] = values
-    return QuantizedWeight(unordered.T.contiguous(), scales, zeros, bits=4, group_size=group_size)
+    return unordered.T.contiguous()
 
 
-def _round_columns(left: Tensor, step: Tensor, low: Tensor, factor: Tensor) -> Tensor:
+def _round_columns(left: Tensor, step: Tensor, low: Tensor, factor: Tensor, range_: tuple[int, int]) -> Tensor:
     """Round row after row of (in, out) and correct the rows below it; `factor` is upper triangular (in, in)."""
     step, low = step.contiguous(), low.contiguous()
     count = len(left)
-    values = torch.empty(left.shape, dtype=torch.uint8)
+    values = torch.empty(left.shape, dtype=torch.int16)
     for begin in range(0, count, _COLUMNS):
         end = min(begin + _COLUMNS, count)
         errors = torch.empty(end - begin, left.shape[1])
         for index in range(begin, end):
-            rounded = ((left[index] - low[index]) / step[index]).round_().clamp_(0, _LARGEST)
-            values[index] = rounded.to(torch.uint8)
+            rounded = ((left[index] - low[index]) / step[index]).round_().clamp_(*range_)
+            values[index] = rounded.to(torch.int16)
             error = (left[index] - rounded.mul_(step[index]).add_(low[index])) / factor[index, index]
             left[index + 1 : end].addr_(factor[index, index + 1 : end], error, alpha=-1)
             errors[index - begin] = error

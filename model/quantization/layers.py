@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812  (its usual name)
 from model.quantization.weights import QuantizedWeight, dequantize, from_stored, to_stored
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 _INT8_LARGEST: Final = 127
 # Numbers that are made dense at once, so that an output over a vocabulary never needs its whole matrix in memory.
@@ -80,6 +80,12 @@ class QuantizedModule(nn.Module):
         """Dense rows, in `dtype`: (number chosen, in)."""
         part = {name: tensor[chosen] for name, tensor in self.stored.items()}
         return dequantize(from_stored(part, bits=self.bits, group_size=self.group_size)).to(self.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002  (torch's)
+        """Move as told; a conversion such as `model.bfloat16()` changes what is computed in, never what is stored."""
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.scales.device)).dtype
+        super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)  # type: ignore[no-untyped-call]  # torch's
+        return self
 
     def linear(self, x: Tensor) -> Tensor:
         """Compute x W^T: (..., in) -> (..., out). Backward makes the weight dense again instead of keeping it."""

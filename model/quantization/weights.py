@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 INT4_MIDDLE: Final = 8
-_INT8_LARGEST: Final = 127
+INT8_LARGEST: Final = 127
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ def quantize_int8(weight: Tensor) -> QuantizedWeight:
         QuantizationError: No matrix, or a value is not finite.
     """
     weight = _matrix(weight)
-    scales = weight.abs().amax(dim=1) / _INT8_LARGEST
+    scales = weight.abs().amax(dim=1) / INT8_LARGEST
     scales = torch.where(scales > 0, scales, torch.ones_like(scales))
-    values = (weight / scales[:, None]).round_().clamp_(-_INT8_LARGEST, _INT8_LARGEST).to(torch.int8)
+    values = (weight / scales[:, None]).round_().clamp_(-INT8_LARGEST, INT8_LARGEST).to(torch.int8)
     return QuantizedWeight(values, scales, None, bits=8, group_size=None)
 
 

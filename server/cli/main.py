@@ -15,6 +15,7 @@ from rich.markup import escape
 from delta_updates import DeltaError
 from server.cli import (
     base,
+    convert,
     data,
     delta,
     devices,
@@ -44,6 +45,7 @@ app.command("serve")(serve.serve)
 app.add_typer(base.app, name="base")
 app.add_typer(model.app, name="model")
 app.command("quantize")(quantize.quantize)
+app.command("convert")(convert.convert)
 app.command("evaluate")(evaluate.evaluate)
 app.add_typer(data.app, name="data")
 app.add_typer(fleet.app, name="fleet")

@@ -20,6 +20,7 @@ app = typer.Typer(no_args_is_help=True, help="Plan a model's layers, and look in
 
 Picture = Annotated[Path | None, typer.Option(help="Draw the plan into this .svg or .png file.", dir_okay=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_DEFAULTS = {"vocab_size": 32_000, "max_context": 2048}
 _CACHE_BYTES = {"32": 4, "16": 2, "8": 1}
 
 
@@ -36,13 +37,19 @@ def plan(
     ] = None,
     layers: Annotated[int | None, typer.Option(help="Depth, with --params; chosen if not given.", min=1)] = None,
     width: Annotated[int | None, typer.Option(help="Width, with --params; chosen if not given.", min=64)] = None,
-    vocab: Annotated[int, typer.Option(help="Rows of the embedding.", min=1)] = 32_000,
-    context: Annotated[int, typer.Option(help="Longest sequence, in tokens.", min=1)] = 2048,
+    vocab: Annotated[
+        int | None, typer.Option(help="Rows of the embedding; 32000, or the preset's, if not given.", min=1)
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(help="Longest sequence, in tokens; 2048, or the preset's, if not given.", min=1)
+    ] = None,
     repeat_layers: Annotated[int, typer.Option(help="Run each layer's weights this often in a row.", min=1)] = 1,
     share_kv: Annotated[
         int, typer.Option(help="Let up to this many layers attend over one layer's keys and values.", min=1)
     ] = 1,
-    tokens_per_second: Annotated[float, typer.Option(help="Speed that a search must reach at full context.")] = 10.0,
+    tokens_per_second: Annotated[
+        float, typer.Option(help="Speed that a search must reach at full context.", min=0)
+    ] = 10.0,
     bandwidth: Annotated[str, typer.Option(help="Bytes a second that the device reads while decoding.")] = "12GB",
     flops: Annotated[str, typer.Option(help="Operations a second of the device.")] = "50G",
     bits: Annotated[int, typer.Option(help="Bits of a stored weight: 32, 16, 8 or 4.")] = 8,
@@ -55,14 +62,14 @@ def plan(
 
     The plan is a named one (--preset), made for a number of weights (--params), or searched for a device (--memory).
     """
-    if [preset is not None, params is not None, memory is not None].count(True) != 1:
-        raise ConfigurationError("Say which plan: one of --preset NAME, --params NUMBER, --memory BYTES.")
-    if cache_bits not in _CACHE_BYTES:
-        raise ConfigurationError(f"--cache-bits must be 32, 16 or 8; got {cache_bits!r}.")
-    from model.files import write_text
+    _require_one_kind(preset, params, memory)
+    if params is None and (layers is not None or width is not None):
+        raise ConfigurationError("--layers and --width belong to --params.")
+    if preset is not None and shape is not None:
+        raise ConfigurationError("--shape belongs to --params and --memory; a preset has its own.")
     from model.plans import Deployment, Device, with_repeated_layers, with_shared_kv
 
-    cache_bytes = _CACHE_BYTES[cache_bits]
+    cache_bytes = _cache_bytes(cache_bits)
     found: FoundPlan | None = None
     if memory is not None:
         device = Device(
@@ -70,29 +77,33 @@ def plan(
             bandwidth=parse_amount(bandwidth, option="--bandwidth"),
             flops=parse_amount(flops, option="--flops"),
         )
-        deployment = Deployment(weight_bits=bits, kv_bytes_per_element=cache_bytes, context=context)
-        wishes = {"tokens_per_second": tokens_per_second, "vocab_size": vocab}
-        found = _searched(device, deployment, shape, wishes | {"repeats": repeat_layers, "kv_span": share_kv})
+        found = _searched(
+            device,
+            Deployment(weight_bits=bits, kv_bytes_per_element=cache_bytes, context=context or _DEFAULTS["max_context"]),
+            shape,
+            {
+                "tokens_per_second": tokens_per_second,
+                "vocab_size": vocab or _DEFAULTS["vocab_size"],
+                "repeats": repeat_layers,
+                "kv_span": share_kv,
+            },
+        )
         config, title = found.config, f"{found.shape} plan for {memory}"
     else:
-        sizes = {"vocab_size": vocab, "max_context": context, "num_layers": layers, "model_dim": width}
-        config, title = _made(preset, params, shape or "openelm", sizes)
+        wished = {"vocab_size": vocab, "max_context": context, "num_layers": layers, "model_dim": width}
+        said = {name: value for name, value in wished.items() if value is not None}
+        config, title = _made(preset, params, shape or "openelm", said)
         config = with_shared_kv(with_repeated_layers(config, repeat_layers), share_kv)
     if picture is not None:
         _draw(config, title, picture, cache_bytes=cache_bytes)
     if out is not None:
-        write_text(out / "config.json", config.to_json())
+        _write_config(config, out)
     if as_json:
         show_json(_plan_as_json(config, cache_bytes=cache_bytes, found=found))
         return
     _show_plan(config, title, cache_bytes=cache_bytes)
     if found is not None:
-        told = found.estimate
-        console.print(
-            f"At {bits} bits: weights {megabytes(round(told.weight_bytes))}, cache of {context:,} tokens "
-            f"{megabytes(round(told.cache_bytes))}\n"
-            f"about {told.tokens_per_second:.0f} tokens a second with a full cache"
-        )
+        _show_estimate(found, bits)
     for path in (picture, None if out is None else out / "config.json"):
         if path is not None:
             console.print(f"Wrote {path}", soft_wrap=True)
@@ -119,15 +130,37 @@ def show(
         console.print(f"Wrote {picture}", soft_wrap=True)
 
 
+def _require_one_kind(preset: str | None, params: str | None, memory: str | None) -> None:
+    if [preset is not None, params is not None, memory is not None].count(True) != 1:
+        raise ConfigurationError("Say which plan: one of --preset NAME, --params NUMBER, --memory BYTES.")
+
+
+def _cache_bytes(cache_bits: str) -> int:
+    if cache_bits not in _CACHE_BYTES:
+        raise ConfigurationError(f"--cache-bits must be 32, 16 or 8; got {cache_bits!r}.")
+    return _CACHE_BYTES[cache_bits]
+
+
+def _write_config(config: ModelConfig, out: Path) -> None:
+    from model.files import write_text
+
+    if (out / "config.json").exists():
+        raise ConfigurationError(f"{out} has a config.json already; give --out a new folder.")
+    write_text(out / "config.json", config.to_json())
+
+
 def _made(preset: str | None, params: str | None, shape: str, sizes: dict[str, Any]) -> tuple[ModelConfig, str]:
     """A named plan, or one made for a number of weights; and what to call it."""
+    import dataclasses
+
     from model import preset as preset_named
     from model.plans import make_plan
 
     if params is None:
         name = preset or ""
-        return preset_named(name), name
-    return make_plan(shape, round(parse_amount(params, option="--params")), **sizes), f"{shape} plan for {params}"
+        return dataclasses.replace(preset_named(name), **sizes), name
+    wished = round(parse_amount(params, option="--params"))
+    return make_plan(shape, wished, **(_DEFAULTS | sizes)), f"{shape} plan for {params}"
 
 
 def _searched(device: Device, deployment: Deployment, shape: str | None, wishes: dict[str, Any]) -> FoundPlan:
@@ -148,6 +181,14 @@ def _show_plan(config: ModelConfig, title: str, *, cache_bytes: int) -> None:
 
     console.print(plan_table(config, title=title, kv_bytes_per_element=cache_bytes))
     console.print(plan_summary(config, kv_bytes_per_element=cache_bytes))
+
+
+def _show_estimate(found: FoundPlan, bits: int) -> None:
+    told = found.estimate
+    console.print(
+        f"At {bits} bits: weights {megabytes(round(told.weight_bytes))}, cache of {found.config.max_context:,} tokens "
+        f"{megabytes(round(told.cache_bytes))}\nabout {told.tokens_per_second:.0f} tokens a second with a full cache"
+    )
 
 
 def _plan_as_json(config: ModelConfig, *, cache_bytes: int, found: FoundPlan | None = None) -> dict[str, Any]:

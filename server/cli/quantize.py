@@ -31,7 +31,7 @@ def quantize(
     ] = 0.0,
     calibrate: Annotated[
         Path | None,
-        typer.Option(help="Text file, a few hundred lines: 4-bit weights are found by GPTQ on it.", dir_okay=False),
+        typer.Option(help="Text file, a few hundred lines: weights are found by GPTQ on it.", dir_okay=False),
     ] = None,
     calibration_tokens: Annotated[int, typer.Option(help="How much of that text is taken.", min=1024)] = 16_384,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -22,7 +22,11 @@ from model import (
 )
 from model.export import export_gguf, export_gguf_adapter, export_hf, export_mlx
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    # Raised inside transformers when peft asks it.
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+]
 
 CLOSE = 1e-4
 FALLING = ModelConfig(
@@ -57,6 +61,11 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tree = tmp_path_factory.mktemp("smollm2")
     import_gguf(find_smollm2(), tree / "base")
     return tree
+
+
+def sentence(tree: Path) -> torch.Tensor:
+    text = "The train to Lisbon leaves at nine, and it takes three hours: time enough for a book and some bread."
+    return torch.tensor([Tokenizer.from_folder(tree / "base").encode(text)])
 
 
 @torch.no_grad()
@@ -100,7 +109,7 @@ def test_llama_cpp_puts_adapters_on(name: str, targets: tuple[str, ...], tmp_pat
 
 def test_llama_cpp_computes_smollm2(smollm2: Path, tmp_path: Path) -> None:
     export_gguf(smollm2, tmp_path / "x.gguf", quantization="f32")
-    tokens = torch.randint(3, 49_152, (1, 24), generator=torch.Generator().manual_seed(1))
+    tokens = sentence(smollm2)
     assert_llama_cpp_agrees(tmp_path / "x.gguf", load_version(smollm2).model, tokens)
 
 
@@ -108,7 +117,7 @@ def test_llama_cpp_has_the_tokens_and_the_chat(smollm2: Path, tmp_path: Path) ->
     pytest.importorskip("xllamacpp")
     from simulators.llamacpp import LlamaCpp
 
-    export_gguf(smollm2, tmp_path / "x.gguf", quantization="q8_0")
+    export_gguf(smollm2, tmp_path / "x.gguf", quantization="f16")
     theirs = LlamaCpp(tmp_path / "x.gguf", vocab_size=49_152, context=256)
     tokenizer = Tokenizer.from_folder(smollm2 / "base")
     for text in ("x  12", "naïve café", "3.14159", "a\n\nb", "😀 日本語", "<|im_start|>user\nhi<|im_end|>\n"):
@@ -117,11 +126,13 @@ def test_llama_cpp_has_the_tokens_and_the_chat(smollm2: Path, tmp_path: Path) ->
     assert theirs.chat(question, count=20) == "The capital of France is Paris."
 
 
-def mlx_logits(folder: Path, tokens: torch.Tensor) -> np.ndarray:
+def assert_mlx_agrees(folder: Path, model: LayeredTransformer, tokens: torch.Tensor) -> None:
     mx = pytest.importorskip("mlx.core")
     utils = pytest.importorskip("mlx_lm.utils")
-    model, _ = utils.load_model(folder)
-    return np.array(model(mx.array(tokens.numpy())).astype(mx.float32))[0]
+    theirs, _ = utils.load_model(folder)
+    logits = np.array(theirs(mx.array(tokens.numpy())).astype(mx.float32))[0].astype(np.float64)
+    got = logits - logits.mean(-1, keepdims=True)
+    np.testing.assert_allclose(got, centred(model, tokens), atol=CLOSE, rtol=0)
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -130,31 +141,25 @@ def test_mlx_computes_every_plan(name: str, tmp_path: Path) -> None:
     add_adapter(tmp_path, PLANS[name], LORA, stddev=0.1)
     model = load_version(tmp_path).model
     export_mlx(tmp_path, tmp_path / "mlx", dtype="float32")
-    with torch.no_grad():
-        expected = model(TOKENS)[0].numpy()
-    np.testing.assert_allclose(mlx_logits(tmp_path / "mlx", TOKENS), expected, atol=CLOSE, rtol=0)
+    assert_mlx_agrees(tmp_path / "mlx", model, TOKENS)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-@torch.no_grad()
 def test_mlx_computes_a_quantised_base(bits: int, tmp_path: Path) -> None:
     """Whole numbers are kept, so that even few bits agree to the last digits."""
     tokenizer = byte_pair_tokenizer()
     model = make_tree(tmp_path, FALLING, tokenizer)
-    quantize_model(model, uniform_plan(FALLING, bits=bits))
+    quantize_model(model, uniform_plan(FALLING, bits=bits, embedding_bits=8))
     save_quantized(tmp_path / "few" / "base", model, tokenizer)
     export_mlx(tmp_path / "few", tmp_path / "mlx", bits=bits, dtype="float32")
-    expected = load_version(tmp_path / "few").model(TOKENS)[0].numpy()
-    np.testing.assert_allclose(mlx_logits(tmp_path / "mlx", TOKENS), expected, atol=CLOSE, rtol=0)
+    assert_mlx_agrees(tmp_path / "mlx", load_version(tmp_path / "few").model, TOKENS)
 
 
-@torch.no_grad()
 def test_mlx_computes_smollm2_and_chats(smollm2: Path, tmp_path: Path) -> None:
     mlx_lm = pytest.importorskip("mlx_lm")
     export_mlx(smollm2, tmp_path / "mlx", dtype="float32")
-    tokens = torch.randint(3, 49_152, (1, 24), generator=torch.Generator().manual_seed(1))
-    expected = load_version(smollm2).model(tokens)[0].numpy()
-    np.testing.assert_allclose(mlx_logits(tmp_path / "mlx", tokens), expected, atol=CLOSE, rtol=0)
+    tokens = sentence(smollm2)
+    assert_mlx_agrees(tmp_path / "mlx", load_version(smollm2).model, tokens)
     _, tokenizer = mlx_lm.load(str(tmp_path / "mlx"), lazy=True)
     ours = Tokenizer.from_folder(smollm2 / "base")
     question = [{"role": "user", "content": "What is the capital of France?"}]
@@ -170,7 +175,7 @@ def test_transformers_computes_smollm2(smollm2: Path, tmp_path: Path) -> None:
 
     export_hf(smollm2, tmp_path / "hf", dtype="float32")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()
-    tokens = torch.randint(3, 49_152, (1, 24), generator=torch.Generator().manual_seed(1))
+    tokens = sentence(smollm2)
     expected = load_version(smollm2).model(tokens)
     torch.testing.assert_close(theirs(tokens).logits, expected, atol=CLOSE, rtol=0)
 

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import xllamacpp
 
+_PLAIN_TOKEN = 20  # a letter or a sign in every vocabulary here
+
 
 class LlamaCpp:
     """A model that llama.cpp loaded, with a float32 KV cache and one thread."""
@@ -34,7 +36,9 @@ class LlamaCpp:
         llama.cpp tells logarithms of probabilities, whose common divisor it adds up in float32: over 49,152 tokens that
         moves all of them by the same 2e-4, which says nothing about the logits.
         """
-        answer = self._ask(prompt=list(tokens), n_predict=1, n_probs=self._vocab_size, temperature=1.0, top_k=1)
+        # The probabilities are told before sampling, and only for a token that ends a character: take one that does.
+        request = {"n_predict": 1, "n_probs": self._vocab_size, "logit_bias": [[_PLAIN_TOKEN, 1000.0]], "top_k": 1}
+        answer = self._ask(prompt=list(tokens), **request)
         result = np.full(self._vocab_size, np.nan)
         for entry in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
             result[entry["id"]] = entry["logprob"]
@@ -57,7 +61,7 @@ class LlamaCpp:
         return self._ask(prompt=prompt, n_predict=1)["usage"]["prompt_tokens"]
 
     def _ask(self, **request: Any) -> Any:
-        answer = self._server.handle_completions({"stream": False, "cache_prompt": False, "ignore_eos": True, **request})
+        answer = self._server.handle_completions({"stream": False, "cache_prompt": False, **request})
         answer = json.loads(answer) if isinstance(answer, (str, bytes)) else answer
         assert "choices" in answer, answer
         return answer

@@ -40,7 +40,7 @@ def meaning(tensors: dict[str, np.ndarray], path: str, bits: int) -> np.ndarray:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_groups_mean_the_weights(byte_tokenizer: Tokenizer, tmp_path: Path, bits: int) -> None:
     model = make_tree(tmp_path, CONFIG, byte_tokenizer)
-    export_mlx(tmp_path, tmp_path / "mlx", bits=bits, group_size=32, dtype="float32")
+    export_mlx(tmp_path, tmp_path / "mlx", bits=bits, group_size=32, embedding_bits=bits, dtype="float32")
     tensors = load_file(tmp_path / "mlx" / "model.safetensors")
     for path, weight in {
         "transformer.token_embeddings": model.embedding.weight,
@@ -67,6 +67,14 @@ def test_without_bits_it_is_a_plain_folder(byte_tokenizer: Tokenizer, tmp_path: 
     content = json.loads((tmp_path / "mlx" / "config.json").read_text())
     assert "quantization" not in content
     assert content["rms_norm_eps"] == 1e-5  # mlx-lm computes with it, unlike OpenELM's own class
+
+
+def test_four_bits_leave_the_embedding_eight(byte_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    make_tree(tmp_path, CONFIG, byte_tokenizer)
+    export_mlx(tmp_path, tmp_path / "mlx", bits=4)
+    content = json.loads((tmp_path / "mlx" / "config.json").read_text())
+    assert content["quantization"]["transformer.token_embeddings"] == {"group_size": 32, "bits": 8}
+    assert load_file(tmp_path / "mlx" / "model.safetensors")["transformer.token_embeddings.weight"].shape == (260, 16)
 
 
 @pytest.mark.parametrize("settings", [{"bits": 5}, {"group_size": 48}, {"dtype": "int8"}])

@@ -11,13 +11,14 @@ from model.quantization import (
     dequantize,
     plan_of,
     quantize_int4,
+    quantize_int8,
     quantize_model,
     quantized_layers,
     uniform_plan,
 )
 from model.quantization.calibrate import calibrate_model, calibration_windows
 from model.quantization.convert import QuantizationOptions, quantize_checkpoint
-from model.quantization.gptq import gptq_int4
+from model.quantization.gptq import gptq_int4, gptq_int8
 from model.quantization.sensitivity import Sensitivity, choose_kept, measure_sensitivity, without
 
 
@@ -229,3 +230,14 @@ def test_what_is_missing_is_said(base: Path, tmp_path: Path) -> None:
         quantize_checkpoint(base, base, QuantizationOptions(bits=4))
     with pytest.raises(QuantizationError, match="at least 512"):
         quantize_checkpoint(base, tmp_path / "out", QuantizationOptions(bits=4), calibration_text="short")
+
+
+def test_int8_too() -> None:
+    weight = torch.randn(48, 64, generator=torch.Generator().manual_seed(1))
+    inputs = correlated_inputs(64)
+    plain, calibrated = quantize_int8(weight), gptq_int8(weight, inputs.T @ inputs)
+    errors = [float((inputs @ (dequantize(q) - weight).T).norm()) for q in (plain, calibrated)]
+    assert errors[1] < 0.75 * errors[0]
+    assert torch.equal(calibrated.scales, plain.scales)
+    assert calibrated.values.dtype == torch.int8
+    assert int(calibrated.values.min()) >= -127

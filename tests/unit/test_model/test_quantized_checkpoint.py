@@ -82,6 +82,14 @@ def test_computing_in_bfloat16(folder: Path, quantized: LayeredTransformer) -> N
     assert logits.dtype == torch.bfloat16
     torch.testing.assert_close(logits.float(), quantized(TOKENS), atol=0.2, rtol=0.1)
 
+    exact = quantized(TOKENS)
+    stored = {name: buffer.dtype for name, buffer in quantized.named_buffers() if "rotary" not in name}
+    converted = quantized.bfloat16()(TOKENS)
+    assert converted.dtype == torch.bfloat16
+    torch.testing.assert_close(converted.float(), exact, atol=0.2, rtol=0.1)
+    assert {name: buffer.dtype for name, buffer in quantized.named_buffers() if "rotary" not in name} == stored
+    torch.testing.assert_close(quantized.float()(TOKENS), exact, atol=0.2, rtol=0.1)  # the norms went through bfloat16
+
 
 @torch.no_grad()
 def test_saved_dense_it_is_an_ordinary_checkpoint(

@@ -54,6 +54,8 @@ def test_a_plan_is_made_for_a_number(shape: str, tmp_path: Path) -> None:
     written = ModelConfig.from_json((tmp_path / "new/config.json").read_bytes())
     assert written.parameter_count == told["parameters"]
     assert [layer["ffn_dim"] for layer in told["layers"]] == list(written.ffn_dims)
+    with pytest.raises(ConfigurationError, match="give --out a new folder"):
+        call("plan", "--preset", "tiny-pyramid", "--out", str(tmp_path / "new"))
 
 
 def test_depth_width_and_context_can_be_chosen() -> None:
@@ -71,6 +73,13 @@ def test_a_plan_is_searched_for_a_device() -> None:
     assert told["estimate"]["memory_bytes"] <= 60e6
     assert told["estimate"]["tokens_per_second"] >= 50
     assert "tokens a second" in call(*arguments)
+
+
+def test_a_preset_takes_another_vocabulary_and_context() -> None:
+    told = call_json("plan", "--preset", "openelm-270m", "--vocab", "49152", "--context", "8192")
+    assert told["parameters"] == 271_527_168 + 1280 * (49_152 - 32_000)
+    assert told["context"] == 8192
+    assert call_json("plan", "--preset", "smollm2-135m")["context"] == 8192
 
 
 def test_layers_share_when_asked() -> None:
@@ -99,6 +108,8 @@ def test_pictures_are_drawn_and_the_same_each_time(tmp_path: Path) -> None:
         (("--params", "lots"), "--params takes a number such as 270M"),
         (("--memory", "-3"), "--memory takes a number"),
         (("--preset", "tiny-pyramid", "--cache-bits", "7"), "32, 16 or 8"),
+        (("--preset", "tiny-pyramid", "--layers", "7"), "--layers and --width belong to --params"),
+        (("--preset", "tiny-pyramid", "--shape", "uniform"), "--shape belongs to --params and --memory"),
         (("--preset", "tiny-pyramid", "--picture", "x.pdf"), "ends in .svg or .png"),
     ],
 )

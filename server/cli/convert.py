@@ -1,0 +1,92 @@
+"""`lamella convert`: a model in the form that a device's runtime loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from server.cli.console import console, megabytes, show_json, show_table
+
+if TYPE_CHECKING:
+    from model.export.convert import ConversionReport
+    from model.export.speed import Speed
+
+
+def convert(
+    input_model: Annotated[
+        Path,
+        typer.Option(
+            help="A checkpoint folder, a version's tree (its adapter is merged), a Hugging Face folder, or a "
+            "GGUF file.",
+            exists=True,
+        ),
+    ],
+    output_format: Annotated[str, typer.Option(help="gguf, mlx, hf or executorch.")],
+    out: Annotated[Path, typer.Option(help="Folder to make.")],
+    target_device: Annotated[
+        str,
+        typer.Option(
+            help="What it must have room on: phone-entry, phone, phone-high, tablet, raspberry-pi-zero-2, "
+            "raspberry-pi-5, laptop or desktop."
+        ),
+    ] = "phone",
+    quantization: Annotated[
+        str | None, typer.Option(help="int8, int4 or fp16; what suits the device if not given (hf: fp16).")
+    ] = None,
+    context: Annotated[int, typer.Option(help="Tokens that the device's cache must hold.", min=1)] = 2048,
+    speed: Annotated[bool, typer.Option(help="Run both sides on this machine.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Convert a model for llama.cpp, mlx-lm, Hugging Face or ExecuTorch, and say what it gained."""
+    from model.export.convert import Conversion, convert_model
+
+    asked = Conversion(
+        source=input_model,
+        out=out,
+        form=output_format,
+        device=target_device,
+        quantization=quantization,
+        context=context,
+        measures_speed=speed,
+    )
+    if as_json:
+        show_json(convert_model(asked).to_json())
+        return
+    with console.status("Converting ...") as status:
+        report = convert_model(asked, on_step=lambda step: status.update(f"{step} ..."))
+    _show(report)
+
+
+def _show(report: ConversionReport) -> None:
+    rows = [
+        ("size", megabytes(report.bytes_before), megabytes(report.bytes_after),
+         f"{1 - report.bytes_after / report.bytes_before:+.1%} smaller".replace("+", "")),
+        *_speed_rows(report.speed_before, report.speed_after),
+    ]  # fmt: skip
+    before, after = report.speed_before, report.speed_after
+    title = f"{report.out}: {report.architecture}, {report.parameters / 1e6:.1f}M weights, {report.quantization}"
+    show_table(
+        title,
+        ("", before.engine if before else "before", after.engine if after else f"{report.form}", "difference"),
+        rows,
+    )
+    if report.speed_note:
+        console.print(f"No speed after: {report.speed_note}.")
+    room = report.fit
+    console.print(
+        f"On {report.device.name} ({report.device.what}): needs {megabytes(room.needed_bytes)} with a context of "
+        f"{room.context} tokens, may take {megabytes(room.usable_bytes)}: "
+        f"{'fits' if room.fits else 'does NOT fit'}. Run it with {report.device.threads} threads."
+    )
+
+
+def _speed_rows(before: Speed | None, after: Speed | None) -> list[tuple[str, str | None, str | None, str | None]]:
+    rows: list[tuple[str, str | None, str | None, str | None]] = []
+    for label, key in (("prompt, tokens/s", "prefill_tokens_per_s"), ("answer, tokens/s", "decode_tokens_per_s")):
+        first, second = (None if speed is None else getattr(speed, key) for speed in (before, after))
+        if first is not None:
+            ratio = None if second is None else f"{second / first:.1f} times"
+            rows.append((label, f"{first:.1f}", None if second is None else f"{second:.1f}", ratio))
+    return rows
