@@ -151,10 +151,10 @@ def mixed(model: LayeredTransformer, inputs: Inputs, *, share: float, **plan: An
     return chosen.stored_bytes(model.config)
 
 
-def int8_inputs(model: LayeredTransformer, inputs: Inputs) -> float:
+def int8_inputs(model: LayeredTransformer, inputs: Inputs, *, group_size: int | None) -> float:
     """int8 weights and inputs."""
     size = nearest(model, inputs, bits=8)
-    set_int8_inputs(model, enabled=True)
+    set_int8_inputs(model, enabled=True, group_size=group_size)
     return size
 
 
@@ -197,7 +197,9 @@ def torchao_format(model: LayeredTransformer, _: Inputs, *, bits: int) -> float:
 VARIANTS: Mapping[str, Callable[[LayeredTransformer, Inputs], float]] = {
     "16 bits": lambda model, _: QuantizationPlan({}).stored_bytes(model.config),
     "int8": functools.partial(nearest, bits=8),
-    "int8, int8 inputs": int8_inputs,
+    "int8 GPTQ": functools.partial(calibrated, bits=8),
+    "int8, int8 inputs": functools.partial(int8_inputs, group_size=None),
+    "int8, int8 inputs g32": functools.partial(int8_inputs, group_size=32),
     "int4 g32 nearest": functools.partial(nearest, bits=4, embedding_bits=8),
     "int4 g32 symmetric nearest": functools.partial(nearest, bits=4, embedding_bits=8, symmetric=True),
     "int4 g32 GPTQ": functools.partial(calibrated, bits=4, embedding_bits=8),
@@ -219,14 +221,13 @@ def measure(variant: str, inputs: Inputs) -> Row:
     began = time.perf_counter()
     size = VARIANTS[variant](model, inputs)
     seconds = time.perf_counter() - began
-    if variant != "int8, int8 inputs":
+    if "int8 inputs" not in variant:
         dequantize_model(model)  # the same numbers, quicker
     losses = perplexity(model, inputs.token_ids, context=512, stride=512, batch_size=4).losses.tolist()
     answers = {}
     if inputs.questions and inputs.choices:
         tokenizer = Tokenizer.from_folder(inputs.base)
-        if variant != "int8, int8 inputs":
-            model.bfloat16()
+        model.bfloat16()
         for path in inputs.choices:
             result = choice_accuracy(model, tokenizer, read_questions(path, limit=inputs.questions))
             answers[path.stem] = list(result.answered)

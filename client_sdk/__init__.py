@@ -3,6 +3,7 @@
 `Device` is the one door. Importing this package, updating and generating need none of the training or server extras.
 """
 
+from client_sdk.backends import Ending, EngineFacts, EngineSettings, Piece, TokenLogprob
 from client_sdk.device import Device, DeviceStatus
 from client_sdk.errors import (
     DeclinedError,
@@ -21,29 +22,39 @@ from client_sdk.errors import (
     ServiceUnavailableError,
     UpdateInProgressError,
 )
+from client_sdk.runtime import Answer, GenerationOptions
+from client_sdk.session import ChatSession
 from client_sdk.slots import ActiveVersion
 from client_sdk.transport import Limits
 from client_sdk.updater import UpdateResult
 
 __all__ = [
     "ActiveVersion",
+    "Answer",
+    "ChatSession",
     "DeclinedError",
     "Device",
     "DeviceDiskError",
     "DeviceError",
     "DeviceStatus",
+    "Ending",
+    "EngineFacts",
+    "EngineSettings",
     "EnrolmentError",
+    "GenerationOptions",
     "Limits",
     "MetadataError",
     "MissingExtraError",
     "NothingInstalledError",
     "OfferRefusedError",
     "PackageError",
+    "Piece",
     "RefusedError",
     "RetryLaterError",
     "SelfTestError",
     "ServiceRefusedError",
     "ServiceUnavailableError",
+    "TokenLogprob",
     "UpdateInProgressError",
     "UpdateResult",
 ]

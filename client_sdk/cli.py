@@ -1,12 +1,12 @@
 """`lamella-device`: one device at the terminal."""
 
 import dataclasses
+import enum
 import gc
 import json
 import logging
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -17,8 +17,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 
 from client_sdk.agent import describe, run_agent
-from client_sdk.device import Device, Prompt
+from client_sdk.backends import MAX_LOGPROBS, EngineSettings
+from client_sdk.device import Device
 from client_sdk.errors import DeviceError
+from client_sdk.runtime import Answer, GenerationOptions, Prompt
 from client_sdk.updater import UpdateResult
 
 DEFAULT_HOME = Path("~/.lamella/device")
@@ -33,7 +35,20 @@ app = typer.Typer(
 _console = Console()
 _problems = Console(stderr=True)
 
+
+class BackendOption(enum.StrEnum):
+    """The engines by name."""
+
+    auto = "auto"
+    torch = "torch"
+    llamacpp = "llamacpp"
+
+
+Backend = Annotated[
+    BackendOption, typer.Option(help="Which engine generates; auto takes the fastest that is installed.")
+]
 Home = Annotated[Path, typer.Option("--home", envvar="LAMELLA_DEVICE_HOME", help="The device's folder.")]
+TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample among the likeliest tokens of this much mass.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON alone, for programs.")]
 
 
@@ -85,31 +100,59 @@ def generate(
     ] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="An answer ends here at the latest.")] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy and always the same.")] = 0.0,
-    seed: Annotated[int | None, typer.Option(help="Equal seeds give equal answers.")] = None,
+    top_p: TopP = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Equal seeds give equal answers on the same back end.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="An answer ends before this text; may be given several times.")
+    ] = None,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(min=0, max=MAX_LOGPROBS, help="With --json: log-probabilities, and this many rivals a token."),
+    ] = None,
+    backend: Backend = BackendOption.auto,
     home: Home = DEFAULT_HOME,
     as_json: Annotated[  # noqa: FBT002 - a flag on the command line
         bool, typer.Option("--json", help="Print one line of JSON an answer, for programs.")
     ] = False,
 ) -> None:
     """Answer each prompt with the version that serves; the model is loaded once."""
-    device = Device(home)
+    device = Device(home, engine=EngineSettings(backend=backend.value))
+    options = GenerationOptions(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop or ()
+    )
     for prompt in prompts:
         asked: Prompt = [{"role": "user", "content": prompt}] if chat else prompt
-        started = time.monotonic()
-        pieces: list[str] = []
-        for piece in device.stream(asked, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed):
-            pieces.append(piece)
-            if not as_json:
-                print(piece, end="", flush=True)  # noqa: T201 - stdout is the interface
         if as_json:
-            answer = {
-                "text": "".join(pieces),
-                "version": device.running_version(),
-                "seconds": round(time.monotonic() - started, 3),
-            }
-            print(json.dumps(answer, ensure_ascii=False), flush=True)  # noqa: T201 - stdout is the interface
-        else:
-            print()  # noqa: T201 - stdout is the interface
+            options["logprobs"] = logprobs
+            answer = device.answer(asked, **options)
+            print(json.dumps(_as_json(answer), ensure_ascii=False), flush=True)  # noqa: T201 - stdout is the interface
+            continue
+        for piece in device.stream(asked, **options):
+            print(piece, end="", flush=True)  # noqa: T201 - stdout is the interface
+        print()  # noqa: T201 - stdout is the interface
+
+
+@app.command()
+def chat(
+    system: Annotated[str | None, typer.Option(help="What the model is told before the first turn.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="An answer ends here at the latest.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy and always the same.")] = 0.0,
+    top_p: TopP = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Equal seeds give equal answers on the same back end.")] = None,
+    base_only: Annotated[  # noqa: FBT002 - a flag on the command line
+        bool, typer.Option("--base", help="Talk to the base, without the version's adapter.")
+    ] = False,
+    backend: Backend = BackendOption.auto,
+    home: Home = DEFAULT_HOME,
+) -> None:
+    """Talk to the version that serves. /reset forgets the conversation, /quit ends it, Ctrl-C ends an answer."""
+    from client_sdk.terminal_chat import StandardTerminal, run_chat  # noqa: PLC0415 - no other command talks
+
+    options = GenerationOptions(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    if base_only:
+        options["adapter"] = None
+    device = Device(home, engine=EngineSettings(backend=backend.value))
+    run_chat(device, options, system=system, terminal=StandardTerminal())
 
 
 @app.command()
@@ -216,6 +259,38 @@ def _update_with_bar(device: Device) -> UpdateResult:
     with Progress(*columns, console=_problems, transient=True, disable=not _problems.is_terminal) as bars:
         bar = bars.add_task("Downloading", total=None)
         return device.update(on_progress=lambda done, total: bars.update(bar, completed=done, total=total))
+
+
+def _as_json(answer: Answer) -> dict[str, object]:
+    """What programs get; keys stay, and more may come."""
+    ending = answer.ending
+    rate = ending.tokens_per_second
+    facts: dict[str, object] = {
+        "text": answer.text,
+        "version": answer.version,
+        "seconds": round(answer.seconds, 3),
+        "finish_reason": ending.reason,
+        "prompt_tokens": ending.prompt_tokens,
+        "cached_tokens": ending.cached_tokens,
+        "new_tokens": ending.new_tokens,
+        "tokens_per_second": None if rate is None else round(rate, 1),
+        "adapter": answer.adapter,
+        "backend": answer.engine.backend,
+        "precision": answer.engine.precision,
+        "threads": answer.engine.threads,
+        "why_backend": answer.engine.why,
+    }
+    if answer.logprobs:
+        facts["logprobs"] = [
+            {
+                "token": token.text,
+                "id": token.token_id,
+                "logprob": token.logprob,
+                "top": [{"token": text, "id": token_id, "logprob": value} for token_id, text, value in token.top],
+            }
+            for token in answer.logprobs
+        ]
+    return facts
 
 
 def _log_to_stderr() -> None:

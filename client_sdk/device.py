@@ -1,13 +1,14 @@
 """The one door for an application: enrol, check, update, generate, train, status."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from pydantic import ValidationError
 
+from client_sdk.backends import EngineFacts, EngineSettings, likely_backend
 from client_sdk.disk import Disk, LocalDisk, disk_errors, make_private_folder, replace_file
 from client_sdk.download import HttpFetcher, Progress
 from client_sdk.errors import EnrolmentError, MissingExtraError, NothingInstalledError
@@ -16,8 +17,9 @@ from client_sdk.lock import update_lock
 from client_sdk.metadata import SignedCatalogue, checked_root, pinned_root_path
 from client_sdk.offers import OfferFinder
 from client_sdk.reports import Reporter
-from client_sdk.runtime import Runtime
+from client_sdk.runtime import Answer, GenerationOptions, Prompt, Runtime
 from client_sdk.service import UpdateService
+from client_sdk.session import ChatSession
 from client_sdk.slots import ActiveVersion, SlotStore
 from client_sdk.state import DeviceState, StateFile
 from client_sdk.transport import Clock, Limits, Transport, checked_server_url
@@ -30,9 +32,6 @@ if TYPE_CHECKING:
 
 _MAX_ENROLMENT_BYTES = 1 << 20
 _MAX_CREDENTIAL_BYTES = 4096
-
-Prompt = str | Sequence[Mapping[str, str]]
-"""Plain text to go on from, or chat messages with `role` and `content`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +52,7 @@ class DeviceStatus:
     reports_waiting: int
     last_check_at: str | None
     last_decision: str
+    backend: str
 
 
 class Device:
@@ -75,6 +75,7 @@ class Device:
         clock: Clock | None = None,
         disk: Disk | None = None,
         test_version: SelfTest = self_test,
+        engine: EngineSettings | None = None,
     ) -> None:
         """Open a device's folder; touches nothing yet.
 
@@ -84,6 +85,7 @@ class Device:
             clock: time for waits and deadlines of the network.
             disk: where durable changes go through.
             test_version: the self-test of a new version.
+            engine: which back end runs models, and how; the fastest that is installed unless said otherwise.
         """
         self.home = home.expanduser().absolute()
         self._limits = limits or Limits()
@@ -92,7 +94,8 @@ class Device:
         self._test_version = test_version
         self._states = StateFile(self.home, self._disk)
         self._slots = SlotStore(self.home / "slots", self._disk)
-        self._runtime = Runtime(self._slots)
+        self._engine = engine or EngineSettings()
+        self._runtime = Runtime(self._slots, derived=self.home / "engine", settings=self._engine)
 
     # --- enrol
 
@@ -162,50 +165,68 @@ class Device:
 
     # --- run
 
-    def generate(
-        self,
-        prompt: Prompt,
-        *,
-        max_new_tokens: int = 128,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-    ) -> str:
+    def generate(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> str:
         """The active version's answer as a whole; see `stream`."""
-        pieces = self.stream(prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
-        return "".join(pieces)
+        return "".join(self.stream(prompt, **options))
 
-    def stream(
-        self,
-        prompt: Prompt,
-        *,
-        max_new_tokens: int = 128,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-    ) -> Iterator[str]:
+    def stream(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Iterator[str]:
         """The active version's answer, piece by piece, while it is made.
 
-        The model stays loaded between calls and is loaded again after an update, also one by another process.
+        The model stays loaded between calls and is loaded again after an update, also one by another process. Threads
+        may ask at the same time.
 
         Args:
             prompt: plain text to go on from, or chat messages.
-            max_new_tokens: the answer ends here at the latest.
-            temperature: 0 is greedy and deterministic.
-            top_p: nucleus of the sampling.
-            seed: equal seeds give equal answers.
+            options: as in `GenerationOptions`: max_new_tokens, temperature, top_p, seed, stop, adapter, json_schema.
 
         Raises:
             NothingInstalledError: update first.
             DeviceError: this model cannot answer this prompt; the message says why.
         """
-        return self._runtime.stream(
-            prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
-        )
+        return self._runtime.stream(prompt, **options)
+
+    def answer(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Answer:
+        """The active version's answer with what `logprobs` asks for, how it ended, and which engine made it."""
+        return self._runtime.answer(prompt, **options)
+
+    def chat(self, *, system: str | None = None) -> ChatSession:
+        """Begin a conversation that remembers its turns.
+
+        Args:
+            system: what the model is told before the first turn.
+        """
+        return ChatSession(self._runtime, system=system)
+
+    def add_adapter(self, name: str, folder: Path, *, base_hash: str) -> None:
+        """Let requests choose another adapter (`adapter=name`) without loading the base again.
+
+        Args:
+            name: what requests say.
+            folder: an adapter in PEFT's layout.
+            base_hash: the base it was trained on, which must be the active version's (`status().base_hash`).
+
+        Raises:
+            NothingInstalledError: update first.
+            DeviceError: another base, a damaged adapter, or one that changes nothing.
+        """
+        self._runtime.add_adapter(name, folder, base_hash=base_hash)
+
+    def load(self) -> EngineFacts:
+        """Open the engine now rather than at the first answer; says which it is.
+
+        Raises:
+            NothingInstalledError: update first.
+            DeviceError: it cannot be opened; the message says why.
+        """
+        return self._runtime.load()
 
     def running_version(self) -> int | None:
         """The version whose model is in memory, or None before the first answer."""
         return self._runtime.version()
+
+    def engine(self) -> EngineFacts | None:
+        """The engine that is open, or None before the first answer."""
+        return self._runtime.facts()
 
     # --- train
 
@@ -275,6 +296,7 @@ class Device:
             reports_waiting=len(state.outbox),
             last_check_at=state.last_check_at,
             last_decision=state.last_decision,
+            backend=facts.backend if (facts := self._runtime.facts()) else likely_backend(self._engine),
         )
 
     # --- the parts

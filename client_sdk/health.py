@@ -31,7 +31,9 @@ def self_test(tree: Path, manifest: VersionManifest) -> None:
         MissingExtraError: this install cannot run models at all, which says nothing about the version.
     """
     try:
-        import model  # noqa: F401, PLC0415 - torch is only paid for by those who run a model
+        import torch  # noqa: F401, PLC0415 - only paid for by those who run a model
+
+        import model  # noqa: F401, PLC0415 - as above
     except ImportError as error:
         raise MissingExtraError(f"Running a model needs `pip install lamella[device]` ({error}).") from error
     try:

@@ -243,13 +243,15 @@ class LoRAConfig:
         rank: Inner width of the adapter.
         alpha: The adapter's output is scaled by alpha / rank.
         dropout: Probability of dropping an adapter's input while training.
-        targets: Projections that get an adapter, in every layer; kept in the order of `PROJECTIONS`.
+        targets: Projections that get an adapter; kept in the order of `PROJECTIONS`.
+        layers: Layers that get one; empty: all. Training computes no gradient below the first of them.
     """
 
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.0
     targets: tuple[str, ...] = ("q_proj", "v_proj")
+    layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse impossible settings."""
@@ -262,6 +264,15 @@ class LoRAConfig:
         if unknown := sorted(set(self.targets) - set(PROJECTIONS)):
             raise ConfigError(f"unknown targets {unknown}; choose among {', '.join(PROJECTIONS)}")
         object.__setattr__(self, "targets", tuple(p for p in PROJECTIONS if p in self.targets))
+        if any(type(layer) is not int or not 0 <= layer < _MAX_LAYERS for layer in self.layers):
+            raise ConfigError(f"layers must be whole numbers in 0..{_MAX_LAYERS - 1}, got {self.layers!r}")
+        if len(set(self.layers)) != len(self.layers):
+            raise ConfigError(f"layers must name each layer once, got {self.layers!r}")
+        object.__setattr__(self, "layers", tuple(sorted(self.layers)))
+
+    def adapts(self, layer: int, projection: str) -> bool:
+        """Whether a projection of a layer gets an adapter."""
+        return projection in self.targets and (not self.layers or layer in self.layers)
 
     @property
     def scaling(self) -> float:

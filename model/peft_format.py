@@ -48,16 +48,29 @@ def parse_config(text: str) -> LoRAConfig:
     targets = rest.pop("target_modules", None)
     if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
         raise ConfigError("target_modules must be a list of projection names")
+    layers = _layers(rest.pop("layers_to_transform", None), rest.pop("layers_pattern", None))
     active = sorted(key for key, value in rest.items() if key not in _WITHOUT_EFFECT and value)
     if active:
         raise ConfigError(f"adapter_config.json asks for {active}, which this program does not compute")
-    return LoRAConfig(rank=rank, alpha=alpha, dropout=dropout, targets=tuple(targets))
+    return LoRAConfig(rank=rank, alpha=alpha, dropout=dropout, targets=tuple(targets), layers=layers)
+
+
+def _layers(layers: Any, pattern: Any) -> tuple[int, ...]:  # noqa: ANN401  (parsed JSON, checked here)
+    """Which layers are adapted; PEFT writes one number, a list, or nothing for all."""
+    if pattern and pattern not in ("layers", ["layers"]):
+        raise ConfigError(f"layers_pattern {pattern!r} is not this architecture's; only 'layers' is")
+    if layers is None:
+        return ()
+    chosen = tuple(layers) if isinstance(layers, list) else (layers,)
+    if not chosen:
+        raise ConfigError("layers_to_transform is an empty list: the adapter would adapt nothing")
+    return chosen
 
 
 def config_text(config: LoRAConfig) -> str:
     """Text of the adapter_config.json of a plain LoRA; the same config gives the same bytes."""
     alpha = int(config.alpha) if float(config.alpha).is_integer() else config.alpha
-    settings = {
+    settings: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": None,
@@ -69,6 +82,8 @@ def config_text(config: LoRAConfig) -> str:
         "bias": "none",
         "fan_in_fan_out": False,
     }
+    if config.layers:  # left out otherwise, so that the files of an adapter on every layer stay what they were
+        settings["layers_to_transform"] = list(config.layers)
     return json.dumps(settings, indent=2, sort_keys=True) + "\n"
 
 

@@ -64,6 +64,7 @@ def train_dp_sgd(
     seed: int | None = None,
     on_step: Callable[[int, int], None] | None = None,
     max_physical_batch: int = 16,
+    has_own_gradients: bool = False,
 ) -> None:
     """Train `module`'s trainable weights in place with `parameters.steps` clipped and noised steps.
 
@@ -80,6 +81,8 @@ def train_dp_sgd(
         seed: for tests only; None draws sampling and noise from the operating system's cryptographic generator.
         on_step: called after every step with (steps done, steps in all).
         max_physical_batch: examples in memory at once; larger Poisson batches are clipped and summed in parts, exactly.
+        has_own_gradients: backward through `loss_of` leaves each example's gradient in every parameter's `grad_sample`,
+            (B, *shape), so that no hooks are needed; they are held against autograd's own sum either way.
 
     Raises:
         UnsupportedModuleError: per-example gradients would be missing or wrong.
@@ -89,7 +92,7 @@ def train_dp_sgd(
         raise ValueError(f"max_physical_batch must be positive, not {max_physical_batch}")
     random: RandomSource = SystemRandom() if seed is None else SeededRandom(seed)
     trainable = _require_supported(module, optimizer)
-    with _per_example_gradients(module, trainable):
+    with _per_example_gradients(module, trainable, has_hooks=not has_own_gradients):
         private = _PrivateOptimizer(optimizer, parameters=parameters, random=random)
         batches = _Batches(module, trainable, loss_of, private)
         for step in range(1, parameters.steps + 1):
@@ -250,23 +253,25 @@ def _require_supported(module: nn.Module, optimizer: torch.optim.Optimizer) -> l
 
 
 @contextmanager
-def _per_example_gradients(module: nn.Module, trainable: list[nn.Parameter]) -> Iterator[None]:
+def _per_example_gradients(module: nn.Module, trainable: list[nn.Parameter], *, has_hooks: bool) -> Iterator[None]:
     """Put the module into train mode with Opacus' hooks on, and leave no trace of either."""
     was_training = {part: part.training for part in module.modules()}
     module.train()
-    hooks = GradSampleHooks(module, loss_reduction="sum")
+    hooks = GradSampleHooks(module, loss_reduction="sum") if has_hooks else None
     try:
         with warnings.catch_warnings():
             # True and harmless: the first adapted layer's input comes from the frozen embedding.
             warnings.filterwarnings("ignore", message="Full backward hook is firing when gradients are computed")
             yield
     finally:
-        hooks.cleanup()
+        if hooks is not None:
+            hooks.cleanup()
         for part, training in was_training.items():
             part.training = training
             # An exception between forward and backward leaves activations behind, which would be read next time.
             for attribute in ("activations", "max_batch_len"):
                 part.__dict__.pop(attribute, None)
         for parameter in trainable:
-            parameter.__dict__.pop("summed_grad", None)
+            for attribute in ("grad_sample", "summed_grad"):
+                parameter.__dict__.pop(attribute, None)
             parameter.grad = None

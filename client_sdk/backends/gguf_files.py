@@ -6,11 +6,11 @@ needs are removed when another is made.
 
 import contextlib
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from client_sdk.disk import make_private_folder
-from client_sdk.errors import DeviceError, MissingExtraError
+from client_sdk.errors import MissingExtraError
 
 FORMAT = 1
 """Part of every name: a later program that writes other bytes writes another file."""
@@ -60,7 +60,7 @@ def _remove_others(derived: Path, prefix: str, keep: tuple[Path, ...]) -> None:
                 path.unlink()
 
 
-def _exporters():  # noqa: ANN202 - two functions of model.export
+def _exporters() -> tuple[Callable[..., str], Callable[..., str]]:
     try:
         import gguf  # noqa: F401, PLC0415 - only needed where a file is made
 
@@ -70,6 +70,3 @@ def _exporters():  # noqa: ANN202 - two functions of model.export
             f"Making a GGUF file needs `pip install lamella[device,llamacpp]` ({error})."
         ) from error
     return export_gguf, export_gguf_adapter
-
-
-__all__ = ["DeviceError", "adapter_file", "base_file", "keep_only"]

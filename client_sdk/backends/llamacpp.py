@@ -16,9 +16,9 @@ from typing import Any
 from client_sdk.backends.gguf_files import adapter_file, base_file, keep_only
 from client_sdk.backends.interface import (
     BackendModel,
+    Ending,
     EngineFacts,
     EngineSettings,
-    Ending,
     GenerationRequest,
     Piece,
     TokenLogprob,
@@ -36,8 +36,11 @@ _MAX_PARALLEL = 4
 
 
 class LlamaCppBackend:
-    """One base, memory-mapped. It is opened again, which takes a moment, when an adapter is added, a longer text needs
-    more room, or the load of the machine asks for other threads; never while an answer is being made."""
+    """One base, memory-mapped.
+
+    It is opened again, which takes a moment, when an adapter is added, a longer text needs more room, or the load of
+    the machine asks for other threads; never while an answer is being made.
+    """
 
     def __init__(self, model: BackendModel, settings: EngineSettings) -> None:
         """Make the files that are missing, and open them.
@@ -72,11 +75,14 @@ class LlamaCppBackend:
     def stream(self, request: GenerationRequest) -> Iterator[Piece]:
         """Make one answer; closing the iterator stops it."""
         if request.adapter is not None and request.adapter not in self._adapters:
-            raise DeviceError(f"No adapter {request.adapter!r} is loaded; there are {', '.join(self._adapters) or '-'}.")
+            raise DeviceError(
+                f"No adapter {request.adapter!r} is loaded; there are {', '.join(self._adapters) or '-'}."
+            )
         count = len(request.token_ids)
         if count >= self._longest:
             raise DeviceError(
-                f"The model cannot do this: the prompt has {count} tokens, the context holds {self._longest}; shorten it"
+                f"The model cannot do this: the prompt has {count} tokens, the context holds {self._longest}; "
+                "shorten it"
             )
         room = min(request.max_new_tokens, self._longest - count)
         with self._idle:
@@ -183,9 +189,7 @@ class LlamaCppBackend:
 
     def _probe(self, adapter: str | None) -> object:
         """Log-probabilities after a fixed prompt."""
-        request = GenerationRequest(
-            token_ids=_PROBE, max_new_tokens=1, logprobs=_PROBE_LOGPROBS, adapter=adapter
-        )
+        request = GenerationRequest(token_ids=_PROBE, max_new_tokens=1, logprobs=_PROBE_LOGPROBS, adapter=adapter)
         pieces = list(_answer(self._server, self._body(request, 1, self._known), request))
         return [piece.logprobs for piece in pieces]
 
@@ -223,7 +227,7 @@ def is_installed() -> bool:
 
 def _binding() -> Any:  # noqa: ANN401 - the binding publishes no types
     try:
-        import xllamacpp  # noqa: PLC0415 - an extra
+        import xllamacpp  # type: ignore[import-untyped]  # noqa: PLC0415 - an extra; publishes no types
     except ImportError as error:
         raise MissingExtraError(f"llama.cpp needs `pip install lamella[device,llamacpp]` ({error}).") from error
     return xllamacpp

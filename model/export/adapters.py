@@ -44,7 +44,7 @@ def read_adapter(folder: Path, config: ModelConfig) -> tuple[LoRAConfig, dict[st
 def _require_fit(folder: Path, config: ModelConfig, lora: LoRAConfig, state: Mapping[str, Floats]) -> None:
     shapes: dict[str, tuple[int, int]] = {}
     for layer, projection in config.stored_projections():
-        if projection in lora.targets:
+        if lora.adapts(layer, projection):
             rows, columns = config.projection_shape(layer, projection)
             path = config.projection_path(layer, projection)
             shapes |= {f"{path}.lora_a": (lora.rank, columns), f"{path}.lora_b": (rows, lora.rank)}

@@ -174,15 +174,18 @@ def _add_shape(writer: Any, config: ModelConfig, architecture: str) -> None:  # 
 
 
 def _add_tokenizer(writer: Any, tokenizer: GGUFTokenizer) -> None:  # noqa: ANN401  (gguf has no types)
-    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_model(tokenizer.model)
     writer.add_tokenizer_pre(tokenizer.pre)
     writer.add_token_list(tokenizer.tokens)
     writer.add_token_types(tokenizer.types)
-    writer.add_token_merges(tokenizer.merges)
+    if tokenizer.scores:
+        writer.add_token_scores(tokenizer.scores)
+    else:
+        writer.add_token_merges(tokenizer.merges)
     for name, number in tokenizer.token_ids.items():
         writer.add_uint32(f"tokenizer.ggml.{name}_token_id", number)
     writer.add_add_bos_token(tokenizer.add_bos)
-    writer.add_bool("tokenizer.ggml.add_space_prefix", False)  # noqa: FBT003  (gguf has it by position)
+    writer.add_add_space_prefix(tokenizer.add_space_prefix)
     if tokenizer.chat_template is not None:
         writer.add_chat_template(tokenizer.chat_template)
 

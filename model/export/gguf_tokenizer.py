@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from model.errors import ExportError
+from model.export.gguf_sentencepiece import adds_space_prefix, is_sentencepiece, scores, token_types
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,26 +25,32 @@ class GGUFTokenizer:
     """The lists and values of `tokenizer.ggml.*`.
 
     Attributes:
+        model: `gpt2` for byte-level BPE, `llama` for SentencePiece.
         pre: llama.cpp's name for the way text is split before merging.
         tokens: Text of every token, by id; as many as the embedding has rows.
         types: llama.cpp's type of every token.
-        merges: Two pieces with a blank between, by rank.
+        merges: Two pieces with a blank between, by rank; empty for SentencePiece.
+        scores: One a token for SentencePiece, empty otherwise.
         token_ids: Such as `eos` to id.
         add_bos: Whether a text begins with the begin-of-text token.
+        add_space_prefix: Whether a text begins with a blank.
         chat_template: Jinja text, None where there is none.
     """
 
+    model: str
     pre: str
     tokens: list[str]
     types: list[int]
     merges: list[str]
+    scores: list[float]
     token_ids: Mapping[str, int]
     add_bos: bool
+    add_space_prefix: bool
     chat_template: str | None
 
 
 def describe_tokenizer(tokenizer_json: str, settings: Mapping[str, Any], vocab_size: int) -> GGUFTokenizer:
-    """What GGUF says of a byte-level BPE tokenizer.
+    """What GGUF says of a byte-level BPE tokenizer, or of SentencePiece's BPE.
 
     Args:
         tokenizer_json: Text of tokenizer.json.
@@ -53,25 +60,29 @@ def describe_tokenizer(tokenizer_json: str, settings: Mapping[str, Any], vocab_s
     Raises:
         ExportError: Another kind of vocabulary, a way to split text that llama.cpp has no name for, or malformed.
     """
+    template = settings.get("chat_template")
     try:
         content = json.loads(tokenizer_json)
         model = content["model"]
-        _require_byte_level_bpe(content)
-        pre = _pre_name(content)
+        is_spm = is_sentencepiece(content)
+        if not is_spm:
+            _require_byte_level_bpe(content)
         tokens, types = _tokens(model["vocab"], content.get("added_tokens") or [], vocab_size)
         merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+        return GGUFTokenizer(
+            model="llama" if is_spm else "gpt2",
+            pre="default" if is_spm else _pre_name(content),
+            tokens=tokens,
+            types=token_types(tokens, types, model.get("unk_token")) if is_spm else types,
+            merges=[] if is_spm else merges,
+            scores=scores(tokens, merges) if is_spm else [],
+            token_ids=_token_ids(settings, tokens),
+            add_bos=bool(settings.get("add_bos_token", False)),
+            add_space_prefix=bool(is_spm and adds_space_prefix(content)),
+            chat_template=template if isinstance(template, str) else None,
+        )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise ExportError(f"tokenizer.json is malformed ({error!r}); fetch or import the model again") from error
-    template = settings.get("chat_template")
-    return GGUFTokenizer(
-        pre=pre,
-        tokens=tokens,
-        types=types,
-        merges=merges,
-        token_ids=_token_ids(settings, tokens),
-        add_bos=bool(settings.get("add_bos_token", False)),
-        chat_template=template if isinstance(template, str) else None,
-    )
 
 
 def _require_byte_level_bpe(content: Mapping[str, Any]) -> None:
@@ -81,7 +92,8 @@ def _require_byte_level_bpe(content: Mapping[str, Any]) -> None:
     if model.get("type", "BPE") != "BPE" or odd:
         raise ExportError(
             f"the tokenizer is {model.get('type')!r} with {', '.join(odd) or 'other settings'}; GGUF is written for "
-            "byte-level BPE without a normalizer; export as hf or mlx, which keep tokenizer.json as it is"
+            "byte-level BPE without a normalizer and for SentencePiece's BPE; export as hf or mlx, which keep "
+            "tokenizer.json as it is"
         )
 
 

@@ -88,7 +88,7 @@ class SequenceCache:
         """A cache of its own with the first `length` tokens; only for one without a window."""
         twin = SequenceCache(self._config, dtype=self._kind)
         twin.reserve(length)
-        for mine, theirs in ((self._data, twin._data), (self._scales, twin._scales)):  # noqa: SLF001  (its twin)
+        for mine, theirs in ((self._data, twin._data), (self._scales, twin._scales)):
             for layer, buffer in mine.items():
                 theirs[layer][:, :length] = buffer[:, :length]
         twin.tokens = self.tokens[:length]

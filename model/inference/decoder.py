@@ -114,9 +114,11 @@ class PackedDecoder:
             x = self._layer(x, layer, chunks, spans, turns)
         for chunk in chunks:
             chunk.cache.tokens.extend(chunk.tokens)
-        wanted = [x[begin:end] if c.is_whole else x[end - 1 : end] for c, (begin, end) in zip(chunks, spans, strict=True)]
+        wanted = [
+            x[begin:end] if c.is_whole else x[end - 1 : end] for c, (begin, end) in zip(chunks, spans, strict=True)
+        ]
         rows = F.rms_norm(torch.cat(wanted), (self.config.model_dim,), self._norm, self.config.norm_eps)
-        return list(self._head(rows).split([part.shape[0] for part in wanted]))
+        return list(torch.split(self._head(rows), [part.shape[0] for part in wanted]))
 
     def _layer(
         self, x: Tensor, layer: int, chunks: Sequence[Chunk], spans: Sequence[tuple[int, int]], turns: Tensor
@@ -259,7 +261,7 @@ def _spans(chunks: Sequence[Chunk]) -> list[tuple[int, int]]:
 def _product(
     linear: Linear, x: Tensor, group: str, layer: int, chunks: Sequence[Chunk], spans: Sequence[tuple[int, int]]
 ) -> Tensor:
-    """x W^T, and each sequence's own adapter on its rows."""
+    """X W^T, and each sequence's own adapter on its rows."""
     out = linear(x)
     for chunk, (begin, end) in zip(chunks, spans, strict=True):
         if chunk.adapter is not None:
@@ -268,7 +270,7 @@ def _product(
 
 
 def _mask(count: int, at: int, first: int, window: int | None) -> Tensor | None:
-    """Which of the keys from position `first` each of the new tokens may see; None where the kernel's causal one fits."""
+    """Which keys from position `first` on each new token may see; None where the kernel's causal mask fits."""
     if at == first and window is None:
         return None
     rows = torch.arange(at, at + count).unsqueeze(1)

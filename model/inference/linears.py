@@ -6,7 +6,7 @@ are beside it as far as the kernels allow: exactly so for int8, whose sums are w
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -179,9 +179,7 @@ def pack(weights: Sequence[Tensor | QuantizedWeight], precision: Precision) -> L
 
 
 def _pack_int4(weights: Sequence[Tensor | QuantizedWeight]) -> Linear:
-    parts = [
-        w if isinstance(w, QuantizedWeight) and w.bits != _INT8 else quantize_int4(_as_dense(w)) for w in weights
-    ]
+    parts = [w if isinstance(w, QuantizedWeight) and w.bits != _INT8 else quantize_int4(_as_dense(w)) for w in weights]
     zeros = [p.scales.float() * -8.0 if p.zeros is None else p.zeros.float() for p in parts]
     return Int4Linear(
         QuantizedWeight(
@@ -211,5 +209,5 @@ class _fbgemm:  # noqa: N801  (used like a function)
         self._before = torch.backends.quantized.engine
         torch.backends.quantized.engine = "fbgemm"
 
-    def __exit__(self, *_: Any) -> None:  # noqa: ANN401  (whatever was raised passes through)
+    def __exit__(self, *_: object) -> None:
         torch.backends.quantized.engine = self._before

@@ -73,7 +73,8 @@ class ModelSource:
     def read(self, name: str) -> Tensor | QuantizedWeight:
         """One weight, dense or as it is quantised."""
         if name in self._weights:
-            return self._weights[name].detach()
+            weight: Tensor = self._weights[name].detach()
+            return weight
         if name in self._quantized:
             return self._quantized[name].quantized
         raise QuantizationError(f"the model has no weight {name}")

@@ -91,17 +91,18 @@ def add_lora(model: LayeredTransformer, config: LoRAConfig, *, seed: int = 0) ->
     """Freeze the model and give it a new adapter that changes no logit yet; only the adapter is trainable.
 
     Raises:
-        AdapterError: The model already has an adapter.
+        AdapterError: The model already has an adapter, or no such layer.
     """
     if any(True for _ in _lora_layers(model)):
         raise AdapterError("the model already has an adapter; call remove_lora first")
+    state = initial_adapter(model.config, config, seed)
     model.requires_grad_(requires_grad=False)
     for layer, projection in model.config.stored_projections():
-        if projection in config.targets:
+        if config.adapts(layer, projection):
             owner_path, _, attribute = model.config.projection_path(layer, projection).rpartition(".")
             owner = model.get_submodule(owner_path)
             setattr(owner, attribute, LoRALinear(cast("nn.Linear", getattr(owner, attribute)), config))
-    load_adapter_state(model, initial_adapter(model.config, config, seed))
+    load_adapter_state(model, state)
 
 
 def adapter_state_dict(model: LayeredTransformer) -> AdapterState:

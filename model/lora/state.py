@@ -21,10 +21,15 @@ def adapter_shapes(config: ModelConfig, lora: LoRAConfig) -> dict[str, tuple[int
     """Name and shape of every adapter tensor: `PATH.lora_a` is (rank, in), `PATH.lora_b` is (out, rank).
 
     Layers that share weights share the adapter on them.
+
+    Raises:
+        AdapterError: The LoRA config names a layer that stores no weights.
     """
+    if foreign := sorted(set(lora.layers) - set(config.stored_layers)):
+        raise AdapterError(f"layers {foreign} have no weights to adapt; choose among {list(config.stored_layers)}")
     shapes: dict[str, tuple[int, int]] = {}
     for layer, projection in config.stored_projections():
-        if projection in lora.targets:
+        if lora.adapts(layer, projection):
             rows, columns = config.projection_shape(layer, projection)
             path = config.projection_path(layer, projection)
             shapes[f"{path}.lora_a"] = (lora.rank, columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -80,13 +81,21 @@ def plan_of(model: LayeredTransformer) -> QuantizationPlan:
     )
 
 
-def set_int8_inputs(model: LayeredTransformer, *, enabled: bool) -> None:
+def set_int8_inputs(model: LayeredTransformer, *, enabled: bool, group_size: int | None = 32) -> None:
     """Whether the quantised layers of the body round their inputs to int8 too (dynamic activation quantisation).
 
     The output over the vocabulary never does: it decides the token.
+
+    Args:
+        model: A quantised model.
+        enabled: False takes it back.
+        group_size: Inputs that share a scale, as in llama.cpp's kernels; None: a whole vector shares one, as in
+            torch's, which costs far more where a few inputs are large.
     """
     for name, layer in quantized_layers(model):
-        layer.has_int8_inputs = enabled and name not in {"embedding.weight", "output.weight"}
+        group = layer.in_features if group_size is None else math.gcd(group_size, layer.in_features)
+        is_output = name in {"embedding.weight", "output.weight"}
+        layer.input_group = group if enabled and not is_output else None
 
 
 def dense_state(model: LayeredTransformer) -> dict[str, Tensor]:

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  (its usual name)
 
-from model.quantization.weights import QuantizedWeight, dequantize, from_stored, to_stored
+from model.quantization.weights import INT8_LARGEST, QuantizedWeight, dequantize, from_stored, to_stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-_INT8_LARGEST: Final = 127
 # Numbers that are made dense at once, so that an output over a vocabulary never needs its whole matrix in memory.
 _DENSE_NUMBERS: Final = 1 << 22
 
@@ -27,8 +26,8 @@ class QuantizedModule(nn.Module):
         bits: 8 or 4.
         group_size: Inputs that share a scale; None for int8.
         dtype: What is computed in.
-        has_int8_inputs: Whether each input vector is rounded to int8 with a scale of its own as well, which is what an
-            integer kernel computes (here in floating point: the products are exact, only their sum is rounded).
+        input_group: Neighbouring inputs that are rounded to int8 with a scale of their own as well, which is what an
+            integer kernel computes (here in floating point); None: inputs are not rounded.
     """
 
     values: Tensor
@@ -42,7 +41,7 @@ class QuantizedModule(nn.Module):
         bits: int,
         group_size: int | None,
         dtype: torch.dtype = torch.float32,
-        has_int8_inputs: bool = False,
+        input_group: int | None = None,
     ) -> None:
         super().__init__()
         self.register_buffer("values", stored["values"])
@@ -51,7 +50,7 @@ class QuantizedModule(nn.Module):
         self.bits = bits
         self.group_size = group_size
         self.dtype = dtype
-        self.has_int8_inputs = has_int8_inputs
+        self.input_group = input_group
         self.out_features: int = stored["values"].shape[0]
         self.in_features: int = stored["values"].shape[1] * (8 // bits)
 
@@ -59,6 +58,11 @@ class QuantizedModule(nn.Module):
     def of(cls, quantized: QuantizedWeight, *, dtype: torch.dtype = torch.float32) -> Self:
         """The layer of a weight."""
         return cls(to_stored(quantized), bits=quantized.bits, group_size=quantized.group_size, dtype=dtype)
+
+    @property
+    def has_int8_inputs(self) -> bool:
+        """Whether inputs are rounded too."""
+        return self.input_group is not None
 
     @property
     def stored(self) -> dict[str, Tensor]:
@@ -124,10 +128,9 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: QuantizedModule) -> Tensor:  # noqa: ANN401  (torch's context object)
         ctx.layer = layer
-        inputs, scales = _as_int8(x) if layer.has_int8_inputs else (x, None)
+        inputs = x if layer.input_group is None else _round_to_int8(x, layer.input_group)
         parts = [F.linear(inputs, layer.rows(chosen)) for chosen in layer.slices()]
-        product = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-        return product if scales is None else product * scales
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401  (as above)
@@ -141,7 +144,8 @@ class _Linear(torch.autograd.Function):
         return total, None
 
 
-def _as_int8(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Each vector as whole numbers in -127..127 and its scale (..., 1), both in x's dtype."""
-    scales = x.abs().amax(dim=-1, keepdim=True).clamp_min(1e-8) / _INT8_LARGEST
-    return (x / scales).round_().clamp_(-_INT8_LARGEST, _INT8_LARGEST), scales
+def _round_to_int8(x: Tensor, group: int) -> Tensor:
+    """Each group of inputs as whole numbers in -127..127 times its scale: (..., in) -> (..., in)."""
+    groups = x.reshape(*x.shape[:-1], -1, group)
+    scales = groups.abs().amax(dim=-1, keepdim=True).clamp_min(1e-8) / INT8_LARGEST
+    return (groups / scales).round_().clamp_(-INT8_LARGEST, INT8_LARGEST).mul_(scales).view_as(x)

@@ -1,6 +1,16 @@
-"""Plain training: the loss, a loop for fine-tuning without privacy, and the pretraining of a tiny demo model."""
+"""Training: the loss, the lean LoRA step, the plain loop, and the pretraining of a tiny demo model."""
 
+from model.training.lean import StepCost, has_fast_bfloat16, is_lean, lean_sequence_losses
 from model.training.loop import sequence_losses, train
 from model.training.pretrain import chat_texts, pretrain_tiny
 
-__all__ = ["chat_texts", "pretrain_tiny", "sequence_losses", "train"]
+__all__ = [
+    "StepCost",
+    "chat_texts",
+    "has_fast_bfloat16",
+    "is_lean",
+    "lean_sequence_losses",
+    "pretrain_tiny",
+    "sequence_losses",
+    "train",
+]

@@ -10,6 +10,7 @@ from torch.nn import functional as F  # noqa: N812  (its usual name)
 
 from model.data.encoding import IGNORED, EncodedExample, collate
 from model.errors import DataError
+from model.training.lean import StepCost, is_lean, lean_sequence_losses
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -56,9 +57,12 @@ def train(
     batch_size: int,
     learning_rate: float,
     seed: int,
+    cost: StepCost | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> None:
     """Fine-tune whatever is trainable with AdamW, without privacy; the same seed gives the same weights.
+
+    Where only an adapter without dropout is trainable, each step is the lean one.
 
     Args:
         model: Left in evaluation mode.
@@ -67,6 +71,7 @@ def train(
         batch_size: Examples a step.
         learning_rate: Of AdamW, constant.
         seed: Of the order and of dropout.
+        cost: Precision and memory of a lean step.
         on_step: Called with (step from 1, loss) after each step.
 
     Raises:
@@ -75,13 +80,15 @@ def train(
     if not examples:
         raise DataError("there are no examples to train on")
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=0.0, fused=True)
     model.train()
+    lean = is_lean(model)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for step, batch in enumerate(islice(_batches(examples, batch_size), steps), start=1):
-                loss = sequence_losses(model, batch).mean()
+                losses = lean_sequence_losses(model, batch, cost=cost) if lean else sequence_losses(model, batch)
+                loss = losses.mean()
                 optimizer.zero_grad(set_to_none=True)
                 torch.autograd.backward(loss)
                 torch.nn.utils.clip_grad_norm_(trainable, _MAX_GRADIENT_NORM)

@@ -60,18 +60,19 @@ def convert(
 
 
 def _show(report: ConversionReport) -> None:
+    saved = 1 - report.bytes_after / report.bytes_before
+    difference = f"{abs(saved):.1%} {'smaller' if saved >= 0 else 'larger'}"
     rows = [
-        ("size", megabytes(report.bytes_before), megabytes(report.bytes_after),
-         f"{1 - report.bytes_after / report.bytes_before:+.1%} smaller".replace("+", "")),
+        ("size", megabytes(report.bytes_before), megabytes(report.bytes_after), difference),
         *_speed_rows(report.speed_before, report.speed_after),
-    ]  # fmt: skip
+    ]
     before, after = report.speed_before, report.speed_after
-    title = f"{report.out}: {report.architecture}, {report.parameters / 1e6:.1f}M weights, {report.quantization}"
-    show_table(
-        title,
-        ("", before.engine if before else "before", after.engine if after else f"{report.form}", "difference"),
-        rows,
+    console.print(
+        f"{report.out}: {report.architecture}, {report.parameters / 1e6:.1f}M weights, {report.quantization}",
+        soft_wrap=True,
     )
+    columns = ("", before.engine if before else "before", after.engine if after else report.form, "difference")
+    show_table("Before and after", columns, rows)
     if report.speed_note:
         console.print(f"No speed after: {report.speed_note}.")
     room = report.fit

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from simulators.exchange import LORA, add_adapter, byte_pair_tokenizer, make_tree
+from simulators.exchange import LORA, add_adapter, byte_pair_tokenizer, make_tree, sentencepiece_tokenizer
 
 from model import (
     LayeredTransformer,
@@ -126,6 +126,21 @@ def test_llama_cpp_has_the_tokens_and_the_chat(smollm2: Path, tmp_path: Path) ->
     assert theirs.chat(question, count=20) == "The capital of France is Paris."
 
 
+def test_llama_cpp_has_the_tokens_of_a_sentencepiece_vocabulary(tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    from simulators.llamacpp import LlamaCpp
+
+    tokenizer = sentencepiece_tokenizer()
+    model = make_tree(tmp_path, replace(FALLING, vocab_size=400), tokenizer)
+    export_gguf(tmp_path, tmp_path / "x.gguf", quantization="f32")
+    theirs = LlamaCpp(tmp_path / "x.gguf", vocab_size=400)
+    for text in ("hello", "The trains  leave", " the lazy fox\n12.", "naïve 日本", "how are you? <s>"):
+        tokens = tokenizer.encode(text)
+        assert theirs.prompt_length(text) == len(tokens), text
+        expected = centred(model, torch.tensor([tokens]))[-1]
+        np.testing.assert_allclose(theirs.centred_logits(text), expected, atol=CLOSE, rtol=0)
+
+
 def assert_mlx_agrees(folder: Path, model: LayeredTransformer, tokens: torch.Tensor) -> None:
     mx = pytest.importorskip("mlx.core")
     utils = pytest.importorskip("mlx_lm.utils")
@@ -192,3 +207,25 @@ def test_peft_puts_our_adapter_on_our_export(tmp_path: Path) -> None:
     theirs = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     ours = load_version(tmp_path).model
     torch.testing.assert_close(theirs(TOKENS).logits, ours(TOKENS), atol=CLOSE, rtol=0)
+
+
+# ExecuTorch and what it imports warn of their own deprecations.
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("quantization", "worst"), [("fp32", CLOSE), ("int8", 0.5)])
+@torch.no_grad()
+def test_executorch_computes_a_plan(quantization: str, worst: float, tmp_path: Path) -> None:
+    """A prompt at once, then token by token on the cache inside the program."""
+    runtime = pytest.importorskip("executorch.runtime")
+    pytest.importorskip("executorch.exir")
+    from model.export.executorch import export_executorch
+
+    make_tree(tmp_path, PLANS["shared"], byte_pair_tokenizer())
+    add_adapter(tmp_path, PLANS["shared"], LORA, stddev=0.1)
+    export_executorch(tmp_path, tmp_path / "x.pte", quantization=quantization)
+    forward = runtime.Runtime.get().load_program(str(tmp_path / "x.pte")).load_method("forward")
+    expected = load_version(tmp_path).model(TOKENS)[0]
+    got = forward.execute([TOKENS[:, :5], torch.tensor([0])])[0]
+    torch.testing.assert_close(got[0], expected[4], atol=worst, rtol=0)
+    for position in range(5, 12):
+        got = forward.execute([TOKENS[:, position : position + 1], torch.tensor([position])])[0]
+        torch.testing.assert_close(got[0], expected[position], atol=worst, rtol=0)

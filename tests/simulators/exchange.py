@@ -1,10 +1,11 @@
 """Small trees with random weights, for what goes out to foreign formats and comes back."""
 
+import json
 from pathlib import Path
 
 import tokenizers
 import torch
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from model import LayeredTransformer, LoRAConfig, ModelConfig, Tokenizer, initial_adapter, save_adapter, save_checkpoint
 
@@ -33,6 +34,28 @@ def byte_pair_tokenizer() -> Tokenizer:
             "chat_template": CHAT_TEMPLATE,
         },
     )
+
+
+def sentencepiece_tokenizer(size: int = 400) -> Tokenizer:
+    """A small vocabulary of LLaMA's kind, trained here: characters with byte fallback, blanks as a low line."""
+    special = ["<unk>", "<s>", "</s>"]
+    trained = tokenizers.Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=size - 259, show_progress=False)
+    text = "The quick brown fox jumps over the lazy dogs and says hello, how are you? Trains leave at 9 and 12. "
+    trained.train_from_iterator([text, text.lower()], trainer)
+    learnt = json.loads(trained.to_str())["model"]
+    pieces = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *learnt["vocab"]]
+    merges = [tuple(merge) for merge in learnt["merges"]]
+    backend = tokenizers.Tokenizer(
+        models.BPE({piece: i for i, piece in enumerate(pieces)}, merges, unk_token="<unk>", byte_fallback=True)
+    )
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    backend.add_special_tokens(special)
+    return Tokenizer(backend.to_str(), {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
 
 
 def make_tree(

@@ -30,7 +30,7 @@ class LlamaCpp:
         self._server = xllamacpp.Server(settings)
         self._vocab_size = vocab_size
 
-    def centred_logits(self, tokens: Sequence[int]) -> np.ndarray:
+    def centred_logits(self, tokens: str | Sequence[int]) -> np.ndarray:
         """Logits of the token after these, less their mean: (vocab_size,).
 
         llama.cpp tells logarithms of probabilities, whose common divisor it adds up in float32: over 49,152 tokens that
@@ -38,7 +38,7 @@ class LlamaCpp:
         """
         # The probabilities are told before sampling, and only for a token that ends a character: take one that does.
         request = {"n_predict": 1, "n_probs": self._vocab_size, "logit_bias": [[_PLAIN_TOKEN, 1000.0]], "top_k": 1}
-        answer = self._ask(prompt=list(tokens), **request)
+        answer = self._ask(prompt=tokens, **request)
         result = np.full(self._vocab_size, np.nan)
         for entry in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
             result[entry["id"]] = entry["logprob"]

@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812  (its usual name)
 if TYPE_CHECKING:
     from torch import Tensor
 
-Precision = Literal["float32", "bfloat16", "fastest"]
+Precision = Literal["float32", "bfloat16"]
 # Instruction sets that multiply bfloat16; without one it is emulated, and slower than float32.
 _BFLOAT16_INSTRUCTIONS: Final = ("avx512_bf16", "amx_bf16", "bf16")
 
@@ -33,22 +33,24 @@ def compute_dtype(precision: Precision) -> torch.dtype:
 def product(x: Tensor, weight: Tensor) -> Tensor:
     """Compute x W^T in the dtype of x: (N, in), (out, in) -> (N, out)."""
     weight = weight.to(x.dtype)
-    if _has_onednn(x):
-        return cast("Tensor", torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], ""))  # noqa: SLF001
-    return F.linear(x, weight)
+    return _onednn(x, weight) if _has_onednn(x) else F.linear(x, weight)
 
 
 def product_back(gradient: Tensor, weight: Tensor) -> Tensor:
     """The gradient of `product` with respect to x: (N, out), (out, in) -> (N, in)."""
     weight = weight.to(gradient.dtype)
-    if _has_onednn(gradient):
-        return cast(
-            "Tensor",
-            torch.ops.mkldnn._linear_pointwise(gradient, weight.t(), None, "none", [], ""),  # noqa: SLF001
-        )
-    return gradient @ weight
+    return _onednn(gradient, weight.t()) if _has_onednn(gradient) else gradient @ weight
 
 
 def _has_onednn(x: Tensor) -> bool:
     """Whether to ask oneDNN for a float32 product, which torch leaves to a library that favours one maker's chips."""
-    return x.dtype == torch.float32 and x.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    return x.dtype == torch.float32 and x.device.type == "cpu" and _mkldnn_is_available()
+
+
+def _onednn(x: Tensor, weight: Tensor) -> Tensor:
+    return cast("Tensor", torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], ""))  # noqa: SLF001  (only so)
+
+
+@lru_cache(maxsize=1)
+def _mkldnn_is_available() -> bool:
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]

@@ -35,7 +35,7 @@ class Projection:
     """
 
     base: nn.Module
-    branch: tuple[nn.Parameter, nn.Parameter] | None
+    branch: tuple[Tensor, Tensor] | None
     scaling: float
 
     @property
@@ -150,13 +150,11 @@ def _branches_back(
     back = torch.cat(parts)
     z = plan.transform.forward(*inputs)
     ranks = [part.shape[0] for part in parts]
+    hidden = torch.split(reduced, ranks)
     if plan.per_example is not None:
-        _keep_per_example(plan.per_example, adapted, reduced.split(ranks), parts, z)
-    for_a = (back @ z).float().split(ranks)
-    for_b = [
-        (rows @ gradient).t().float() * p.scaling
-        for (p, gradient), rows in zip(adapted, reduced.split(ranks), strict=True)
-    ]
+        _keep_per_example(plan.per_example, adapted, hidden, parts, z)
+    for_a = torch.split((back @ z).float(), ranks)
+    for_b = [(rows @ gradient).t().float() * p.scaling for (p, gradient), rows in zip(adapted, hidden, strict=True)]
     return back, [gradient for pair in zip(for_a, for_b, strict=True) for gradient in pair]
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.errors import ContextLengthError
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from model.data.encoding import EncodedExample
+    from model.training.lean.transforms import Transform
     from model.transformer import Attention, Block, FeedForward, LayeredTransformer, RMSNorm
 
 KeysValues = tuple[Tensor, Tensor]
@@ -31,8 +32,8 @@ class StepCost:
     """What a training step may cost.
 
     Attributes:
-        precision: Of the products: `float32`, `bfloat16` where the processor has it, or `fastest`, the same by another
-            name for people who do not care. Weights, norms, sums and the adapter stay float32.
+        precision: Of the products: `float32`, or `bfloat16` where the processor multiplies it natively. Weights,
+            adapter, residual stream, norms and sums are float32 either way.
         checkpointing: `blocks` keeps only each layer's input and computes the layer again for its backward pass:
             a fraction of the memory for a third more time.
     """
@@ -102,9 +103,9 @@ class _Walk:
         x = self.model.embedding(self.stream.token_ids).float()
         attended: dict[int, KeysValues] = {}
         lenders = {source for layer, source in enumerate(config.kv_of) if source != layer}
-        for layer, block in enumerate(self.model.layers):
-            shared = attended.get(config.kv_layer(layer))
-            if checkpointing == "blocks" and x.requires_grad:
+        for layer, module in enumerate(self.model.layers):
+            block, shared = cast("Block", module), attended.get(config.kv_layer(layer))
+            if checkpointing == "blocks" and (x.requires_grad or _is_adapted(block)):
                 x, keys_values = checkpoint(
                     self._block, block, x, shared, use_reentrant=False, preserve_rng_state=False
                 )
@@ -123,30 +124,38 @@ class _Walk:
         self, attention: Attention, norm: RMSNorm, x: Tensor, shared: KeysValues | None
     ) -> tuple[Tensor, KeysValues]:
         modules = [attention.q_proj] if shared else [attention.q_proj, attention.k_proj, attention.v_proj]
-        results = self._project(modules, [x], transform=Normalized(self.dtype, norm.weight, norm.eps))
+        results = self._project(modules, [x], Normalized(self.dtype, norm.weight, norm.eps))
         heads = [result.view(len(result), -1, attention.head_dim) for result in results]
         queries = self._heads_norm(heads[0], attention.q_norm)
         keys, values = shared or (self._heads_norm(heads[1], attention.k_norm), heads[2])
         mixed = attend(queries, keys, values, stream=self.stream, turns=self.turns)
-        (result,) = self._project([attention.o_proj], [mixed], transform=Identity(self.dtype), residual=x)
+        (result,) = self._project([attention.o_proj], [mixed], Identity(self.dtype), residual=x)
         return result, (keys, values)
 
     def _feed_forward(self, ffn: FeedForward, norm: RMSNorm, x: Tensor) -> Tensor:
-        inner = self._project(
-            [ffn.gate_proj, ffn.up_proj], [x], transform=Normalized(self.dtype, norm.weight, norm.eps)
-        )
-        (result,) = self._project([ffn.down_proj], inner, transform=Gated(self.dtype), residual=x)
+        inner = self._project([ffn.gate_proj, ffn.up_proj], [x], Normalized(self.dtype, norm.weight, norm.eps))
+        (result,) = self._project([ffn.down_proj], inner, Gated(self.dtype), residual=x)
         return result
 
-    def _project(self, modules: Sequence[Any], inputs: Sequence[Tensor], **options: Any) -> tuple[Tensor, ...]:
+    def _project(
+        self,
+        modules: Sequence[nn.Module | None],
+        inputs: Sequence[Tensor],
+        transform: Transform,
+        residual: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
         projections = [projection for module in modules if (projection := projection_of(module)) is not None]
-        return project(projections, inputs, per_example=self.per_example, **options)
+        return project(projections, inputs, transform=transform, residual=residual, per_example=self.per_example)
 
     def _heads_norm(self, x: Tensor, norm: RMSNorm | None) -> Tensor:
         return x if norm is None else transformed(Normalized(self.dtype, norm.weight, norm.eps), x)
 
 
 def _projections(model: LayeredTransformer) -> Iterator[Projection | None]:
-    for block in model.layers:
-        for part in (block.attention, block.ffn):
-            yield from (projection_of(module) for name, module in part.named_children() if name.endswith("_proj"))
+    for name, module in model.layers.named_modules():
+        if name.endswith("_proj"):
+            yield projection_of(module)
+
+
+def _is_adapted(block: Block) -> bool:
+    return any(parameter.requires_grad for parameter in block.parameters())

@@ -62,7 +62,7 @@ class Normalized:
         return (wanted.addcmul_(normalized, along, value=-1.0).mul_(inverse).to(inputs[0].dtype),)
 
     def _inverse_rms(self, wide: Tensor) -> Tensor:
-        squares = torch.linalg.vecdot(wide, wide).unsqueeze(-1)
+        squares: Tensor = torch.linalg.vecdot(wide, wide).unsqueeze(-1)
         return squares.div_(wide.shape[-1]).add_(self.eps).rsqrt_()
 
 

@@ -1,6 +1,7 @@
 """GGUF files, read back by our importer and by the gguf package; llama.cpp itself is asked in the integration tests."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -313,3 +314,26 @@ def test_a_quantised_base_keeps_its_whole_numbers(
     tokens = torch.arange(20)[None]
     expected = load_checkpoint(tmp_path / "few")(tokens)
     torch.testing.assert_close(load_checkpoint(tmp_path / "back")(tokens), expected, atol=worst, rtol=0)
+
+
+LIGHT = """
+import sys, types
+from pathlib import Path
+package = types.ModuleType("model")
+package.__path__ = [sys.argv[1]]
+sys.modules["model"] = package
+from model.export import export_gguf
+export_gguf(Path(sys.argv[2]), Path(sys.argv[3]))
+print(sorted({"torch", "tokenizers", "transformers"} & set(sys.modules)))
+"""
+
+
+def test_a_device_writes_its_file_without_torch(
+    config: ModelConfig, merging_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    import model
+
+    make_tree(tmp_path, config, merging_tokenizer)
+    command = [sys.executable, "-c", LIGHT, str(Path(model.__file__).parent), str(tmp_path), str(tmp_path / "x.gguf")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
