@@ -96,7 +96,7 @@ def _row(parameter: click.Parameter, help_text: str) -> str:
     if isinstance(parameter, click.Argument):
         shown = f"`{_argument(parameter)}`"
     else:
-        shown = f"`{' '.join([parameter.opts[0], _value(parameter)]).strip()}`"
+        shown = f"`{_cell(' '.join([parameter.opts[0], _value(parameter)]).strip())}`"
     return f"| {shown} | {_default(parameter)} | {_cell(help_text)} |\n"
 
 
@@ -107,6 +107,8 @@ def _argument(parameter: click.Parameter) -> str:
 def _value(parameter: click.Parameter) -> str:
     if isinstance(parameter, click.Option) and parameter.is_flag:
         return ""
+    if isinstance(parameter.type, click.Choice):
+        return "|".join(str(getattr(choice, "value", choice)) for choice in parameter.type.choices)
     return parameter.metavar or _KINDS[parameter.type.name]
 
 
