@@ -1,6 +1,7 @@
 """Generation on a processor: packed weights, caches, batches that others join, adapters beside the base."""
 
 from model.inference.adapters import PackedAdapter
+from model.inference.benchmark import DecodingSpeed, measure_decoding, read_bandwidth
 from model.inference.cache import SequenceCache, bytes_per_token
 from model.inference.decoder import Chunk, PackedDecoder
 from model.inference.engine import Engine
@@ -15,6 +16,7 @@ __all__ = [
     "PRECISIONS",
     "CheckpointSource",
     "Chunk",
+    "DecodingSpeed",
     "Engine",
     "ModelSource",
     "NewToken",
@@ -30,4 +32,6 @@ __all__ = [
     "batch_limit",
     "bytes_per_token",
     "has_int8_products",
+    "measure_decoding",
+    "read_bandwidth",
 ]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 import torch
 
-from model.inference.decoder import pair_order, reorder_heads
+from model.inference.decoder import pair_order, query_scale, reorder_heads
 from model.lora import adapter_shapes, check_adapter_state, load_adapter
 
 if TYPE_CHECKING:
@@ -56,11 +56,18 @@ class PackedAdapter:
         state, lora = load_adapter(folder)
         return cls(config, state, lora)
 
-    def add(self, out: Tensor, x: Tensor, layer: int, group: str) -> None:
-        """Add the branch of one product in place: `out` (T, out) from `x` (T, in)."""
+    def add(self, out: Tensor, x: Tensor, place: tuple[str, int, float]) -> None:
+        """Add the branch of one product in place: `out` (T, out) from `x` (T, in).
+
+        Args:
+            out: What the base computed.
+            x: Its input.
+            place: Group and layer of the product, and what x is to be multiplied by.
+        """
+        group, layer, scale = place
         factors = self._factors.get((layer, group))
         if factors is not None:
-            out.addmm_(x @ factors[0], factors[1])
+            out.addmm_(x @ factors[0], factors[1], alpha=scale)
 
 
 def _factors(
@@ -75,6 +82,8 @@ def _factors(
             up = state[f"{path}.lora_b"].float() * lora.scaling
             if projection in {"q_proj", "k_proj"}:
                 up = reorder_heads(up, pair_order(config.head_dim))
+            if projection == "q_proj" and not config.qk_norm:
+                up = up * query_scale(config)
             wide = torch.zeros(sum(rows), up.shape[1])
             wide[begin : begin + height] = up
             downs.append(state[f"{path}.lora_a"].float())

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (its usual name)
 
-from model.inference.linears import Linear, Precision, pack
+from model.inference.linears import SCALED_RANGE, Linear, Precision, pack, takes_scaled_inputs
 from model.inference.source import CheckpointSource
 from model.quantization import QuantizedWeight, dequantize, quantize_int8
 
@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from model.config import ModelConfig
     from model.inference.adapters import PackedAdapter
     from model.inference.cache import SequenceCache
     from model.inference.source import WeightSource
 
 _MIN_POSITIONS: Final = 1024
+_SMALLEST: Final = 1e-20
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,12 @@ class _Layer:
     """The packed weights of one stored layer."""
 
     attention_norm: Tensor
+    attention_scale: float
     qkv: Linear
     head_norm: Tensor | None
     o: Linear
     ffn_norm: Tensor
+    ffn_scale: float
     gate_up: Linear
     down: Linear
 
@@ -76,10 +80,12 @@ class PackedDecoder:
         self._embedding = _Embedding(source.read("embedding.weight"), precision)
         head = "embedding.weight" if self.config.tied_embeddings else "output.weight"
         # int4 is kept away from the logits: rounding there changes the most likely token.
-        self._head = pack([source.read(head)], "int8" if precision == "int4" else precision)
+        head_precision: Precision = "int8" if precision == "int4" else precision
+        self._norm, scale = _prescaled(_dense(source.read("norm.weight")), head_precision)
+        self._head = pack([source.read(head)], head_precision, input_range=SCALED_RANGE * scale)
         self._layers = {layer: self._pack_layer(source, layer) for layer in self.config.stored_layers}
-        self._norm = _dense(source.read("norm.weight"))
         self._turns = torch.empty(0)
+        self._eps = torch.tensor(self.config.norm_eps)
         linears = [part for layer in self._layers.values() for part in (layer.qkv, layer.o, layer.gate_up, layer.down)]
         self.num_bytes = self._embedding.num_bytes + self._head.num_bytes + sum(part.num_bytes for part in linears)
 
@@ -117,7 +123,7 @@ class PackedDecoder:
         wanted = [
             x[begin:end] if c.is_whole else x[end - 1 : end] for c, (begin, end) in zip(chunks, spans, strict=True)
         ]
-        rows = F.rms_norm(torch.cat(wanted), (self.config.model_dim,), self._norm, self.config.norm_eps)
+        rows = self._normed(wanted[0] if len(wanted) == 1 else torch.cat(wanted), self._norm)
         return list(torch.split(self._head(rows), [part.shape[0] for part in wanted]))
 
     def _layer(
@@ -125,8 +131,8 @@ class PackedDecoder:
     ) -> Tensor:
         config, owner = self.config, self.config.weight_layer(layer)
         weights = self._layers[owner]
-        normed = F.rms_norm(x, (config.model_dim,), weights.attention_norm, config.norm_eps)
-        qkv = _product(weights.qkv, normed, "qkv", owner, chunks, spans)
+        normed = self._normed(x, weights.attention_norm)
+        qkv = _product(weights.qkv, normed, ("qkv", owner, weights.attention_scale), chunks, spans)
         heads = qkv.view(x.shape[0], -1, config.head_dim)
         turning = config.query_heads[layer] + (heads.shape[1] - config.query_heads[layer]) // 2
         if weights.head_norm is not None:
@@ -136,10 +142,16 @@ class PackedDecoder:
         pairs.mul_(turns)
         mixed = [self._attend(heads[b:e], layer, c.cache) for c, (b, e) in zip(chunks, spans, strict=True)]
         attended = torch.cat(mixed) if len(mixed) > 1 else mixed[0]
-        x = x + _product(weights.o, attended, "o", owner, chunks, spans)
-        normed = F.rms_norm(x, (config.model_dim,), weights.ffn_norm, config.norm_eps)
-        gate, up = _product(weights.gate_up, normed, "gate_up", owner, chunks, spans).chunk(2, dim=-1)
-        return x.add_(_product(weights.down, F.silu(gate).mul_(up), "down", owner, chunks, spans))
+        x = x + _product(weights.o, attended, ("o", owner, 1.0), chunks, spans)
+        normed = self._normed(x, weights.ffn_norm)
+        gate, up = _product(weights.gate_up, normed, ("gate_up", owner, weights.ffn_scale), chunks, spans).chunk(2, -1)
+        return x.add_(_product(weights.down, F.silu(gate).mul_(up), ("down", owner, 1.0), chunks, spans))
+
+    def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
+        """RMSNorm (Zhang and Sennrich 2019) in fewer steps than torch's own takes on a processor."""
+        norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+        inverse = torch.addcmul(self._eps, norms, norms, value=1.0 / self.config.model_dim).rsqrt_()
+        return (x * weight).mul_(inverse)
 
     def _attend(self, heads: Tensor, layer: int, cache: SequenceCache) -> Tensor:
         """Attention of one sequence's T new tokens: (T, heads, head_dim) -> (T, query_heads * head_dim)."""
@@ -150,11 +162,10 @@ class PackedDecoder:
         keys, values, first = cache.read(source, at + count, count)
         if keys.dtype != heads.dtype:
             heads = heads.to(keys.dtype)
-        scale = 1.0 / math.sqrt(self.config.head_dim)
         if count == 1:
             # Explicit products of grouped heads: for one token they are faster than the fused kernel.
             queries = heads[0, :queries_of].view(keys.shape[0], -1, self.config.head_dim)
-            scores = torch.bmm(queries, keys.transpose(1, 2)).mul_(scale)
+            scores = torch.bmm(queries, keys.transpose(1, 2))
             return torch.bmm(scores.float().softmax(-1).to(values.dtype), values).reshape(1, -1).float()
         mixed = F.scaled_dot_product_attention(
             heads[:, :queries_of].transpose(0, 1).unsqueeze(0),
@@ -162,7 +173,7 @@ class PackedDecoder:
             values.unsqueeze(0),
             attn_mask=_mask(count, at, first, cache.window),
             is_causal=at == first and cache.window is None,
-            scale=scale,
+            scale=1.0,
             enable_gqa=True,
         )
         return mixed[0].transpose(0, 1).reshape(count, -1).float()
@@ -180,25 +191,34 @@ class PackedDecoder:
         config, precision = self.config, self.precision
         projections = config.projections_of(layer)
         order = pair_order(config.head_dim)
+        # Attention's factor is in the queries' weights, or in their norm, rather than applied to every score.
+        scale = query_scale(config)
 
         def weight(projection: str) -> Tensor | QuantizedWeight:
             read = source.read(f"{config.projection_path(layer, projection)}.weight")
-            return _rows(read, order) if projection in {"q_proj", "k_proj"} else read
+            if projection == "q_proj":
+                return _rows(read, order, factor=1.0 if config.qk_norm else scale)
+            return _rows(read, order) if projection == "k_proj" else read
 
         head_norm = None
         if config.qk_norm:
-            queries = _dense(source.read(f"layers.{layer}.attention.q_norm.weight"))[order]
+            queries = _dense(source.read(f"layers.{layer}.attention.q_norm.weight"))[order] * scale
             head_norm = queries.expand(config.query_heads[layer], -1)
             if "k_proj" in projections:
                 keys = _dense(source.read(f"layers.{layer}.attention.k_norm.weight"))[order]
                 head_norm = torch.cat((head_norm, keys.expand(config.kv_heads[layer], -1)))
+        attention_norm, in_scale = _prescaled(_dense(source.read(f"layers.{layer}.attention_norm.weight")), precision)
+        ffn_norm, ffn_scale = _prescaled(_dense(source.read(f"layers.{layer}.ffn_norm.weight")), precision)
+        qkv = [weight(p) for p in ("q_proj", "k_proj", "v_proj") if p in projections]
         return _Layer(
-            attention_norm=_dense(source.read(f"layers.{layer}.attention_norm.weight")),
-            qkv=pack([weight(p) for p in ("q_proj", "k_proj", "v_proj") if p in projections], precision),
+            attention_norm=attention_norm,
+            attention_scale=in_scale,
+            qkv=pack(qkv, precision, input_range=SCALED_RANGE * in_scale),
             head_norm=head_norm,
             o=pack([weight("o_proj")], precision),
-            ffn_norm=_dense(source.read(f"layers.{layer}.ffn_norm.weight")),
-            gate_up=pack([weight("gate_proj"), weight("up_proj")], precision),
+            ffn_norm=ffn_norm,
+            ffn_scale=ffn_scale,
+            gate_up=pack([weight("gate_proj"), weight("up_proj")], precision, input_range=SCALED_RANGE * ffn_scale),
             down=pack([weight("down_proj")], precision),
         )
 
@@ -232,13 +252,30 @@ def reorder_heads(rows: Tensor, order: Tensor) -> Tensor:
     return rows.view(-1, order.shape[0], *rows.shape[1:])[:, order].reshape(rows.shape)
 
 
-def _rows(weight: Tensor | QuantizedWeight, order: Tensor) -> Tensor | QuantizedWeight:
+def query_scale(config: ModelConfig) -> float:
+    """1 / sqrt(head_dim), by which attention multiplies its scores."""
+    return 1.0 / math.sqrt(config.head_dim)
+
+
+def _prescaled(norm: Tensor, precision: Precision) -> tuple[Tensor, float]:
+    """A norm's weight that brings what it normalises into the range an integer product wants, and how to undo that.
+
+    A vector divided by its root mean square has no element above sqrt(dim), so the range is known without looking.
+    """
+    if not takes_scaled_inputs(precision):
+        return norm, 1.0
+    largest = float(norm.abs().max()) * math.sqrt(norm.shape[0])
+    scale = max(largest, _SMALLEST) / SCALED_RANGE
+    return norm / scale, scale
+
+
+def _rows(weight: Tensor | QuantizedWeight, order: Tensor, *, factor: float = 1.0) -> Tensor | QuantizedWeight:
     if not isinstance(weight, QuantizedWeight):
-        return reorder_heads(weight, order)
-    zeros = None if weight.zeros is None else reorder_heads(weight.zeros, order)
+        return reorder_heads(weight.float() * factor, order)
+    zeros = None if weight.zeros is None else reorder_heads(weight.zeros.float() * factor, order)
     return QuantizedWeight(
         reorder_heads(weight.values, order),
-        reorder_heads(weight.scales, order),
+        reorder_heads(weight.scales.float() * factor, order),
         zeros,
         weight.bits,
         weight.group_size,
@@ -259,13 +296,17 @@ def _spans(chunks: Sequence[Chunk]) -> list[tuple[int, int]]:
 
 
 def _product(
-    linear: Linear, x: Tensor, group: str, layer: int, chunks: Sequence[Chunk], spans: Sequence[tuple[int, int]]
+    linear: Linear,
+    x: Tensor,
+    place: tuple[str, int, float],
+    chunks: Sequence[Chunk],
+    spans: Sequence[tuple[int, int]],
 ) -> Tensor:
-    """X W^T, and each sequence's own adapter on its rows."""
+    """Multiply x with W^T, and add each sequence's adapter to its rows; `place` is group, layer, scale of x."""
     out = linear(x)
     for chunk, (begin, end) in zip(chunks, spans, strict=True):
         if chunk.adapter is not None:
-            chunk.adapter.add(out[begin:end], x[begin:end], layer, group)
+            chunk.adapter.add(out[begin:end], x[begin:end], place)
     return out
 
 

@@ -22,9 +22,14 @@ PRECISIONS: Final[tuple[Precision, ...]] = ("float32", "bfloat16", "float16", "i
 
 _INT8: Final = 8
 _LARGEST: Final = 127.0
+SCALED_RANGE: Final = _LARGEST
 _ZERO_POINT: Final = 128
-# What one step of the second digit is worth: rounding leaves at most half a step of the first, and 127 steps fit in it.
-_SECOND: Final = 1.0 / 254.0
+# Steps of the second digit in one of the first: rounding leaves at most half a step, and 127 steps fit in it.
+_SECOND: Final = 254.0
+_SECOND_STEPS: Final = torch.tensor(_SECOND)
+_ONE_STEP: Final = torch.tensor(1.0 / _LARGEST)
+_SUM_OF_DIGITS: Final = torch.tensor([[1.0, 1.0 / _SECOND]])
+_INFINITY: Final = float("inf")
 # Rows whose largest value is this small are all zero for every purpose; dividing by it stays finite.
 _SMALLEST: Final = 1e-20
 # From here on the products cost more than unpacking int4 once.
@@ -76,38 +81,49 @@ class Int8Linear:
     One int8 digit for each activation loses what a few outlier channels leave no room for (Dettmers et al. 2022,
     arXiv:2208.07339). The remainder of the first digit is a second row of the same product, so the weights are read
     once and activations keep about 15 bits: the error is that of the weights alone. Sums are exact, so a row's result
-    is the same alone and in a batch.
+    does not depend on the rows beside it.
     """
 
-    def __init__(self, quantized: QuantizedWeight) -> None:
+    def __init__(self, quantized: QuantizedWeight, *, input_range: float | None = None) -> None:
+        """Pack.
+
+        Args:
+            quantized: int8 (out, in).
+            input_range: Largest magnitude of an input, where that is known; the caller then gives inputs that were
+                multiplied by 127 / input_range, and nothing is measured. None measures each row.
+        """
         rows, _ = quantized.shape
         self.out_features = rows
         self.num_bytes = quantized.values.nbytes + quantized.scales.nbytes
-        scales = quantized.scales.double()
-        weight = torch._make_per_channel_quantized_tensor(  # noqa: SLF001  (the only constructor from whole numbers)
-            quantized.values, scales, torch.zeros(rows, dtype=torch.int64), 0
-        )
-        with _fbgemm():
+        self._is_scaled = input_range is not None
+        scales = quantized.scales.double() * ((input_range or 1.0) / _LARGEST if self._is_scaled else 1.0)
+        with _fbgemm(), warnings.catch_warnings():
+            # torch announces that these tensors will go one day; `has_int8_products` is how that day is noticed.
+            warnings.simplefilter("ignore", UserWarning)
+            weight = torch._make_per_channel_quantized_tensor(  # noqa: SLF001  (the only one from whole numbers)
+                quantized.values, scales, torch.zeros(rows, dtype=torch.int64), 0
+            )
             self._packed = torch.ops.quantized.linear_prepack(weight, None)
         self._op = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
 
     def __call__(self, x: Tensor) -> Tensor:
         """(N, in) -> (N, out)."""
-        count = x.shape[0]
-        if count == 1:  # numbers instead of tensors: half the time of the small steps
-            largest = max(float(torch.linalg.vector_norm(x, float("inf"))), _SMALLEST)
-            scaled = x * (_LARGEST / largest)
-            out = self._op(_digits(scaled), 1.0, _ZERO_POINT, self._packed)
-            return torch.add(out[:1], out[1:], alpha=_SECOND).mul_(largest / _LARGEST)
-        largest_each = torch.linalg.vector_norm(x, float("inf"), dim=1, keepdim=True).clamp_(min=_SMALLEST)
-        out = self._op(_digits(x * (_LARGEST / largest_each)), 1.0, _ZERO_POINT, self._packed)
-        return torch.add(out[:count], out[count:], alpha=_SECOND).mul_(largest_each / _LARGEST)
+        if self._is_scaled:
+            return self._product(x)
+        # Tensors instead of numbers: torch wraps a number in a tensor and converts it, which takes as long again.
+        scales = torch.linalg.vector_norm(x, _INFINITY, dim=1, keepdim=True).clamp_(min=_SMALLEST).mul_(_ONE_STEP)
+        return self._product(x / scales).mul_(scales)
 
-
-def _digits(scaled: Tensor) -> Tensor:
-    """Whole numbers -127..127, and below them what rounding left over, 254 times as large: (N, in) -> (2 N, in)."""
-    first = scaled.round()
-    return torch.cat((first, scaled.sub_(first).mul_(1.0 / _SECOND)))
+    def _product(self, scaled: Tensor) -> Tensor:
+        """The product of inputs in -127..127 with the weights."""
+        out: Tensor
+        first = scaled.round()
+        both = torch.cat((first, (scaled - first).mul_(_SECOND_STEPS)))
+        out = self._op(both, 1.0, _ZERO_POINT, self._packed)
+        if scaled.shape[0] == 1:
+            return torch.mm(_SUM_OF_DIGITS, out)
+        count = scaled.shape[0]
+        return torch.add(out[:count], out[count:], alpha=1.0 / _SECOND)
 
 
 class Int8WeightLinear:
@@ -149,12 +165,26 @@ class Int4Linear:
         return out.float()
 
 
+def takes_scaled_inputs(precision: Precision) -> bool:
+    """Whether layers of this precision want inputs of a known range multiplied by `SCALED_RANGE` / range."""
+    return precision == "int8" and has_int8_products()
+
+
 def has_int8_products() -> bool:
     """Whether this build of torch multiplies int8 with int8 on this processor (x86 with FBGEMM)."""
-    return "fbgemm" in torch.backends.quantized.supported_engines
+    return (
+        "fbgemm" in torch.backends.quantized.supported_engines
+        and hasattr(torch, "_make_per_channel_quantized_tensor")
+        and hasattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32")
+    )
 
 
-def pack(weights: Sequence[Tensor | QuantizedWeight], precision: Precision) -> Linear:
+def pack(
+    weights: Sequence[Tensor | QuantizedWeight],
+    precision: Precision,
+    *,
+    input_range: float | None = None,
+) -> Linear:
     """One linear layer from matrices stacked along their outputs.
 
     A weight that is quantised already keeps its whole numbers where the precision is the same; otherwise it is
@@ -163,13 +193,16 @@ def pack(weights: Sequence[Tensor | QuantizedWeight], precision: Precision) -> L
     Args:
         weights: (out, in) each.
         precision: What the products are computed from.
+        input_range: As for `Int8Linear`; only where `takes_scaled_inputs` says so.
     """
     if precision == "int8":
         parts = [_as_int8(weight) for weight in weights]
         stacked = QuantizedWeight(
             torch.cat([part.values for part in parts]), torch.cat([part.scales for part in parts]), None, 8, None
         )
-        return Int8Linear(stacked) if has_int8_products() else Int8WeightLinear(stacked)
+        if has_int8_products():
+            return Int8Linear(stacked, input_range=input_range)
+        return Int8WeightLinear(stacked)
     if precision == "int4":
         return _pack_int4(weights)
     dense = torch.cat([_as_dense(weight) for weight in weights])

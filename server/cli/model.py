@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -107,6 +109,79 @@ def plan(
     for path in (picture, None if out is None else out / "config.json"):
         if path is not None:
             console.print(f"Wrote {path}", soft_wrap=True)
+
+
+@app.command()
+def bench(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint folder.", exists=True, file_okay=False)],
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(help="float32, bfloat16, float16, int8 or int4; repeatable. If not given: bfloat16, int8, int4."),
+    ] = None,
+    prompt_tokens: Annotated[int, typer.Option(help="Length of the prompt.", min=1)] = 128,
+    new_tokens: Annotated[int, typer.Option(help="Length of the answer.", min=2)] = 32,
+    as_json: AsJson = False,
+) -> None:
+    """Generate on this machine at several precisions, and with llama.cpp where its binding is installed."""
+    from model.inference import PRECISIONS, measure_decoding, read_bandwidth
+
+    chosen = precision or ["bfloat16", "int8", "int4"]
+    if unknown := sorted(set(chosen) - set(PRECISIONS)):
+        raise ConfigurationError(f"No precision {unknown[0]!r}; choose among {', '.join(PRECISIONS)}.")
+    base = folder / "base" if (folder / "base").is_dir() else folder
+    with console.status("Reading memory ...") as status:
+        bytes_per_s = read_bandwidth()
+        rows: list[dict[str, Any]] = []
+        for name in PRECISIONS:
+            if name in chosen:
+                status.update(f"Generating with {name} ...")
+                found = measure_decoding(base, precision=name, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
+                rows.append({"engine": "torch"} | asdict(found) | {"share": found.bandwidth_share(bytes_per_s)})
+        status.update("Generating with llama.cpp ...")
+        rows += _llama_cpp_row(base, bytes_per_s)
+    if as_json:
+        show_json({"read_bandwidth_bytes_per_s": bytes_per_s, "engines": rows})
+        return
+    show_table(
+        f"{folder}: prompt of {prompt_tokens} tokens, answer of {new_tokens}; memory {bytes_per_s / 1e9:.1f} GB/s",
+        ("engine", "weights", "threads", "size", "prompt, tokens/s", "answer, tokens/s", "of memory speed"),
+        [
+            (
+                row["engine"],
+                row["precision"],
+                row["threads"],
+                megabytes(row["weight_bytes"]),
+                f"{row['prefill_tokens_per_s']:.0f}",
+                f"{row['decode_tokens_per_s']:.1f}",
+                f"{row['share']:.0%}",
+            )
+            for row in rows
+        ],
+    )
+
+
+def _llama_cpp_row(base: Path, bytes_per_s: float) -> list[dict[str, Any]]:
+    """llama.cpp on the checkpoint as Q8_0; empty, with a word why, where it cannot run it."""
+    from model import ModelConfig
+    from model.errors import ExportError
+    from model.export import export_gguf
+    from model.export.speed import measure_llama_cpp
+
+    config = ModelConfig.from_json((base / "config.json").read_bytes())
+    with tempfile.TemporaryDirectory(prefix="lamella-bench-") as work:
+        gguf = Path(work) / "model.gguf"
+        try:
+            export_gguf(base, gguf, quantization="q8_0")
+        except ExportError as error:
+            problems.print(f"llama.cpp is left out: {error}", markup=False)
+            return []
+        speed = measure_llama_cpp(gguf, vocab_size=config.vocab_size, max_context=config.max_context)
+        size = gguf.stat().st_size
+    if speed is None:
+        problems.print("llama.cpp is left out: pip install 'lamella[llamacpp]' brings its binding.", markup=False)
+        return []
+    facts = asdict(speed) | {"engine": speed.engine, "precision": "q8_0", "weight_bytes": size}
+    return [facts | {"share": size * speed.decode_tokens_per_s / bytes_per_s}]
 
 
 @app.command()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from model.training.lean.stream import Group, TokenStream
 
 # Queries at a time: bounds the scores in memory, and leaves out the keys that none of them may see.
-_QUERY_BLOCK: Final = 256
+_QUERY_BLOCK: Final = 64
 
 
 class Turns(NamedTuple):
@@ -41,7 +41,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, *, stream: TokenStream
 
 
 class _Attend(torch.autograd.Function):
-    """Keeps its three inputs and nothing else."""
+    """Keeps turned queries and keys, and the values; nothing of their product."""
 
     @staticmethod
     def forward(
@@ -52,10 +52,10 @@ class _Attend(torch.autograd.Function):
         stream: TokenStream,
         turns: Turns,
     ) -> Tensor:
-        ctx.save_for_backward(queries, keys, values)
-        ctx.stream, ctx.turns = stream, turns
         kv_heads = keys.shape[1]
         turned, seen = _turn(queries, turns), _turn(keys, turns)
+        ctx.save_for_backward(turned, seen, values)
+        ctx.stream, ctx.turns = stream, turns
         mixed = torch.empty_like(queries)
         for group in stream.groups:
             q, k, v = (_gather(x, group, kv_heads) for x in (turned, seen, values))
@@ -68,11 +68,10 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401  (as above)
-        queries, keys, values = ctx.saved_tensors
-        stream, turns, kv_heads = ctx.stream, ctx.turns, keys.shape[1]
-        turned, seen = _turn(queries, turns), _turn(keys, turns)
-        wanted = gradients[0].to(queries.dtype).view_as(queries)
-        results = tuple(torch.empty_like(x) for x in (queries, keys, values))
+        turned, seen, values = ctx.saved_tensors
+        stream, turns, kv_heads = ctx.stream, ctx.turns, seen.shape[1]
+        wanted = gradients[0].to(turned.dtype).view_as(turned)
+        results = tuple(torch.empty_like(x) for x in (turned, seen, values))
         for group in stream.groups:
             parts = tuple(_gather(x, group, kv_heads) for x in (turned, seen, values, wanted))
             if group.is_real is not None:

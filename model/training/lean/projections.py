@@ -102,9 +102,9 @@ class _Project(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: _Plan, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:  # noqa: ANN401  (torch's)
         inputs = tensors[: plan.num_inputs]
-        z = plan.transform.forward(*inputs)
-        branches = [p.branch[0].to(z.dtype) for p in plan.projections if p.branch is not None]
-        reduced = torch.cat(branches) @ z.t() if branches else None  # A z^T of all: (sum of ranks, N)
+        z, _ = plan.transform.forward(*inputs)
+        is_adapted = any(p.branch is not None for p in plan.projections)
+        reduced = _stacked(plan, z.dtype) @ z.t() if is_adapted else None  # A z^T of all: (sum of ranks, N)
         outputs, row = [], 0
         for projection in plan.projections:
             output = product(z, projection.weight)
@@ -124,23 +124,27 @@ class _Project(torch.autograd.Function):
         plan: _Plan = ctx.plan
         *inputs, reduced = ctx.saved_tensors
         wanted = [gradient.to(ctx.dtype) for gradient in gradients]
-        needs_inputs = any(ctx.needs_input_grad[1 : 1 + plan.num_inputs])
-        back, for_branches = _branches_back(plan, wanted, reduced, inputs)
+        z, on_the_way = plan.transform.forward(*inputs)
+        back, for_branches = _branches_back(plan, wanted, reduced, z)
         for_inputs: tuple[Tensor | None, ...] = (None,) * plan.num_inputs
-        if needs_inputs:
+        if any(ctx.needs_input_grad[1 : 1 + plan.num_inputs]):
             total = product_back(wanted[0], plan.projections[0].weight)
             for gradient, projection in zip(wanted[1:], plan.projections[1:], strict=True):
                 total += product_back(gradient, projection.weight)
             if back is not None:
-                branches = [p.branch[0].to(ctx.dtype) for p in plan.projections if p.branch is not None]
-                total.addmm_(back.t(), torch.cat(branches))
-            for_inputs = plan.transform.backward(total, *inputs)
+                total.addmm_(back.t(), _stacked(plan, ctx.dtype))
+            for_inputs = plan.transform.backward(total, on_the_way, *inputs)
         for_residual = (gradients[0],) if plan.has_residual else ()
         return (None, *for_inputs, *for_residual, *for_branches)
 
 
+def _stacked(plan: _Plan, dtype: torch.dtype) -> Tensor:
+    """All A on top of each other: (sum of ranks, in)."""
+    return torch.cat([p.branch[0].to(dtype) for p in plan.projections if p.branch is not None])
+
+
 def _branches_back(
-    plan: _Plan, wanted: Sequence[Tensor], reduced: Tensor | None, inputs: Sequence[Tensor]
+    plan: _Plan, wanted: Sequence[Tensor], reduced: Tensor | None, z: Tensor
 ) -> tuple[Tensor | None, list[Tensor]]:
     """The gradient of A z^T of all branches (sum of ranks, N), and the gradients of each A and B in turn."""
     if reduced is None:
@@ -148,7 +152,6 @@ def _branches_back(
     adapted = [(p, gradient) for p, gradient in zip(plan.projections, wanted, strict=True) if p.branch is not None]
     parts = [_b(p).to(reduced.dtype).t() @ gradient.t() * p.scaling for p, gradient in adapted]
     back = torch.cat(parts)
-    z = plan.transform.forward(*inputs)
     ranks = [part.shape[0] for part in parts]
     hidden = torch.split(reduced, ranks)
     if plan.per_example is not None:

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 class Transform(Protocol):
-    """A function of one or two tensors of N rows, with a backward pass that needs only its inputs."""
+    """A function of one or two tensors of N rows."""
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """The result, in the dtype of the step's products."""
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The result in the dtype of the step's products, and what the backward pass wants of the way there."""
         ...
 
-    def backward(self, gradient: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """The gradient of each input; may overwrite `gradient`."""
+    def backward(self, gradient: Tensor, on_the_way: tuple[Tensor, ...], *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The gradient of each input; may overwrite `gradient` and `on_the_way`."""
         ...
 
 
@@ -30,11 +30,11 @@ class Identity:
 
     dtype: torch.dtype
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """(N, dim) -> (N, dim)."""
-        return inputs[0].to(self.dtype)
+        return inputs[0].to(self.dtype), ()
 
-    def backward(self, gradient: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def backward(self, gradient: Tensor, _on_the_way: tuple[Tensor, ...], *inputs: Tensor) -> tuple[Tensor, ...]:
         """(N, dim) -> (N, dim)."""
         return (gradient.to(inputs[0].dtype),)
 
@@ -47,23 +47,20 @@ class Normalized:
     weight: Tensor
     eps: float
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """(N, dim) -> (N, dim)."""
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """(..., dim) -> (..., dim); on the way x / rms and 1 / rms."""
         wide = inputs[0].float()
-        return (wide * self._inverse_rms(wide)).mul_(self.weight).to(self.dtype)
-
-    def backward(self, gradient: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """With n = x / rms and u = gradient * weight: (u - n mean(u n)) / rms."""
-        wide = inputs[0].float()
-        inverse = self._inverse_rms(wide)
-        normalized = wide * inverse
-        wanted = gradient.float() * self.weight
-        along = torch.linalg.vecdot(wanted, normalized).unsqueeze(-1) / wide.shape[-1]
-        return (wanted.addcmul_(normalized, along, value=-1.0).mul_(inverse).to(inputs[0].dtype),)
-
-    def _inverse_rms(self, wide: Tensor) -> Tensor:
         squares: Tensor = torch.linalg.vecdot(wide, wide).unsqueeze(-1)
-        return squares.div_(wide.shape[-1]).add_(self.eps).rsqrt_()
+        inverse = squares.div_(wide.shape[-1]).add_(self.eps).rsqrt_()
+        normalized = wide * inverse
+        return (normalized * self.weight).to(self.dtype), (normalized, inverse)
+
+    def backward(self, gradient: Tensor, on_the_way: tuple[Tensor, ...], *inputs: Tensor) -> tuple[Tensor, ...]:
+        """With n = x / rms and u = gradient * weight: (u - n mean(u n)) / rms."""
+        normalized, inverse = on_the_way
+        wanted = gradient.float().mul_(self.weight)
+        along = torch.linalg.vecdot(wanted, normalized).unsqueeze(-1).div_(wanted.shape[-1])
+        return (wanted.addcmul_(normalized, along, value=-1.0).mul_(inverse).to(inputs[0].dtype),)
 
 
 @dataclass(frozen=True)
@@ -72,16 +69,17 @@ class Gated:
 
     dtype: torch.dtype
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """(N, ffn_dim) twice -> (N, ffn_dim)."""
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """(N, ffn_dim) twice -> (N, ffn_dim); on the way silu(gate)."""
         gate, up = inputs
-        return F.silu(gate).mul_(up).to(self.dtype)
+        opened = F.silu(gate)
+        return (opened * up).to(self.dtype), (opened,)
 
-    def backward(self, gradient: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def backward(self, gradient: Tensor, on_the_way: tuple[Tensor, ...], *inputs: Tensor) -> tuple[Tensor, ...]:
         """The gradients of gate and up."""
         gate, up = inputs
         gradient = gradient.to(gate.dtype)
-        for_up = F.silu(gate).mul_(gradient)
+        for_up = on_the_way[0].mul_(gradient)
         for_gate: Tensor = torch.ops.aten.silu_backward(gradient.mul_(up), gate)
         return for_gate, for_up
 
@@ -97,9 +95,11 @@ class _Transformed(torch.autograd.Function):
     def forward(ctx: Any, transform: Transform, *inputs: Tensor) -> Tensor:  # noqa: ANN401  (torch's context object)
         ctx.transform = transform
         ctx.save_for_backward(*inputs)
-        return transform.forward(*inputs)
+        return transform.forward(*inputs)[0]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401  (as above)
         # A copy, since a transform may overwrite the gradient it is given, and this one belongs to autograd.
-        return None, *ctx.transform.backward(gradients[0].clone(), *ctx.saved_tensors)
+        inputs = ctx.saved_tensors  # once: checkpointing hands them out a single time
+        _, on_the_way = ctx.transform.forward(*inputs)
+        return None, *ctx.transform.backward(gradients[0].clone(), on_the_way, *inputs)

@@ -98,6 +98,7 @@ def test_blocks_of_queries_and_of_logits(
 ) -> None:
     monkeypatch.setattr(attention, "_QUERY_BLOCK", 7)
     monkeypatch.setattr(losses, "_ROWS", 5)
+    monkeypatch.setattr(losses, "_TOKENS", 100)
     assert_like_plain(adapted(tiny_model, LoRAConfig(rank=2, targets=PROJECTIONS)), batch)
 
 

@@ -160,3 +160,18 @@ def test_other_amounts_are_refused(text: str) -> None:
 
 def test_amounts_are_written_short() -> None:
     assert [short_amount(v) for v in (271_527_168, 1_079_891_456, 1234, 7)] == ["272M", "1.08B", "1.23k", "7"]
+
+
+def test_bench_runs_each_precision_that_is_asked_for(tmp_path: Path) -> None:
+    write_base_version(tmp_path)
+    told = call_json("bench", str(tmp_path), "--precision", "float32", "--prompt-tokens", "8", "--new-tokens", "4")
+    ours = [row for row in told["engines"] if row["engine"] == "torch"]
+    assert [row["precision"] for row in ours] == ["float32"]
+    assert ours[0]["decode_tokens_per_s"] > 0
+    assert ours[0]["weight_bytes"] > 0
+    assert told["read_bandwidth_bytes_per_s"] > 0
+
+
+def test_bench_knows_its_precisions(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"No precision 'int3'; choose among float32, bfloat16"):
+        call("bench", str(tmp_path), "--precision", "int3")

@@ -42,7 +42,8 @@ def test_a_version_keeps_its_adapter_on_the_smaller_base(tree: Path, tmp_path: P
 def test_a_base_is_calibrated_and_told_in_json(tree: Path, tmp_path: Path) -> None:
     report = json.loads(
         run(
-            "quantize", tree / "base", "--out", tmp_path / "out", "--bits", "4", "--calibrate", tree.parent / "text.txt",
+            "quantize", tree / "base", "--out", tmp_path / "out", "--bits", "4",
+            "--calibrate", tree.parent / "text.txt",
             "--keep-sensitive", "0.05", "--calibration-tokens", "1024", "--json",
         )
     )  # fmt: skip
