@@ -54,7 +54,7 @@ class DPSGDParameters:
             )
 
 
-def train_dp_sgd(
+def train_dp_sgd(  # noqa: PLR0913 - each is one part of the mechanism
     module: nn.Module,
     examples: Sequence[T],
     *,

@@ -6,6 +6,7 @@ are beside it as far as the kernels allow: exactly so for int8, whose sums are w
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 import torch

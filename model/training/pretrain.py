@@ -16,7 +16,6 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812  (its usual name)
 
 from model.checkpoint import save_checkpoint
-from model.config import ModelConfig
 from model.errors import DataError
 from model.presets import preset
 from model.tokenizer import Tokenizer
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
+    from model.config import ModelConfig
     from model.data.source import Example
 
 _END_OF_TEXT: Final = "<|endoftext|>"

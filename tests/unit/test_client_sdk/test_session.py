@@ -1,13 +1,15 @@
 """Conversations, in the runtime and at the terminal, with a runtime that answers by rule."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from client_sdk import ChatSession, Device, DeviceError, Ending, EngineFacts, GenerationOptions, Piece
-from client_sdk.runtime import Runtime
 from client_sdk.terminal_chat import printable_lines, run_chat
+
+if TYPE_CHECKING:
+    from client_sdk.runtime import Runtime
 
 FACTS = EngineFacts(
     backend="torch",
