@@ -152,8 +152,10 @@ def watch(service: Service, recipe: Recipe, start: Callable[[], FlowerRun]) -> N
             break
         # Seen: the first connection of a ServerApp to a SuperLink with TLS was closed. Nothing has happened yet.
         problems.print(f"Flower could not start the run ({escape(status.details or status.word)}); trying once more.")
-    problems.print(run.log_tail(), markup=False, highlight=False)
-    reason = (ended and ended[1]) or status.details or "the ServerApp did not start"
+    told = ended and ended[1]
+    if not told:  # our own reason says more than Flower's log
+        problems.print(run.log_tail(), markup=False, highlight=False)
+    reason = told or status.details or "the ServerApp did not start"
     kept = f" What was reached is kept; go on with --resume {run_id}." if view.has_begun() else ""
     raise FederationError(f"Run {run_id} failed ({status.word}): {reason.rstrip('.')}.{kept}")
 
