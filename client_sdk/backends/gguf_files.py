@@ -29,7 +29,7 @@ def base_file(derived: Path, base: Path, base_hash: str, quantization: str) -> P
     if not path.exists():
         export_gguf, _ = _exporters()
         make_private_folder(derived)
-        _remove_others(derived, "base-", keep=())
+        _remove_others(derived, "base-", keep=tuple(derived.glob(f"base-{base_hash[:_HASH_CHARACTERS]}-*")))
         export_gguf(base, path, quantization=quantization)
     return path
 

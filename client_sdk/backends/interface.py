@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 BackendName = Literal["torch", "llamacpp"]
 BackendChoice = Literal["auto", "torch", "llamacpp"]
 CacheDtype = Literal["auto", "float32", "float16", "int8"]
-Precision = Literal["auto", "float32", "float16", "int8", "int4"]
+Precision = Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"]
 MAX_LOGPROBS = 20
 
 

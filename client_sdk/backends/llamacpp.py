@@ -27,7 +27,14 @@ from client_sdk.backends.threads import LoadMeter
 from client_sdk.errors import DeviceError, MissingExtraError
 
 _FIRST_CONTEXT = 2048
-_QUANTIZATIONS = {"auto": "q8_0", "int8": "q8_0", "float16": "f16", "float32": "f32", "int4": "q4_0"}
+_QUANTIZATIONS = {
+    "auto": "q8_0",
+    "int8": "q8_0",
+    "int4": "q4_0",
+    "float16": "f16",
+    "bfloat16": "bf16",
+    "float32": "f32",
+}
 _CACHE_TYPES = {"auto": "F16", "float16": "F16", "float32": "F32", "int8": "Q8_0"}
 _PROBE = (1, 2, 3, 5, 7, 11)
 _PROBE_LOGPROBS = 10
@@ -177,6 +184,10 @@ class LlamaCppBackend:
             self._server = binding.Server(params)
         except Exception as error:
             raise DeviceError(f"llama.cpp cannot load {self._file.name}: {error}.") from error
+        # The binding returns before its loop runs, and closing it before then would wait for ever: one token proves
+        # that the loop runs, and that the file computes something.
+        first = GenerationRequest(token_ids=_PROBE[:1], max_new_tokens=1)
+        list(_answer(self._server, self._body(first, 1, self._known), first))
         self._opened_at = time.monotonic()
 
     def _adapter_file(self, folder: Path) -> Path:

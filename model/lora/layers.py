@@ -27,17 +27,19 @@ class LoRALinear(nn.Module):
     reason, and is made dense only by merging.
     """
 
-    def __init__(self, base: nn.Linear | QuantizedLinear, config: LoRAConfig) -> None:
+    def __init__(
+        self, base: nn.Linear | QuantizedLinear, config: LoRAConfig, *, dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__()
         self.quantized: QuantizedLinear | None = None
         self.weight: nn.Parameter | None
         if isinstance(base, QuantizedLinear):
             self.quantized = base
             self.register_parameter("weight", None)
-            dtype, device = base.dtype, base.scales.device
+            dtype, device = dtype or base.dtype, base.scales.device
         else:
             self.weight = cast("nn.Parameter", base.weight)
-            dtype, device = base.weight.dtype, base.weight.device
+            dtype, device = dtype or base.weight.dtype, base.weight.device
         self.lora_a = nn.Linear(base.in_features, config.rank, bias=False, dtype=dtype, device=device)
         self.lora_b = nn.Linear(config.rank, base.out_features, bias=False, dtype=dtype, device=device)
         self.dropout = nn.Dropout(config.dropout)
@@ -50,7 +52,8 @@ class LoRALinear(nn.Module):
         base = self.base(x)
         if self.is_merged:
             return base
-        return base + cast("Tensor", self.lora_b(self.lora_a(self.dropout(x)))) * self.config.scaling
+        branch = cast("Tensor", self.lora_b(self.lora_a(self.dropout(x.to(self.lora_a.weight.dtype)))))
+        return base + (branch * self.config.scaling).to(base.dtype)
 
     def base(self, x: Tensor) -> Tensor:
         """What the layer computes without its branch, or with the branch merged in: (..., in) -> (..., out)."""
@@ -87,8 +90,15 @@ class LoRALinear(nn.Module):
         return plain
 
 
-def add_lora(model: LayeredTransformer, config: LoRAConfig, *, seed: int = 0) -> None:
+def add_lora(model: LayeredTransformer, config: LoRAConfig, *, seed: int = 0, dtype: torch.dtype | None = None) -> None:
     """Freeze the model and give it a new adapter that changes no logit yet; only the adapter is trainable.
+
+    Args:
+        model: Without an adapter.
+        config: Where the adapter sits, and its size.
+        seed: Of its first values.
+        dtype: Of the adapter; the base's unless said otherwise. Train in float32, also on a bfloat16 base: steps
+            smaller than a bfloat16's last bit would be lost.
 
     Raises:
         AdapterError: The model already has an adapter, or no such layer.
@@ -101,7 +111,7 @@ def add_lora(model: LayeredTransformer, config: LoRAConfig, *, seed: int = 0) ->
         if config.adapts(layer, projection):
             owner_path, _, attribute = model.config.projection_path(layer, projection).rpartition(".")
             owner = model.get_submodule(owner_path)
-            setattr(owner, attribute, LoRALinear(cast("nn.Linear", getattr(owner, attribute)), config))
+            setattr(owner, attribute, LoRALinear(getattr(owner, attribute), config, dtype=dtype))
     load_adapter_state(model, state)
 
 

@@ -199,8 +199,11 @@ def test_gguf_files_are_made_once_and_old_ones_removed(
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "engine").iterdir()}
     assert made.items() <= after.items()  # the base is the same: only the adapter's file is new
     assert len(after) == 2
-    open_runtime(adapted, version=2, backend="llamacpp", precision="int8").answer(PROMPT, max_new_tokens=1)
-    assert not made.keys() & {path.name for path in (tmp_path / "engine").iterdir()}
+    other = write_base_version(tmp_path / "other")
+    spoilt = (other / "base" / "tokenizer_config.json").read_text().replace("{", "{ ", 1)
+    (other / "base" / "tokenizer_config.json").write_text(spoilt)  # another hash is another base
+    open_runtime(other, version=3, backend="llamacpp").answer(PROMPT, max_new_tokens=1)
+    assert not after.keys() & {path.name for path in (tmp_path / "engine").iterdir()}
 
 
 def test_what_is_not_installed_is_told_and_auto_goes_on(

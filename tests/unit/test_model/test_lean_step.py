@@ -27,7 +27,7 @@ from model import (
 from model.quantization import quantize_model, set_int8_inputs, uniform_plan
 from model.training import StepCost, has_fast_bfloat16, is_lean, lean_sequence_losses
 from model.training import loop as loop_module
-from model.training.lean import attention, losses, precision
+from model.training.lean import kernels, losses, precision
 
 LENGTHS = (5, 30, 12, 3, 21, 9, 2, 30, 60)
 Gradients = list[torch.Tensor]
@@ -96,7 +96,8 @@ def test_every_kind_of_plan(config: ModelConfig, batch: list[EncodedExample], ch
 def test_blocks_of_queries_and_of_logits(
     tiny_model: LayeredTransformer, batch: list[EncodedExample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "_QUERY_BLOCK", 7)
+    monkeypatch.setattr(kernels, "_FUSED_LONGEST", 20)
+    monkeypatch.setattr(kernels, "_QUERY_BLOCK", 7)
     monkeypatch.setattr(losses, "_ROWS", 5)
     monkeypatch.setattr(losses, "_TOKENS", 100)
     assert_like_plain(adapted(tiny_model, LoRAConfig(rank=2, targets=PROJECTIONS)), batch)
