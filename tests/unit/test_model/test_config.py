@@ -97,6 +97,15 @@ def test_lora_config_orders_targets_and_scales() -> None:
     lora = LoRAConfig(rank=4, alpha=8, targets=("down_proj", "q_proj"))
     assert lora.targets == ("q_proj", "down_proj")
     assert lora.scaling == 2.0
+    assert lora.adapts(7, "q_proj")
+    assert not lora.adapts(7, "k_proj")
+
+
+def test_lora_config_may_name_layers() -> None:
+    lora = LoRAConfig(layers=(5, 2))
+    assert lora.layers == (2, 5)
+    assert lora.adapts(5, "v_proj")
+    assert not lora.adapts(4, "v_proj")
 
 
 @pytest.mark.parametrize(
@@ -104,6 +113,7 @@ def test_lora_config_orders_targets_and_scales() -> None:
     [
         {"rank": 0}, {"rank": 1.5}, {"alpha": 0}, {"alpha": float("inf")}, {"dropout": 1.0}, {"dropout": -0.1},
         {"targets": ()}, {"targets": ("q_proj", "q_proj")}, {"targets": ("embedding",)},
+        {"layers": (1, 1)}, {"layers": (-1,)}, {"layers": (1.0,)}, {"layers": (True,)}, {"layers": (512,)},
     ],
 )  # fmt: skip
 def test_impossible_lora_configs_are_refused(change: dict[str, object]) -> None:

@@ -156,3 +156,24 @@ def test_dropout_only_while_training(tiny_model: LayeredTransformer, config: Mod
     assert torch.equal(tiny_model(TOKENS), tiny_model(TOKENS))
     tiny_model.train()
     assert not torch.equal(tiny_model(TOKENS), tiny_model(TOKENS))
+
+
+def test_an_adapter_on_some_layers(tiny_model: LayeredTransformer, config: ModelConfig) -> None:
+    lora = LoRAConfig(rank=2, targets=("q_proj", "down_proj"), layers=(1, 2))
+    add_lora(tiny_model, lora)
+    assert set(adapter_state_dict(tiny_model)) == set(adapter_shapes(config, lora))
+    assert {name.split(".")[1] for name in adapter_state_dict(tiny_model)} == {"1", "2"}
+    remove_lora(tiny_model)
+    with pytest.raises(AdapterError, match=r"layers \[3\] have no weights"):
+        add_lora(tiny_model, LoRAConfig(layers=(0, 3)))
+    add_lora(tiny_model, LoRAConfig(layers=(0,)))  # the refused one left nothing behind
+
+
+def test_a_float32_adapter_on_a_bfloat16_base(tiny_model: LayeredTransformer) -> None:
+    tokens = torch.tensor([[3, 1, 4, 1, 5]])
+    expected = tiny_model.to(torch.bfloat16)(tokens)
+    add_lora(tiny_model, LoRAConfig(rank=2), dtype=torch.float32)
+    assert {t.dtype for t in adapter_state_dict(tiny_model).values()} == {torch.float32}
+    assert torch.equal(tiny_model(tokens), expected)
+    merge_lora(tiny_model)
+    assert tiny_model(tokens).dtype == torch.bfloat16

@@ -92,6 +92,34 @@ def test_ours_loads_peft_with_the_same_logits(twins: Twins, tmp_path: Path) -> N
     assert (ours(TOKENS) - base).abs().max() > 1e-2
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(("chosen", "layers"), [([1], (1,)), (0, (0,)), ([0, 1], (0, 1))])
+def test_an_adapter_on_some_layers_goes_both_ways(
+    twins: Twins, tmp_path: Path, chosen: int | list[int], layers: tuple[int, ...]
+) -> None:
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    theirs, ours = twins
+    peft_config = LoraConfig(
+        r=4, lora_alpha=6, target_modules=["q_proj", "up_proj"], layers_to_transform=chosen, layers_pattern="layers",
+        init_lora_weights=False, task_type="CAUSAL_LM",
+    )  # fmt: skip
+    adapted = get_peft_model(theirs, peft_config).eval()
+    adapted.save_pretrained(tmp_path / "theirs")
+    expected = adapted(TOKENS).logits
+
+    state, lora = load_adapter(tmp_path / "theirs")
+    assert lora == LoRAConfig(rank=4, alpha=6, targets=("q_proj", "up_proj"), layers=layers)
+    add_lora(ours, lora)
+    load_adapter_state(ours, state)
+    torch.testing.assert_close(ours.eval()(TOKENS), expected, atol=1e-4, rtol=0)
+
+    save_adapter(tmp_path / "ours", state, lora, dtype=torch.float32)
+    assert load_adapter(tmp_path / "ours")[1] == lora
+    back = PeftModel.from_pretrained(adapted.unload(), str(tmp_path / "ours")).eval()
+    torch.testing.assert_close(back(TOKENS).logits, expected, atol=1e-5, rtol=0)
+
+
 def test_round_trip_and_same_bytes(tmp_path: Path, config: ModelConfig) -> None:
     state = random_state(config)
     for name in ("a", "b"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -79,6 +80,7 @@ def run(
     loss_of: Callable[[nn.Module, Sequence[Sample]], Tensor] = sequence_losses,
     max_physical_batch: int = 16,
     on_step: Callable[[int, int], None] | None = None,
+    has_own_gradients: bool = False,
 ) -> list[Tensor]:
     weights = [weight for weight in module.parameters() if weight.requires_grad]
     before = [weight.detach().clone() for weight in weights]
@@ -92,6 +94,7 @@ def run(
         seed=seed,
         on_step=on_step,
         max_physical_batch=max_physical_batch,
+        has_own_gradients=has_own_gradients,
     )
     return [weight.detach() - old for weight, old in zip(weights, before, strict=True)]
 
@@ -436,4 +439,43 @@ def test_adamw_works_as_well() -> None:
             optimizer=optimizer,
             parameters=parameters(),
             max_physical_batch=0,
+        )
+
+
+def losses_with_own_gradients(module: nn.Module, batch: Sequence[Sample], *, factor: float = 1.0) -> Tensor:
+    """Losses that leave per-example gradients: here by one backward pass an example, in advance."""
+    weights = [weight for weight in module.parameters() if weight.requires_grad]
+    found = [torch.autograd.grad(sequence_losses(module, [example]).sum(), weights) for example in batch]
+    for index, weight in enumerate(weights):
+        weight.grad_sample = torch.stack([gradients[index] for gradients in found]) * factor
+    return sequence_losses(module, batch)
+
+
+@pytest.mark.parametrize("max_physical_batch", [2, 64])
+def test_a_loss_may_bring_its_own_gradients(max_physical_batch: int) -> None:
+    moved = {}
+    for own in (False, True):
+        module, examples = make_module(), make_examples(9)
+        moved[own] = run(
+            module,
+            examples,
+            parameters(steps=3, clipping_norm=0.3),
+            loss_of=losses_with_own_gradients if own else sequence_losses,
+            max_physical_batch=max_physical_batch,
+            has_own_gradients=own,
+        )
+        assert not any("grad_sample" in vars(weight) for weight in module.parameters())
+        assert not any(part._forward_hooks for part in module.modules())
+    for with_hooks, without in zip(moved[False], moved[True], strict=True):
+        torch.testing.assert_close(with_hooks, without, rtol=1e-4, atol=1e-6)
+
+
+def test_own_gradients_that_do_not_add_up_are_refused() -> None:
+    with pytest.raises(UnsupportedModuleError, match="do not add up"):
+        run(
+            make_module(),
+            make_examples(9),
+            parameters(sampling_probability=1.0),
+            loss_of=partial(losses_with_own_gradients, factor=0.5),
+            has_own_gradients=True,
         )

@@ -1,0 +1,379 @@
+"""Generation beside its peers, on the same weights and threads, in one run.
+
+    python benchmarks/runtime.py --base FOLDER            # a base such as `lamella base import` writes
+    python benchmarks/runtime.py --random openelm-270m    # random weights of a preset; speed does not mind
+
+Every contender is a process of its own, so that its memory is its own; they take turns, round by round, so that what
+else the machine does hits all of them. Figures are medians over the rounds, with the spread beside them.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+PROMPT_TOKENS = 128
+TEXT = (
+    "The committee met on Tuesday to discuss the annual budget for road maintenance. After a long debate about costs, "
+    "it decided that the report on bridges would be published first, and that the budget for road maintenance would "
+    "follow in the spring, when the engineers had finished their survey of the northern district. "
+)
+# Long enough for the prompt, and nothing in it comes twice.
+PROSE = (
+    "Lighthouses were built long before anybody understood why glass bends light. Early keepers burned wood, later "
+    "whale oil, and climbed two hundred steps each night with heavy cans. A French engineer then cut rings into "
+    "lenses, so a single small flame could be seen beyond twenty miles. Ships stopped guessing where rocks lay hidden; "
+    "insurance became cheaper, harbours grew, and fishing villages turned into towns with schools, banks, newspapers "
+    "and trains. "
+    "Electric lamps ended most of that lonely work, yet several towers still stand, painted white and red, visited by "
+    "children who ask how anyone slept through storms. Their question deserves an honest reply, because"
+)
+RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """Who runs, and on what."""
+
+    name: str
+    engine: str
+    precision: str
+    is_lookup_on: bool = False
+
+
+CONTENDERS = (
+    Contender("lamella llamacpp q8_0", "sdk", "int8"),
+    Contender("lamella llamacpp q8_0 + lookup", "sdk", "int8", is_lookup_on=True),
+    Contender("llama.cpp q8_0, bare binding", "binding", "int8"),
+    Contender("lamella torch int8", "torch", "int8"),
+    Contender("lamella torch int8 + lookup", "torch", "int8", is_lookup_on=True),
+    Contender("lamella torch float16", "torch", "float16"),
+    Contender("lamella torch bfloat16", "torch", "bfloat16"),
+    Contender("lamella llamacpp f16", "sdk", "float16"),
+    Contender("transformers bfloat16", "transformers", "bfloat16"),
+    Contender("transformers float32", "transformers", "float32"),
+)
+
+
+def main() -> int:
+    """Measure and print Markdown, or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--base", type=Path, help="folder of a base; default: SmolLM2 from the installed package")
+    source.add_argument("--random", metavar="PRESET", help="random weights of this preset instead")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--only", help="contenders whose name contains this text")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        return work(Contender(**json.loads(arguments.worker)), arguments.base, arguments.threads, arguments.new_tokens)
+    with tempfile.TemporaryDirectory(prefix="lamella-bench-") as scratch:
+        base = prepare(arguments.base, arguments.random, Path(scratch))
+        results = measure(base, arguments)
+    print(json.dumps(results, indent=2) if arguments.json else markdown(results))
+    return 0
+
+
+# --- one contender, in a process of its own
+
+
+def work(contender: Contender, base: Path, threads: int, new_tokens: int) -> int:
+    """Load, then answer each line of the input with one measured round."""
+    import_started = time.perf_counter()
+    run = ENGINES[contender.engine](contender, base, threads)
+    load_s = time.perf_counter() - import_started
+    print(json.dumps({"load_s": load_s}), flush=True)
+    for line in sys.stdin:
+        kind = line.strip()
+        before = energy_joules()
+        result = run(prompt_of(base, kind), new_tokens)
+        result["joules"] = None if before is None else (energy_joules() or 0.0) - before
+        print(json.dumps(result | {"peak_mb": peak_megabytes()}), flush=True)
+    return 0
+
+
+def sdk(contender: Contender, base: Path, threads: int) -> Callable[[list[int], int], dict[str, Any]]:
+    """A back end of ours, through the interface that the device uses."""
+    from client_sdk.backends import BackendModel, EngineSettings, GenerationRequest, open_backend  # noqa: PLC0415
+
+    settings = EngineSettings(
+        backend="torch" if contender.engine == "torch" else "llamacpp",
+        precision=contender.precision,  # type: ignore[arg-type]
+        threads=threads,
+        max_batch=1,
+        is_lookup_on=contender.is_lookup_on,
+    )
+    backend, _ = open_backend(BackendModel(base, "benchmark", base.parent / "engine"), settings)
+
+    def run(prompt: list[int], new_tokens: int) -> dict[str, Any]:
+        request = GenerationRequest(token_ids=tuple(prompt), max_new_tokens=new_tokens)
+        started = time.perf_counter()
+        first: float | None = None
+        ending = None
+        for piece in backend.stream(request):
+            first = first or time.perf_counter()
+            ending = piece.ending or ending
+        assert ending is not None  # noqa: S101 - every answer has one
+        rest = time.perf_counter() - (first or started)
+        return measured(
+            (first or started) - started, max(1, ending.new_tokens - 1) / rest, backend.facts().weight_bytes
+        )
+
+    return run
+
+
+def binding(_contender: Contender, base: Path, threads: int) -> Callable[[list[int], int], dict[str, Any]]:
+    """llama.cpp as its binding gives it, timed by llama.cpp itself."""
+    import xllamacpp  # noqa: PLC0415
+
+    [file] = (base.parent / "engine").glob("base-*-q8_0-*.gguf")
+    params = xllamacpp.CommonParams()
+    params.model.path = str(file)
+    params.n_ctx, params.n_parallel, params.verbosity, params.warmup, params.cache_ram_mib = 2048, 1, -1, False, 0
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    server = xllamacpp.Server(params)
+    server.handle_completions({"prompt": [1], "max_tokens": 1})
+
+    def run(prompt: list[int], new_tokens: int) -> dict[str, Any]:
+        body = {"prompt": prompt, "max_tokens": new_tokens, "temperature": 0.0, "samplers": ["top_k"], "top_k": 1}
+        timings = server.handle_completions(body)["timings"]
+        return measured(timings["prompt_ms"] / 1000.0, timings["predicted_per_second"], file.stat().st_size)
+
+    return run
+
+
+def transformers(contender: Contender, base: Path, threads: int) -> Callable[[list[int], int], dict[str, Any]]:
+    """The generic path: `generate` of transformers."""
+    import torch  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415
+
+    torch.set_num_threads(threads)
+    model = AutoModelForCausalLM.from_pretrained(base.parent / "hf", dtype=getattr(torch, contender.precision)).eval()
+    weight_bytes = sum(weight.nbytes for weight in model.parameters())
+
+    def generate(prompt: list[int], count: int) -> float:
+        started = time.perf_counter()
+        ids = torch.tensor([prompt])
+        with torch.inference_mode():
+            model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, min_new_tokens=count, do_sample=False
+            )
+        return time.perf_counter() - started
+
+    def run(prompt: list[int], new_tokens: int) -> dict[str, Any]:
+        first = generate(prompt, 1)
+        whole = generate(prompt, new_tokens)
+        return measured(first, (new_tokens - 1) / max(1e-9, whole - first), weight_bytes)
+
+    return run
+
+
+ENGINES = {"sdk": sdk, "torch": sdk, "binding": binding, "transformers": transformers}
+
+
+def measured(first_token_s: float, tokens_per_second: float, weight_bytes: int) -> dict[str, Any]:
+    """One round's figures."""
+    return {
+        "first_token_ms": 1000.0 * first_token_s,
+        "tokens_per_second": tokens_per_second,
+        "weight_bytes": weight_bytes,
+    }
+
+
+def prompt_of(base: Path, kind: str) -> list[int]:
+    """A prompt of 128 tokens, never the same beginning twice; `repeat-...` repeats a text and stops in its middle."""
+    from model.tokenizer import Tokenizer  # noqa: PLC0415
+
+    tokenizer = Tokenizer.from_folder(base)
+    if kind.startswith("repeat"):
+        text = tokenizer.encode(TEXT)
+        return tokenizer.encode(kind) + text + text + text[: len(text) // 4]
+    # A remembered beginning would make the first token cheap.
+    return tokenizer.encode(f"{kind}. {PROSE}")[:PROMPT_TOKENS]
+
+
+# --- all of them
+
+
+def prepare(base: Path | None, random: str | None, scratch: Path) -> Path:
+    """The base in a scratch folder, with the GGUF and Hugging Face forms of it that contenders need."""
+    from client_sdk.backends.gguf_files import base_file  # noqa: PLC0415
+    from model import find_smollm2, import_gguf  # noqa: PLC0415
+    from model.export import export_hf  # noqa: PLC0415
+
+    target = scratch / "model" / "base"
+    if random:
+        write_random(random, target)
+    elif base:
+        target.parent.mkdir(parents=True)
+        target.symlink_to(base.absolute(), target_is_directory=True)
+    else:
+        import_gguf(find_smollm2(), target)
+    if export_hf(target, target.parent / "hf") != "llama":  # transformers has no class for it: its rows are left out
+        shutil.rmtree(target.parent / "hf")
+    for quantization in ("q8_0", "f16"):
+        base_file(target.parent / "engine", target, "benchmark", quantization)
+    return target
+
+
+def write_random(name: str, target: Path) -> None:
+    """Random weights in a preset's shape, with a small tokenizer."""
+    import torch  # noqa: PLC0415
+
+    from model import LayeredTransformer, Tokenizer, preset, pretrain_tiny, save_checkpoint  # noqa: PLC0415
+
+    with tempfile.TemporaryDirectory() as folder:
+        pretrain_tiny(Path(folder), steps=1, seed=0, texts=[f"{TEXT} {n}" for n in range(200)])
+        tokenizer = Tokenizer.from_folder(Path(folder) / "base")
+    torch.manual_seed(0)
+    model = LayeredTransformer(preset(name))
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.normal_(0.0, 0.02)
+    save_checkpoint(target, model, tokenizer)
+
+
+def measure(base: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Start every contender, let them take turns, and gather their figures."""
+    chosen = [c for c in CONTENDERS if not arguments.only or arguments.only in c.name]
+    with contextlib.ExitStack() as stack:
+        workers = {}
+        for contender in chosen:
+            worker = stack.enter_context(started(contender, base, arguments))
+            if worker is not None:
+                workers[contender.name] = worker
+        figures: dict[str, dict[str, list[Any]]] = {name: {} for name in workers}
+        for turn in range(arguments.rounds + 1):  # the first is a warm-up
+            for kind in ("plain", "repeat"):
+                for name, worker in workers.items():
+                    result = asked(worker, f"{kind} {turn}")
+                    if turn:
+                        for key, value in result.items():
+                            figures[name].setdefault(f"{kind}_{key}", []).append(value)
+        loads = {name: worker.load_s for name, worker in workers.items()}
+    return {
+        "threads": arguments.threads,
+        "rounds": arguments.rounds,
+        "load_average": os.getloadavg(),
+        "bandwidth_gb_s": read_bandwidth(arguments.threads),
+        "contenders": {name: {"load_s": loads[name]} | values for name, values in figures.items()},
+    }
+
+
+@dataclasses.dataclass
+class Worker:
+    """A contender's process, loaded."""
+
+    process: "subprocess.Popen[str]"
+    load_s: float
+
+
+@contextlib.contextmanager
+def started(contender: Contender, base: Path, arguments: argparse.Namespace) -> Iterator[Worker | None]:
+    """Run a contender's process; None where it cannot run this model here."""
+    process = subprocess.Popen(
+        [
+            sys.executable, str(Path(__file__).resolve()), "--base", str(base),
+            "--worker", json.dumps(dataclasses.asdict(contender)),
+            "--threads", str(arguments.threads), "--new-tokens", str(arguments.new_tokens),
+        ],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)},
+    )  # fmt: skip
+    assert process.stdout is not None  # noqa: S101 - asked for above
+    try:
+        line = process.stdout.readline()
+        yield Worker(process, json.loads(line)["load_s"]) if line else None
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def asked(worker: Worker, kind: str) -> dict[str, Any]:
+    """One measured round."""
+    assert worker.process.stdin is not None  # noqa: S101 - as above
+    assert worker.process.stdout is not None  # noqa: S101 - as above
+    worker.process.stdin.write(f"{kind}\n")
+    worker.process.stdin.flush()
+    line = worker.process.stdout.readline()
+    if not line:
+        raise SystemExit(f"a contender died: {worker.process.args!r}; run it by hand to see why")
+    result: dict[str, Any] = json.loads(line)
+    return result
+
+
+def read_bandwidth(threads: int) -> float:
+    """GB/s at which this machine reads memory, the best of several sums over 512 MB."""
+    import torch  # noqa: PLC0415
+
+    torch.set_num_threads(threads)
+    block = torch.ones(1 << 27)
+    best = 0.0
+    for _ in range(5):
+        begun = time.perf_counter()
+        block.sum()
+        best = max(best, block.nbytes / (time.perf_counter() - begun))
+    return best / 1e9
+
+
+def peak_megabytes() -> float:
+    """Most memory this process ever had resident."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return float(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1024.0
+
+
+def energy_joules() -> float | None:
+    """The package's energy counter, where the machine tells."""
+    try:
+        return int(RAPL.read_text()) / 1e6
+    except (OSError, ValueError):
+        return None
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """A table of medians."""
+    bandwidth = results["bandwidth_gb_s"]
+    load = results["load_average"][0]
+    columns = (
+        "", "first token, 128-token prompt (ms)", "tokens/s", "of bandwidth", "tokens/s on repeated text", "peak MB",
+        "weights MB", "load s", "J/token",
+    )  # fmt: skip
+    lines = [
+        f"{results['threads']} threads, {results['rounds']} rounds, load {load:.1f}, {bandwidth:.0f} GB/s read.",
+        "",
+        f"| {' | '.join(columns)} |",
+        "|---" * len(columns) + "|",
+    ]
+    for name, figures in results["contenders"].items():
+        rate, weight = statistics.median(figures["plain_tokens_per_second"]), figures["plain_weight_bytes"][0]
+        joules = [value for value in figures["plain_joules"] if value is not None]
+        energy = f"{statistics.median(joules) / 64:.2f}" if joules else "not readable"
+        lines.append(
+            f"| {name} | {spread(figures['plain_first_token_ms'])} | {spread(figures['plain_tokens_per_second'])} "
+            f"| {rate * weight / bandwidth / 1e9:.0%} | {spread(figures['repeat_tokens_per_second'])} "
+            f"| {max(figures['plain_peak_mb']):.0f} | {weight / 1e6:.0f} | {figures['load_s']:.1f} | {energy} |"
+        )
+    return "\n".join(lines)
+
+
+def spread(values: list[float]) -> str:
+    """The median, and the lowest and highest beside it."""
+    return f"{statistics.median(values):.0f} ({min(values):.0f}-{max(values):.0f})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
