@@ -27,7 +27,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 _RANK, _ALPHA, _LEARNING_RATE, _SEED = 8, 16, 3e-4, 0
-_THREADS = len(os.sched_getaffinity(0))
 _PEFT = {"float32": ("peft",), "bfloat16": ("peft",)}
 _OURS = {"float32": ("lean", "lean, blocks", "plain"), "bfloat16": ("lean", "lean, blocks", "lean, bfloat16 base")}
 Step = Callable[[], float]
@@ -43,6 +42,7 @@ class Task:
     examples: int
     tokens: int
     prompt: float
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class Row:
 
     batch: str
     precision: str
+    threads: int
     contender: str
     step_s: float
     best_step_s: float
@@ -182,7 +183,7 @@ def work(task: Task) -> None:
     """Be a contender: one step for each line on standard input, and at its end the memory it took."""
     import torch  # noqa: PLC0415 - as above
 
-    torch.set_num_threads(_THREADS)
+    torch.set_num_threads(task.threads)
     for name in ("transformers.models.llama", "peft") if task.name == "peft" else ("model.training",):
         importlib.import_module(name)
     imports = peak_mb()
@@ -258,6 +259,7 @@ def row(contender: Contender, reference: Contender) -> Row:
     return Row(
         batch=f"{task.examples}x{task.tokens}" + (f", {task.prompt:.0%} prompt" if task.prompt else ""),
         precision=task.precision,
+        threads=task.threads,
         contender=task.name,
         step_s=seconds,
         best_step_s=min(contender.seconds),
@@ -272,11 +274,13 @@ def row(contender: Contender, reference: Contender) -> Row:
 
 def show(rows: list[Row]) -> None:
     """Print a Markdown table."""
-    print("| batch | precision | contender | s/step | best | peak MB | of it imports | time | memory | loss differs |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print(
+        "| batch | precision | threads | contender | s/step | best | peak MB | of it imports | time | memory | loss differs |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
     for r in rows:
         print(
-            f"| {r.batch} | {r.precision} | {r.contender} | {r.step_s:.2f} | {r.best_step_s:.2f} | {r.peak_mb:.0f} | "
+            f"| {r.batch} | {r.precision} | {r.threads} | {r.contender} | {r.step_s:.2f} | {r.best_step_s:.2f} | {r.peak_mb:.0f} | "
             f"{r.import_mb:.0f} | {r.time_ratio:.2f} | {r.memory_ratio:.2f} ({r.memory_ratio_without_imports:.2f}) | "
             f"{r.loss_difference:.1e} |",
             flush=True,
@@ -292,6 +296,7 @@ def main() -> int:
     parser.add_argument("--contender", action="append", help="only these beside PEFT; may be given again")
     parser.add_argument("--steps", type=int, default=7, help="steps that count, after one that warms up")
     parser.add_argument("--prompt", type=float, default=0.0, help="share of each example that does not count")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each contender")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -305,7 +310,10 @@ def main() -> int:
             examples, tokens = map(int, batch.split("x"))
             for precision in options.precision or ["float32", "bfloat16"]:
                 names = (*_PEFT[precision], *(options.contender or _OURS[precision]))
-                tasks = [Task(name, precision, str(base), examples, tokens, options.prompt) for name in names]
+                tasks = [
+                    Task(name, precision, str(base), examples, tokens, options.prompt, options.threads)
+                    for name in names
+                ]
                 rows += measure(tasks, steps=options.steps)
     if options.json:
         print(json.dumps([asdict(r) for r in rows], indent=2))
