@@ -275,14 +275,15 @@ def row(contender: Contender, reference: Contender) -> Row:
 def show(rows: list[Row]) -> None:
     """Print a Markdown table."""
     print(
-        "| batch | precision | threads | contender | s/step | best | peak MB | of it imports | time | memory | loss differs |"
+        "| batch | precision | threads | contender | s/step | best "
+        "| peak MB | of it imports | time | memory | loss differs |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     for r in rows:
         print(
-            f"| {r.batch} | {r.precision} | {r.threads} | {r.contender} | {r.step_s:.2f} | {r.best_step_s:.2f} | {r.peak_mb:.0f} | "
-            f"{r.import_mb:.0f} | {r.time_ratio:.2f} | {r.memory_ratio:.2f} ({r.memory_ratio_without_imports:.2f}) | "
-            f"{r.loss_difference:.1e} |",
+            f"| {r.batch} | {r.precision} | {r.threads} | {r.contender} | {r.step_s:.2f} | {r.best_step_s:.2f} "
+            f"| {r.peak_mb:.0f} | {r.import_mb:.0f} | {r.time_ratio:.2f} "
+            f"| {r.memory_ratio:.2f} ({r.memory_ratio_without_imports:.2f}) | {r.loss_difference:.1e} |",
             flush=True,
         )
 
