@@ -62,6 +62,7 @@ CONTENDERS = (
     Contender("lamella llamacpp f16", "sdk", "float16"),
     Contender("transformers bfloat16", "transformers", "bfloat16"),
     Contender("transformers float32", "transformers", "float32"),
+    Contender("mlx-lm int8", "mlx", "int8"),
 )
 
 
@@ -76,6 +77,7 @@ def main() -> int:
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--only", help="contenders whose name contains this text")
     parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
+    parser.add_argument("--picture", type=Path, help="draw the figures into this .svg or .png file as well")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
@@ -83,6 +85,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="lamella-bench-") as scratch:
         base = prepare(arguments.base, arguments.random, Path(scratch))
         results = measure(base, arguments)
+    if arguments.picture:
+        draw_results(results, arguments.picture, name=arguments.random or "SmolLM2-135M")
     print(json.dumps(results, indent=2) if arguments.json else markdown(results))
     return 0
 
@@ -181,7 +185,25 @@ def transformers(contender: Contender, base: Path, threads: int) -> Callable[[li
     return run
 
 
-ENGINES = {"sdk": sdk, "torch": sdk, "binding": binding, "transformers": transformers}
+def mlx(_contender: Contender, base: Path, _threads: int) -> Callable[[list[int], int], dict[str, Any]]:
+    """mlx-lm on MLX's build for CPUs, which chooses its threads itself."""
+    import mlx.core as mx  # noqa: PLC0415
+    from mlx.utils import tree_flatten  # noqa: PLC0415
+    from mlx_lm import load  # noqa: PLC0415
+    from mlx_lm.generate import generate_step  # noqa: PLC0415
+
+    model, _ = load(str(base.parent / "mlx"))
+    weight_bytes = sum(weight.nbytes for _, weight in tree_flatten(model.parameters()))
+
+    def run(prompt: list[int], new_tokens: int) -> dict[str, Any]:
+        started = time.perf_counter()
+        times = [time.perf_counter() for _ in generate_step(mx.array(prompt), model, max_tokens=new_tokens)]
+        return measured(times[0] - started, (len(times) - 1) / (times[-1] - times[0]), weight_bytes)
+
+    return run
+
+
+ENGINES = {"sdk": sdk, "torch": sdk, "binding": binding, "transformers": transformers, "mlx": mlx}
 
 
 def measured(first_token_s: float, tokens_per_second: float, weight_bytes: int) -> dict[str, Any]:
@@ -212,7 +234,7 @@ def prepare(base: Path | None, random: str | None, scratch: Path) -> Path:
     """The base in a scratch folder, with the GGUF and Hugging Face forms of it that contenders need."""
     from client_sdk.backends.gguf_files import base_file  # noqa: PLC0415
     from model import find_smollm2, import_gguf  # noqa: PLC0415
-    from model.export import export_hf  # noqa: PLC0415
+    from model.export import export_hf, export_mlx  # noqa: PLC0415
 
     target = scratch / "model" / "base"
     if random:
@@ -224,6 +246,7 @@ def prepare(base: Path | None, random: str | None, scratch: Path) -> Path:
         import_gguf(find_smollm2(), target)
     if export_hf(target, target.parent / "hf") != "llama":  # transformers has no class for it: its rows are left out
         shutil.rmtree(target.parent / "hf")
+    export_mlx(target, target.parent / "mlx", bits=8, group_size=64)
     for quantization in ("q8_0", "f16"):
         base_file(target.parent / "engine", target, "benchmark", quantization)
     return target
@@ -268,6 +291,7 @@ def measure(base: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "threads": arguments.threads,
         "rounds": arguments.rounds,
+        "new_tokens": arguments.new_tokens,
         "load_average": os.getloadavg(),
         "bandwidth_gb_s": read_bandwidth(arguments.threads),
         "contenders": {name: {"load_s": loads[name]} | values for name, values in figures.items()},
@@ -361,13 +385,30 @@ def markdown(results: dict[str, Any]) -> str:
     for name, figures in results["contenders"].items():
         rate, weight = statistics.median(figures["plain_tokens_per_second"]), figures["plain_weight_bytes"][0]
         joules = [value for value in figures["plain_joules"] if value is not None]
-        energy = f"{statistics.median(joules) / 64:.2f}" if joules else "not readable"
+        energy = f"{statistics.median(joules) / results['new_tokens']:.2f}" if joules else "not readable"
         lines.append(
             f"| {name} | {spread(figures['plain_first_token_ms'])} | {spread(figures['plain_tokens_per_second'])} "
             f"| {rate * weight / bandwidth / 1e9:.0%} | {spread(figures['repeat_tokens_per_second'])} "
             f"| {max(figures['plain_peak_mb']):.0f} | {weight / 1e6:.0f} | {figures['load_s']:.1f} | {energy} |"
         )
     return "\n".join(lines)
+
+
+def draw_results(results: dict[str, Any], path: Path, *, name: str) -> None:
+    """The medians as bars."""
+    from chart import Panel, draw  # noqa: PLC0415 - only who asks for a picture needs it
+
+    def medians(figure: str) -> dict[str, float]:
+        return {who: statistics.median(values[figure]) for who, values in results["contenders"].items()}
+
+    panels = (
+        Panel("tokens/s (more is better)", medians("plain_tokens_per_second")),
+        Panel("tokens/s, text that repeats (more)", medians("repeat_tokens_per_second")),
+        Panel("ms to the first of 128 + 1 tokens (less)", medians("plain_first_token_ms")),
+        Panel("peak MB of the process (less)", medians("plain_peak_mb")),
+    )
+    ours = [contender.name for contender in CONTENDERS if contender.engine in {"sdk", "torch"}]
+    draw(panels, title=f"{name}, {results['threads']} threads", ours=ours, path=path)
 
 
 def spread(values: list[float]) -> str:

@@ -288,6 +288,19 @@ def show(rows: list[Row]) -> None:
         )
 
 
+def draw_rows(rows: list[Row], path: Path) -> None:
+    """Time and memory as bars."""
+    from chart import Panel, draw  # noqa: PLC0415 - only who asks for a picture needs it
+
+    named = {f"{row.batch} {row.precision}: {row.contender}": row for row in rows}
+    panels = (
+        Panel("seconds a step (less is better)", {name: row.step_s for name, row in named.items()}, "{:.2f}"),
+        Panel("peak MB of the process (less)", {name: row.peak_mb for name, row in named.items()}),
+    )
+    ours = [name for name, row in named.items() if row.contender.startswith("lean")]
+    draw(panels, title="A LoRA step, rank 8 on all linear layers of SmolLM2-135M", ours=ours, path=path)
+
+
 def main() -> int:
     """Measure what is asked for, and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -299,6 +312,7 @@ def main() -> int:
     parser.add_argument("--prompt", type=float, default=0.0, help="share of each example that does not count")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each contender")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--picture", type=Path, help="draw time and memory into this .svg or .png file as well")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
@@ -316,6 +330,8 @@ def main() -> int:
                     for name in names
                 ]
                 rows += measure(tasks, steps=options.steps)
+    if options.picture:
+        draw_rows(rows, options.picture)
     if options.json:
         print(json.dumps([asdict(r) for r in rows], indent=2))
     else:

@@ -53,6 +53,13 @@ class Recipe(BaseModel):
     local_steps: Annotated[int, Field(ge=1, le=10_000, description="DP-SGD steps on a device per round.")] = 4
     batch_size: Annotated[int, Field(ge=1, le=4096, description="Expected examples per step (Poisson sampled).")] = 16
     learning_rate: Annotated[float, Field(gt=0, le=10, description="Step size on the device (SGD, momentum).")] = 0.02
+    gradients: Annotated[
+        Literal["direct", "hooks"],
+        Field(
+            description="Per-example gradients: `direct`, in the adapter's own backward pass (less time and memory; "
+            "bfloat16 where the processor has it), or `hooks`, by Opacus in float32."
+        ),
+    ] = "direct"
     max_length: Annotated[int, Field(ge=8, le=4096, description="Tokens per example; longer ones are cut.")] = 64
     max_examples: Annotated[int, Field(ge=1, description="Examples a device uses at most; also its weight.")] = 256
 

@@ -200,6 +200,7 @@ class FederatedRun:
             rank=recipe.rank,
             alpha=recipe.alpha,
             targets=recipe.target_names,
+            gradients=recipe.gradients,
         )
 
 

@@ -109,7 +109,8 @@ def test_flowers_own_command_runs_the_app(service, tmp_path):
 
 
 def test_interrupting_a_run_ends_every_process(service):
-    process = service.start(*service.train_command, "--rounds", "50")
+    # A budget for all rounds: a run that spends its budget ends by itself.
+    process = service.start(*service.train_command, "--rounds", "200", "--set", "budget-rounds=200")
     deadline = time.monotonic() + 120
     while not flower_processes(service.home) and time.monotonic() < deadline:
         time.sleep(0.5)

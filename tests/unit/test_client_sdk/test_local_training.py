@@ -8,14 +8,17 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from simulators.in_process_grid import InProcessGrid
 from simulators.models import write_base_version
 
+from client_sdk import local_training
 from client_sdk.client_app import train
 from client_sdk.errors import DeclinedError
 from client_sdk.flower_round import simulated_site, site_of
 from client_sdk.local_training import TrainingSite, train_round
 from delta_updates import base_hash, scan_tree
 from model import LoRAConfig, ModelConfig, initial_adapter
+from model.training import StepCost
 from privacy import RoundInstructions
 from privacy.accountant import epsilon
+from privacy.randomness import SeededRandom
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +53,7 @@ def instructions(tree, **changes):
         "rank": 2,
         "alpha": 4.0,
         "targets": ("q_proj", "v_proj"),
+        "gradients": "direct",
     }
     return RoundInstructions(**(values | changes))
 
@@ -70,6 +74,28 @@ def test_a_round_gives_an_update_and_charges_the_ledger(site, tree):
     (event,) = site.ledger.events()
     assert event.event_id == contribution.event_id
     assert event.device_id == site.device_id
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_direct_gradients_and_those_of_the_hooks_train_the_same_update(site, tree, monkeypatch, precision):
+    monkeypatch.setattr(local_training, "_COST", StepCost(precision=precision))
+    monkeypatch.setattr("privacy.dp_sgd.SystemRandom", lambda: SeededRandom(7))
+    updates = [
+        train_round(site, instructions(tree, gradients=way, budget_rounds=4, server_round=n), adapter(tree))[1]
+        for n, way in enumerate(("hooks", "direct"))
+    ]
+    tolerance = 1e-5 if precision == "float32" else 1e-2
+    for name, hooked in updates[0].items():
+        largest = max(np.abs(hooked).max(), 1e-3)
+        assert np.abs(updates[1][name] - hooked).max() <= tolerance * largest
+
+
+def test_a_base_that_computes_on_rounded_inputs_is_trained_with_hooks_only(site, tree, monkeypatch):
+    monkeypatch.setattr(local_training, "is_lean", lambda _: False)
+    with pytest.raises(DeclinedError, match="gradients = hooks"):
+        train_round(site, instructions(tree), adapter(tree))
+    assert site.ledger.events() == ()
+    train_round(site, instructions(tree, gradients="hooks"), adapter(tree))
 
 
 def test_epsilon_adds_up_over_rounds_and_the_budget_ends_it(site, tree):

@@ -26,6 +26,7 @@ INSTRUCTIONS: dict[str, Any] = {
     "learning_rate": 1e-3,
     "max_length": 128,
     "max_examples": 400,
+    "gradients": "direct",
     "rank": 8,
     "alpha": 16.0,
     "targets": ["q_proj", "v_proj"],

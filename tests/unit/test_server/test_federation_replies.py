@@ -30,6 +30,7 @@ INSTRUCTIONS = RoundInstructions(
     rank=2,
     alpha=4.0,
     targets=("q_proj",),
+    gradients="direct",
 )
 
 
