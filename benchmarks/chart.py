@@ -1,0 +1,66 @@
+"""Bar charts of a benchmark's table: one panel a figure, ours in blue, peers in grey."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_INK, _SOFT, _LINE, _GRID = "#1c2733", "#5b6b7b", "#d5dce3", "#eef1f4"
+_OURS, _PEER = "#1f5f99", "#b4bec8"
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text: small files that can be searched
+    "svg.hashsalt": "benchmark",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.edgecolor": _LINE,
+    "axes.labelcolor": _SOFT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "x",
+    "axes.axisbelow": True,
+    "grid.color": _GRID,
+    "xtick.color": _SOFT,
+    "ytick.color": _INK,
+    "text.color": _INK,
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One figure of every contender.
+
+    Attributes:
+        title: what it is, with its unit and which way is better.
+        values: by contender, in the order of the bars.
+        number: how a value is written at its bar's end.
+    """
+
+    title: str
+    values: Mapping[str, float]
+    number: str = "{:.0f}"
+
+
+def draw(panels: Sequence[Panel], *, title: str, ours: Sequence[str], path: Path) -> None:
+    """Draw the panels side by side into an .svg or .png file, the same bytes for the same values."""
+    import matplotlib as mpl  # noqa: PLC0415 - only who asks for a picture needs it
+    from matplotlib.figure import Figure  # noqa: PLC0415 - as above
+
+    names = list(panels[0].values)
+    with mpl.rc_context(_STYLE):  # type: ignore[arg-type]  # its keys are literals
+        figure = Figure(figsize=(10.5, 0.9 + 0.34 * len(names)), layout="constrained", dpi=120, facecolor="white")
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+        for axes, panel in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
+            bars = axes.barh(
+                names,
+                [panel.values[name] for name in names],
+                color=[_OURS if name in ours else _PEER for name in names],
+                height=0.72,
+            )
+            axes.bar_label(bars, [panel.number.format(panel.values[name]) for name in names], padding=3, color=_SOFT)
+            axes.set_title(panel.title, loc="left", fontsize=10, color=_SOFT)
+            axes.margins(x=0.18)
+            axes.tick_params(length=0)
+            axes.set_xticks([])
+        axes.invert_yaxis()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, metadata={"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None})
