@@ -10,6 +10,7 @@ else the machine does hits all of them. Figures are medians over the rounds, wit
 import argparse
 import contextlib
 import dataclasses
+import importlib
 import json
 import os
 import shutil
@@ -23,32 +24,24 @@ from pathlib import Path
 from typing import Any
 
 PROMPT_TOKENS = 128
-TEXT = (
-    "The committee met on Tuesday to discuss the annual budget for road maintenance. After a long debate about costs, "
-    "it decided that the report on bridges would be published first, and that the budget for road maintenance would "
-    "follow in the spring, when the engineers had finished their survey of the northern district. "
-)
-# Long enough for the prompt, and nothing in it comes twice.
-PROSE = (
-    "Lighthouses were built long before anybody understood why glass bends light. Early keepers burned wood, later "
-    "whale oil, and climbed two hundred steps each night with heavy cans. A French engineer then cut rings into "
-    "lenses, so a single small flame could be seen beyond twenty miles. Ships stopped guessing where rocks lay hidden; "
-    "insurance became cheaper, harbours grew, and fishing villages turned into towns with schools, banks, newspapers "
-    "and trains. "
-    "Electric lamps ended most of that lonely work, yet several towers still stand, painted white and red, visited by "
-    "children who ask how anyone slept through storms. Their question deserves an honest reply, because"
-)
+REPEATED_TOKENS = 96
+PAGES = ("privacy", "updates", "quickstart", "federated", "index")
 RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
 
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """Who runs, and on what."""
+    """Who runs, and on what.
+
+    Attributes:
+        most_rounds: rounds after the warm-up that are enough for somebody very slow.
+    """
 
     name: str
     engine: str
     precision: str
     is_lookup_on: bool = False
+    most_rounds: int = 1000
 
 
 CONTENDERS = (
@@ -62,7 +55,7 @@ CONTENDERS = (
     Contender("lamella llamacpp f16", "sdk", "float16"),
     Contender("transformers bfloat16", "transformers", "bfloat16"),
     Contender("transformers float32", "transformers", "float32"),
-    Contender("mlx-lm int8", "mlx", "int8"),
+    Contender("mlx-lm int8, float32", "mlx", "int8", most_rounds=1),
 )
 
 
@@ -96,14 +89,16 @@ def main() -> int:
 
 def work(contender: Contender, base: Path, threads: int, new_tokens: int) -> int:
     """Load, then answer each line of the input with one measured round."""
-    import_started = time.perf_counter()
+    load_started = time.perf_counter()
+    for name in IMPORTS[contender.engine]:
+        importlib.import_module(name)
+    imports_mb = peak_megabytes()
     run = ENGINES[contender.engine](contender, base, threads)
-    load_s = time.perf_counter() - import_started
-    print(json.dumps({"load_s": load_s}), flush=True)
+    load_s = time.perf_counter() - load_started
+    print(json.dumps({"load_s": load_s, "imports_mb": imports_mb}), flush=True)
     for line in sys.stdin:
-        kind = line.strip()
         before = energy_joules()
-        result = run(prompt_of(base, kind), new_tokens)
+        result = run(json.loads(line), new_tokens)
         result["joules"] = None if before is None else (energy_joules() or 0.0) - before
         print(json.dumps(result | {"peak_mb": peak_megabytes()}), flush=True)
     return 0
@@ -112,7 +107,12 @@ def work(contender: Contender, base: Path, threads: int, new_tokens: int) -> int
 def sdk(contender: Contender, base: Path, threads: int) -> Callable[[list[int], int], dict[str, Any]]:
     """A back end of ours, through the interface that the device uses."""
     from client_sdk.backends import BackendModel, EngineSettings, GenerationRequest, open_backend  # noqa: PLC0415
+    from client_sdk.backends.memory import return_freed_memory  # noqa: PLC0415
+    from model.tokenizer import Tokenizer  # noqa: PLC0415
 
+    # As the runtime does before it opens an engine.
+    tokenizer = Tokenizer.from_folder(base)
+    return_freed_memory()
     settings = EngineSettings(
         backend="torch" if contender.engine == "torch" else "llamacpp",
         precision=contender.precision,  # type: ignore[arg-type]
@@ -120,7 +120,8 @@ def sdk(contender: Contender, base: Path, threads: int) -> Callable[[list[int], 
         max_batch=1,
         is_lookup_on=contender.is_lookup_on,
     )
-    backend, _ = open_backend(BackendModel(base, "benchmark", base.parent / "engine"), settings)
+    model = BackendModel(base, "benchmark", base.parent / "engine", stop_ids=tokenizer.stop_ids)
+    backend, _ = open_backend(model, settings)
 
     def run(prompt: list[int], new_tokens: int) -> dict[str, Any]:
         request = GenerationRequest(token_ids=tuple(prompt), max_new_tokens=new_tokens)
@@ -203,6 +204,13 @@ def mlx(_contender: Contender, base: Path, _threads: int) -> Callable[[list[int]
     return run
 
 
+IMPORTS = {
+    "sdk": ("client_sdk", "client_sdk.backends.llamacpp", "xllamacpp", "model.tokenizer"),
+    "torch": ("client_sdk", "client_sdk.backends.torch_backend"),
+    "binding": ("xllamacpp",),
+    "transformers": ("transformers.models.llama.modeling_llama",),
+    "mlx": ("mlx_lm",),
+}
 ENGINES = {"sdk": sdk, "torch": sdk, "binding": binding, "transformers": transformers, "mlx": mlx}
 
 
@@ -215,16 +223,23 @@ def measured(first_token_s: float, tokens_per_second: float, weight_bytes: int) 
     }
 
 
-def prompt_of(base: Path, kind: str) -> list[int]:
-    """A prompt of 128 tokens, never the same beginning twice; `repeat-...` repeats a text and stops in its middle."""
-    from model.tokenizer import Tokenizer  # noqa: PLC0415
+def prompt_of(ids: list[int], kind: str, turn: int) -> list[int]:
+    """A prompt of 128 tokens that nobody saw before; `repeat` says a text three times and stops in its middle.
 
-    tokenizer = Tokenizer.from_folder(base)
-    if kind.startswith("repeat"):
-        text = tokenizer.encode(TEXT)
-        return tokenizer.encode(kind) + text + text + text[: len(text) // 4]
-    # A remembered beginning would make the first token cheap.
-    return tokenizer.encode(f"{kind}. {PROSE}")[:PROMPT_TOKENS]
+    An engine remembers beginnings, and with prompt lookup whole texts: the same prompt again would flatter it.
+    """
+    first = turn * PROMPT_TOKENS
+    if kind == "plain":
+        return ids[first : first + PROMPT_TOKENS]
+    # From the end of the text, where no plain prompt comes from.
+    text = ids[-first - PROMPT_TOKENS :][:REPEATED_TOKENS]
+    return text + text + text + text[: REPEATED_TOKENS // 4]
+
+
+def documentation() -> str:
+    """Prose to go on from: this repository's guide."""
+    folder = Path(__file__).resolve().parent.parent / "docs"
+    return "\n".join((folder / f"{name}.md").read_text(encoding="utf-8") for name in PAGES)
 
 
 # --- all of them
@@ -246,7 +261,7 @@ def prepare(base: Path | None, random: str | None, scratch: Path) -> Path:
         import_gguf(find_smollm2(), target)
     if export_hf(target, target.parent / "hf") != "llama":  # transformers has no class for it: its rows are left out
         shutil.rmtree(target.parent / "hf")
-    export_mlx(target, target.parent / "mlx", bits=8, group_size=64)
+    export_mlx(target, target.parent / "mlx", bits=8, group_size=64, dtype="float32")  # in 16 bits it is slower still
     for quantization in ("q8_0", "f16"):
         base_file(target.parent / "engine", target, "benchmark", quantization)
     return target
@@ -259,7 +274,7 @@ def write_random(name: str, target: Path) -> None:
     from model import LayeredTransformer, Tokenizer, preset, pretrain_tiny, save_checkpoint  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory() as folder:
-        pretrain_tiny(Path(folder), steps=1, seed=0, texts=[f"{TEXT} {n}" for n in range(200)])
+        pretrain_tiny(Path(folder), steps=1, seed=0, texts=documentation().splitlines())
         tokenizer = Tokenizer.from_folder(Path(folder) / "base")
     torch.manual_seed(0)
     model = LayeredTransformer(preset(name))
@@ -272,6 +287,9 @@ def write_random(name: str, target: Path) -> None:
 
 def measure(base: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Start every contender, let them take turns, and gather their figures."""
+    from model.tokenizer import Tokenizer  # noqa: PLC0415
+
+    ids = Tokenizer.from_folder(base).encode(documentation())
     chosen = [c for c in CONTENDERS if not arguments.only or arguments.only in c.name]
     with contextlib.ExitStack() as stack:
         workers = {}
@@ -283,18 +301,20 @@ def measure(base: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         for turn in range(arguments.rounds + 1):  # the first is a warm-up
             for kind in ("plain", "repeat"):
                 for name, worker in workers.items():
-                    result = asked(worker, f"{kind} {turn}")
+                    if turn > worker.contender.most_rounds:
+                        continue
+                    result = asked(worker, prompt_of(ids, kind, turn))
                     if turn:
                         for key, value in result.items():
                             figures[name].setdefault(f"{kind}_{key}", []).append(value)
-        loads = {name: worker.load_s for name, worker in workers.items()}
+        once = {name: {"load_s": w.load_s, "imports_mb": w.imports_mb} for name, w in workers.items()}
     return {
         "threads": arguments.threads,
         "rounds": arguments.rounds,
         "new_tokens": arguments.new_tokens,
         "load_average": os.getloadavg(),
         "bandwidth_gb_s": read_bandwidth(arguments.threads),
-        "contenders": {name: {"load_s": loads[name]} | values for name, values in figures.items()},
+        "contenders": {name: once[name] | values for name, values in figures.items()},
     }
 
 
@@ -302,8 +322,10 @@ def measure(base: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 class Worker:
     """A contender's process, loaded."""
 
+    contender: Contender
     process: "subprocess.Popen[str]"
     load_s: float
+    imports_mb: float
 
 
 @contextlib.contextmanager
@@ -321,17 +343,17 @@ def started(contender: Contender, base: Path, arguments: argparse.Namespace) -> 
     assert process.stdout is not None  # noqa: S101 - asked for above
     try:
         line = process.stdout.readline()
-        yield Worker(process, json.loads(line)["load_s"]) if line else None
+        yield Worker(contender, process, **json.loads(line)) if line else None
     finally:
         process.terminate()
         process.wait()
 
 
-def asked(worker: Worker, kind: str) -> dict[str, Any]:
+def asked(worker: Worker, prompt: list[int]) -> dict[str, Any]:
     """One measured round."""
     assert worker.process.stdin is not None  # noqa: S101 - as above
     assert worker.process.stdout is not None  # noqa: S101 - as above
-    worker.process.stdin.write(f"{kind}\n")
+    worker.process.stdin.write(f"{json.dumps(prompt)}\n")
     worker.process.stdin.flush()
     line = worker.process.stdout.readline()
     if not line:
@@ -374,7 +396,7 @@ def markdown(results: dict[str, Any]) -> str:
     load = results["load_average"][0]
     columns = (
         "", "first token, 128-token prompt (ms)", "tokens/s", "of bandwidth", "tokens/s on repeated text", "peak MB",
-        "weights MB", "load s", "J/token",
+        "of it imports", "weights MB", "load s", "J/token",
     )  # fmt: skip
     lines = [
         f"{results['threads']} threads, {results['rounds']} rounds, load {load:.1f}, {bandwidth:.0f} GB/s read.",
@@ -389,7 +411,8 @@ def markdown(results: dict[str, Any]) -> str:
         lines.append(
             f"| {name} | {spread(figures['plain_first_token_ms'])} | {spread(figures['plain_tokens_per_second'])} "
             f"| {rate * weight / bandwidth / 1e9:.0%} | {spread(figures['repeat_tokens_per_second'])} "
-            f"| {max(figures['plain_peak_mb']):.0f} | {weight / 1e6:.0f} | {figures['load_s']:.1f} | {energy} |"
+            f"| {max(figures['repeat_peak_mb']):.0f} | {figures['imports_mb']:.0f} "
+            f"| {weight / 1e6:.0f} | {figures['load_s']:.1f} | {energy} |"
         )
     return "\n".join(lines)
 
@@ -405,7 +428,7 @@ def draw_results(results: dict[str, Any], path: Path, *, name: str) -> None:
         Panel("tokens/s (more is better)", medians("plain_tokens_per_second")),
         Panel("tokens/s, text that repeats (more)", medians("repeat_tokens_per_second")),
         Panel("ms to the first of 128 + 1 tokens (less)", medians("plain_first_token_ms")),
-        Panel("peak MB of the process (less)", medians("plain_peak_mb")),
+        Panel("peak MB of the process (less)", medians("repeat_peak_mb")),
     )
     ours = [contender.name for contender in CONTENDERS if contender.engine in {"sdk", "torch"}]
     draw(panels, title=f"{name}, {results['threads']} threads", ours=ours, path=path)

@@ -20,6 +20,7 @@ from client_sdk.backends import (
     TokenLogprob,
     open_backend,
 )
+from client_sdk.backends.memory import return_freed_memory
 from client_sdk.errors import DeviceError, MissingExtraError, NothingInstalledError
 from client_sdk.slots import ActiveVersion, SlotStore
 
@@ -212,6 +213,7 @@ class Runtime:
             raise NothingInstalledError("No version is installed yet. Run `lamella-device update` first.")
         has_adapter = (active.tree / "adapter").is_dir()
         tokenizer = Tokenizer.from_folder(active.tree / "base")
+        return_freed_memory()
         backend, why = open_backend(self._model(active, tokenizer, has_adapter=has_adapter), self._settings)
         manifest = active.manifest
         return _Loaded(generation, manifest.version, manifest.base_hash, backend, tokenizer, has_adapter, why)
