@@ -50,10 +50,23 @@ class Chunk:
     is_whole: bool = False
 
 
+_Adapted = tuple["PackedAdapter", int, int]
+"""What is added to the base for the rows from one to the other."""
+
+
 @dataclass(frozen=True)
 class _Layer:
-    """The packed weights of one stored layer."""
+    """The packed weights of one stored layer.
 
+    Attributes:
+        layer: Its number.
+        query_heads: Its number of them.
+        turned_heads: Query and key heads, which rotary positions turn.
+    """
+
+    layer: int
+    query_heads: int
+    turned_heads: int
     attention_norm: Tensor
     attention_scale: float
     qkv: Linear
@@ -66,7 +79,7 @@ class _Layer:
 
 
 class PackedDecoder:
-    """A model packed for generation.
+    """A model packed for generation; not for two threads at once (`Engine` sees to that).
 
     Attributes:
         config: Its shape.
@@ -84,6 +97,8 @@ class PackedDecoder:
         self._norm, scale = _prescaled(_dense(source.read("norm.weight")), head_precision)
         self._head = pack([source.read(head)], head_precision, input_range=SCALED_RANGE * scale)
         self._layers = {layer: self._pack_layer(source, layer) for layer in self.config.stored_layers}
+        self._run_by = [self._layers[self.config.weight_layer(layer)] for layer in range(self.config.num_layers)]
+        self._kv_of = [self.config.kv_layer(layer) for layer in range(self.config.num_layers)]
         self._turns = torch.empty(0)
         self._eps = torch.tensor(self.config.norm_eps)
         linears = [part for layer in self._layers.values() for part in (layer.qkv, layer.o, layer.gate_up, layer.down)]
@@ -113,11 +128,12 @@ class PackedDecoder:
             chunk.cache.reserve(len(chunk.tokens))
         x = self._embedding(torch.tensor([token for chunk in chunks for token in chunk.tokens]))
         spans = _spans(chunks)
+        adapted = [(c.adapter, *span) for c, span in zip(chunks, spans, strict=True) if c.adapter is not None]
         turns = torch.cat([self._turned(c.cache.length, len(c.tokens)) for c in chunks]) if len(chunks) > 1 else (
             self._turned(chunks[0].cache.length, len(chunks[0].tokens))
         )  # fmt: skip
         for layer in range(self.config.num_layers):
-            x = self._layer(x, layer, chunks, spans, turns)
+            x = self._layer(x, layer, chunks, spans, turns, adapted)
         for chunk in chunks:
             chunk.cache.tokens.extend(chunk.tokens)
         wanted = [
@@ -127,25 +143,37 @@ class PackedDecoder:
         return list(torch.split(self._head(rows), [part.shape[0] for part in wanted]))
 
     def _layer(
-        self, x: Tensor, layer: int, chunks: Sequence[Chunk], spans: Sequence[tuple[int, int]], turns: Tensor
+        self,
+        x: Tensor,
+        layer: int,
+        chunks: Sequence[Chunk],
+        spans: Sequence[tuple[int, int]],
+        turns: Tensor,
+        adapted: Sequence[_Adapted],
     ) -> Tensor:
-        config, owner = self.config, self.config.weight_layer(layer)
-        weights = self._layers[owner]
+        weights = self._run_by[layer]
         normed = self._normed(x, weights.attention_norm)
-        qkv = _product(weights.qkv, normed, ("qkv", owner, weights.attention_scale), chunks, spans)
-        heads = qkv.view(x.shape[0], -1, config.head_dim)
-        turning = config.query_heads[layer] + (heads.shape[1] - config.query_heads[layer]) // 2
+        qkv = _product(weights.qkv, normed, ("qkv", weights.layer, weights.attention_scale), adapted)
+        heads = qkv.view(x.shape[0], -1, self.config.head_dim)
+        turned = heads[:, : weights.turned_heads]
         if weights.head_norm is not None:
-            unit = F.rms_norm(heads[:, :turning], (config.head_dim,), None, config.norm_eps)
-            torch.mul(unit, weights.head_norm, out=heads[:, :turning])
-        pairs = torch.view_as_complex(heads[:, :turning].view(x.shape[0], turning, -1, 2))
-        pairs.mul_(turns)
-        mixed = [self._attend(heads[b:e], layer, c.cache) for c, (b, e) in zip(chunks, spans, strict=True)]
-        attended = torch.cat(mixed) if len(mixed) > 1 else mixed[0]
-        x = x + _product(weights.o, attended, ("o", owner, 1.0), chunks, spans)
+            unit = F.rms_norm(turned, (self.config.head_dim,), None, self.config.norm_eps)
+            torch.mul(unit, weights.head_norm, out=turned)
+        torch.view_as_complex(turned.view(x.shape[0], weights.turned_heads, -1, 2)).mul_(turns)
+        if len(chunks) == 1:
+            attended = self._attend(heads, layer, chunks[0].cache, weights.query_heads)
+        else:
+            mixed = [
+                self._attend(heads[begin:end], layer, chunk.cache, weights.query_heads)
+                for chunk, (begin, end) in zip(chunks, spans, strict=True)
+            ]
+            attended = torch.cat(mixed)
+        x = x + _product(weights.o, attended, ("o", weights.layer, 1.0), adapted)
         normed = self._normed(x, weights.ffn_norm)
-        gate, up = _product(weights.gate_up, normed, ("gate_up", owner, weights.ffn_scale), chunks, spans).chunk(2, -1)
-        return x.add_(_product(weights.down, F.silu(gate).mul_(up), ("down", owner, 1.0), chunks, spans))
+        gate, up = _product(weights.gate_up, normed, ("gate_up", weights.layer, weights.ffn_scale), adapted).chunk(
+            2, -1
+        )
+        return x.add_(_product(weights.down, F.silu(gate).mul_(up), ("down", weights.layer, 1.0), adapted))
 
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
         """RMSNorm (Zhang and Sennrich 2019) in fewer steps than torch's own takes on a processor."""
@@ -153,10 +181,9 @@ class PackedDecoder:
         inverse = torch.addcmul(self._eps, norms, norms, value=1.0 / self.config.model_dim).rsqrt_()
         return (x * weight).mul_(inverse)
 
-    def _attend(self, heads: Tensor, layer: int, cache: SequenceCache) -> Tensor:
+    def _attend(self, heads: Tensor, layer: int, cache: SequenceCache, queries_of: int) -> Tensor:
         """Attention of one sequence's T new tokens: (T, heads, head_dim) -> (T, query_heads * head_dim)."""
-        count, queries_of = heads.shape[0], self.config.query_heads[layer]
-        source, at = self.config.kv_layer(layer), cache.length
+        count, source, at = heads.shape[0], self._kv_of[layer], cache.length
         if source == layer:
             cache.write(layer, heads[:, queries_of:].transpose(0, 1), at)
         keys, values, first = cache.read(source, at + count, count)
@@ -210,7 +237,11 @@ class PackedDecoder:
         attention_norm, in_scale = _prescaled(_dense(source.read(f"layers.{layer}.attention_norm.weight")), precision)
         ffn_norm, ffn_scale = _prescaled(_dense(source.read(f"layers.{layer}.ffn_norm.weight")), precision)
         qkv = [weight(p) for p in ("q_proj", "k_proj", "v_proj") if p in projections]
+        has_keys = "k_proj" in projections
         return _Layer(
+            layer=layer,
+            query_heads=config.query_heads[layer],
+            turned_heads=config.query_heads[layer] + (config.kv_heads[layer] if has_keys else 0),
             attention_norm=attention_norm,
             attention_scale=in_scale,
             qkv=pack(qkv, precision, input_range=SCALED_RANGE * in_scale),
@@ -295,18 +326,11 @@ def _spans(chunks: Sequence[Chunk]) -> list[tuple[int, int]]:
     return spans
 
 
-def _product(
-    linear: Linear,
-    x: Tensor,
-    place: tuple[str, int, float],
-    chunks: Sequence[Chunk],
-    spans: Sequence[tuple[int, int]],
-) -> Tensor:
-    """Multiply x with W^T, and add each sequence's adapter to its rows; `place` is group, layer, scale of x."""
+def _product(linear: Linear, x: Tensor, place: tuple[str, int, float], adapted: Sequence[_Adapted]) -> Tensor:
+    """Multiply x with W^T, and add adapters to their sequences' rows; `place` is group, layer, scale of x."""
     out = linear(x)
-    for chunk, (begin, end) in zip(chunks, spans, strict=True):
-        if chunk.adapter is not None:
-            chunk.adapter.add(out[begin:end], x[begin:end], place)
+    for adapter, begin, end in adapted:
+        adapter.add(out[begin:end], x[begin:end], place)
     return out
 
 

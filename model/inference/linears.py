@@ -32,7 +32,7 @@ _ONE_STEP: Final = torch.tensor(1.0 / _LARGEST)
 _SUM_OF_DIGITS: Final = torch.tensor([[1.0, 1.0 / _SECOND]])
 _INFINITY: Final = float("inf")
 # Rows whose largest value is this small are all zero for every purpose; dividing by it stays finite.
-_SMALLEST: Final = 1e-20
+_SMALLEST: Final = torch.tensor(1e-20)
 # From here on the products cost more than unpacking int4 once.
 _MANY_ROWS: Final = 16
 
@@ -106,24 +106,30 @@ class Int8Linear:
             )
             self._packed = torch.ops.quantized.linear_prepack(weight, None)
         self._op = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
+        # Where a single row's digits go: making and joining them anew costs more than computing them.
+        self._digits = torch.empty(2, quantized.shape[1])
+        self._first, self._second = self._digits[:1], self._digits[1:]
 
     def __call__(self, x: Tensor) -> Tensor:
         """(N, in) -> (N, out)."""
         if self._is_scaled:
             return self._product(x)
         # Tensors instead of numbers: torch wraps a number in a tensor and converts it, which takes as long again.
-        scales = torch.linalg.vector_norm(x, _INFINITY, dim=1, keepdim=True).clamp_(min=_SMALLEST).mul_(_ONE_STEP)
+        largest = torch.linalg.vector_norm(x, _INFINITY, dim=1, keepdim=True)
+        scales = torch.addcmul(_SMALLEST, largest, _ONE_STEP)
         return self._product(x / scales).mul_(scales)
 
     def _product(self, scaled: Tensor) -> Tensor:
         """The product of inputs in -127..127 with the weights."""
         out: Tensor
+        count = scaled.shape[0]
+        if count == 1:
+            torch.round(scaled, out=self._first)
+            torch.sub(scaled, self._first, out=self._second).mul_(_SECOND_STEPS)
+            return torch.mm(_SUM_OF_DIGITS, self._op(self._digits, 1.0, _ZERO_POINT, self._packed))
         first = scaled.round()
         both = torch.cat((first, (scaled - first).mul_(_SECOND_STEPS)))
         out = self._op(both, 1.0, _ZERO_POINT, self._packed)
-        if scaled.shape[0] == 1:
-            return torch.mm(_SUM_OF_DIGITS, out)
-        count = scaled.shape[0]
         return torch.add(out[:count], out[count:], alpha=1.0 / _SECOND)
 
 
