@@ -203,6 +203,7 @@ VARIANTS: Mapping[str, Callable[[LayeredTransformer, Inputs], float]] = {
     "int4 g32 nearest": functools.partial(nearest, bits=4, embedding_bits=8),
     "int4 g32 symmetric nearest": functools.partial(nearest, bits=4, embedding_bits=8, symmetric=True),
     "int4 g32 GPTQ": functools.partial(calibrated, bits=4, embedding_bits=8),
+    "int4 g32 symmetric GPTQ": functools.partial(calibrated, bits=4, embedding_bits=8, symmetric=True),
     "int4 g64 nearest": functools.partial(nearest, bits=4, embedding_bits=8, group_size=64),
     "int4 g64 GPTQ": functools.partial(calibrated, bits=4, embedding_bits=8, group_size=64),
     "int4 g32 GPTQ, 2 % at 16": functools.partial(mixed, bits=4, embedding_bits=8, share=0.02),
@@ -234,6 +235,18 @@ def measure(variant: str, inputs: Inputs) -> Row:
     return Row(variant, size / 1e6, seconds, losses, answers)
 
 
+def accuracy(row: Row, reference: Row, name: str) -> str:
+    """Answers that are right; and the difference in points, with 95 % of its paired distribution."""
+    right = row.answers[name]
+    share = f"{sum(right) / len(right):.1%}"
+    if row is reference:
+        return share
+    changes = [float(mine) - float(theirs) for mine, theirs in zip(right, reference.answers[name], strict=True)]
+    mean = sum(changes) / len(changes)
+    variance = sum((change - mean) ** 2 for change in changes) / max(1, len(changes) - 1)
+    return f"{share} ({100 * mean:+.1f} ± {196 * math.sqrt(variance / len(changes)):.1f})"
+
+
 def table(rows: Mapping[str, Row]) -> str:
     """The results in Markdown, each beside the 16-bit reference."""
     reference = rows["16 bits"]
@@ -254,7 +267,7 @@ def table(rows: Mapping[str, Row]) -> str:
             f"{1 - row.megabytes / reference.megabytes:.1%}",
             f"{result.perplexity:.3f}",
             "-" if row is reference else f"{loss:+.2%} ± {margin:.2%}",
-            *(f"{sum(row.answers[n]) / len(row.answers[n]):.1%}" if n in row.answers else "-" for n in names),
+            *(accuracy(row, reference, name) if name in row.answers else "-" for name in names),
             f"{row.quantise_s:.0f} s",
         ]
         lines.append("| " + " | ".join(cells) + " |")

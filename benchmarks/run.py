@@ -1,10 +1,13 @@
 """Every benchmark, one after the other: what `make bench` runs.
 
-    python benchmarks/run.py
+    python benchmarks/run.py                                                # packages, generation, training
+    python benchmarks/run.py --text wiki.valid.txt --choices arc_easy.jsonl # and what fewer bits cost
 
-Converts SmolLM2 from the installed package first, so that whole models are measured too.
+Converts SmolLM2 from the installed package first, so that whole models are measured too. About half an hour on two
+cores; let nothing else run.
 """
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -15,13 +18,27 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def main() -> int:
     """Run each benchmark as its own process; the first that fails ends the run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", type=Path, help="text whose perplexity quantised weights are measured on")
+    parser.add_argument("--choices", type=Path, action="append", default=[], help="questions beside it (repeatable)")
+    options = parser.parse_args()
     from model import find_smollm2, import_gguf  # noqa: PLC0415 - seconds of torch, after --help
 
     with tempfile.TemporaryDirectory(prefix="lamella-bench-") as folder:
         tree = Path(folder) / "v1"
         import_gguf(find_smollm2(), tree / "base")
-        for script in (["deltas.py", "--base", str(tree)],):
-            print(f"== {script[0]}", flush=True)
+        base = str(tree / "base")
+        scripts = [
+            ["deltas.py", "--base", str(tree)],
+            ["runtime.py", "--base", base],
+            ["runtime.py", "--random", "openelm-270m"],
+            ["training.py", "--base", base],
+        ]
+        if options.text:
+            questions = [part for path in options.choices for part in ("--choices", str(path))]
+            scripts.append(["quantization.py", "--base", base, "--text", str(options.text), *questions, "--off-grid"])
+        for script in scripts:
+            print(f"\n== {' '.join(script)}", flush=True)
             done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / script[0]), *script[1:]], check=False)
             if done.returncode != 0:
                 return done.returncode

@@ -102,9 +102,7 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy and always the same.")] = 0.0,
     top_p: TopP = 1.0,
     seed: Annotated[int | None, typer.Option(help="Equal seeds give equal answers on the same back end.")] = None,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="An answer ends before this text; may be given several times.")
-    ] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="An answer ends before this text (repeatable).")] = None,
     logprobs: Annotated[
         int | None,
         typer.Option(min=0, max=MAX_LOGPROBS, help="With --json: log-probabilities, and this many rivals a token."),

@@ -23,7 +23,7 @@ def evaluate(
     ],
     perplexity: Annotated[Path | None, typer.Option(help="Text file to compute the perplexity of.")] = None,
     choices: Annotated[
-        list[Path] | None, typer.Option(help="File of lines with query, choices and gold; may be given again.")
+        list[Path] | None, typer.Option(help="File of lines with query, choices and gold (repeatable).")
     ] = None,
     context: Annotated[int, typer.Option(help="Tokens a window of the text.", min=2)] = 1024,
     stride: Annotated[int, typer.Option(help="Tokens from one window's beginning to the next.", min=1)] = 512,
