@@ -1,11 +1,13 @@
 """Bar charts of a benchmark's table: one panel a figure, ours in blue, peers in grey."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 _INK, _SOFT, _LINE, _GRID = "#1c2733", "#5b6b7b", "#d5dce3", "#eef1f4"
 _OURS, _PEER = "#1f5f99", "#b4bec8"
+_LONGEST = 6.0
 _STYLE = {
     "svg.fonttype": "none",  # text stays text: small files that can be searched
     "svg.hashsalt": "benchmark",
@@ -47,18 +49,21 @@ def draw(panels: Sequence[Panel], *, title: str, ours: Sequence[str], path: Path
 
     names = list(panels[0].values)
     with mpl.rc_context(_STYLE):  # type: ignore[arg-type]  # its keys are literals
-        figure = Figure(figsize=(10.5, 0.9 + 0.34 * len(names)), layout="constrained", dpi=120, facecolor="white")
+        figure = Figure(figsize=(10.5, 1.1 + 0.34 * len(names)), layout="constrained", dpi=120, facecolor="white")
         figure.suptitle(title, x=0.01, ha="left", fontsize=12)
         for axes, panel in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
+            # One very slow peer must not flatten the others: its bar is cut, its number is not.
+            longest = _LONGEST * statistics.median(panel.values.values())
             bars = axes.barh(
                 names,
-                [panel.values[name] for name in names],
+                [min(panel.values[name], longest) for name in names],
                 color=[_OURS if name in ours else _PEER for name in names],
                 height=0.72,
             )
-            axes.bar_label(bars, [panel.number.format(panel.values[name]) for name in names], padding=3, color=_SOFT)
+            numbers = [panel.number.format(value) + " »" * (value > longest) for value in panel.values.values()]
+            axes.bar_label(bars, numbers, padding=3, color=_SOFT)
             axes.set_title(panel.title, loc="left", fontsize=10, color=_SOFT)
-            axes.margins(x=0.18)
+            axes.margins(x=0.26)
             axes.tick_params(length=0)
             axes.set_xticks([])
         axes.invert_yaxis()

@@ -204,6 +204,7 @@ def mlx(_contender: Contender, base: Path, _threads: int) -> Callable[[list[int]
     return run
 
 
+REFERENCE = "llama.cpp q8_0, bare binding"
 IMPORTS = {
     "sdk": ("client_sdk", "client_sdk.backends.llamacpp", "xllamacpp", "model.tokenizer"),
     "torch": ("client_sdk", "client_sdk.backends.torch_backend"),
@@ -395,8 +396,8 @@ def markdown(results: dict[str, Any]) -> str:
     bandwidth = results["bandwidth_gb_s"]
     load = results["load_average"][0]
     columns = (
-        "", "first token, 128-token prompt (ms)", "tokens/s", "of bandwidth", "tokens/s on repeated text", "peak MB",
-        "of it imports", "weights MB", "load s", "J/token",
+        "", "first token, 128-token prompt (ms)", "tokens/s", "against llama.cpp", "of bandwidth",
+        "tokens/s on repeated text", "against llama.cpp", "peak MB", "of it imports", "weights MB", "load s", "J/token",
     )  # fmt: skip
     lines = [
         f"{results['threads']} threads, {results['rounds']} rounds, load {load:.1f}, {bandwidth:.0f} GB/s read.",
@@ -410,7 +411,9 @@ def markdown(results: dict[str, Any]) -> str:
         energy = f"{statistics.median(joules) / results['new_tokens']:.2f}" if joules else "not readable"
         lines.append(
             f"| {name} | {spread(figures['plain_first_token_ms'])} | {spread(figures['plain_tokens_per_second'])} "
-            f"| {rate * weight / bandwidth / 1e9:.0%} | {spread(figures['repeat_tokens_per_second'])} "
+            f"| {against(REFERENCE, name, results, 'plain_tokens_per_second')} | {rate * weight / bandwidth / 1e9:.0%} "
+            f"| {spread(figures['repeat_tokens_per_second'])} "
+            f"| {against(REFERENCE, name, results, 'repeat_tokens_per_second')} "
             f"| {max(figures['repeat_peak_mb']):.0f} | {figures['imports_mb']:.0f} "
             f"| {weight / 1e6:.0f} | {figures['load_s']:.1f} | {energy} |"
         )
@@ -425,13 +428,21 @@ def draw_results(results: dict[str, Any], path: Path, *, name: str) -> None:
         return {who: statistics.median(values[figure]) for who, values in results["contenders"].items()}
 
     panels = (
-        Panel("tokens/s (more is better)", medians("plain_tokens_per_second")),
-        Panel("tokens/s, text that repeats (more)", medians("repeat_tokens_per_second")),
-        Panel("ms to the first of 128 + 1 tokens (less)", medians("plain_first_token_ms")),
-        Panel("peak MB of the process (less)", medians("repeat_peak_mb")),
+        Panel("tokens/s\n(more is better)", medians("plain_tokens_per_second")),
+        Panel("tokens/s on text\nthat repeats (more)", medians("repeat_tokens_per_second")),
+        Panel("ms to the first token, after\na 128-token prompt (less)", medians("plain_first_token_ms")),
+        Panel("peak MB of the\nprocess (less)", medians("repeat_peak_mb")),
     )
     ours = [contender.name for contender in CONTENDERS if contender.engine in {"sdk", "torch"}]
     draw(panels, title=f"{name}, {results['threads']} threads", ours=ours, path=path)
+
+
+def against(other: str, name: str, results: dict[str, Any], figure: str) -> str:
+    """How many times another's figure: the median over rounds, each compared with the same round of the other."""
+    if other not in results["contenders"]:
+        return "-"
+    mine, theirs = (results["contenders"][who][figure] for who in (name, other))
+    return f"{statistics.median(a / b for a, b in zip(mine, theirs, strict=False)):.2f}"
 
 
 def spread(values: list[float]) -> str:

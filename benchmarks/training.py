@@ -294,8 +294,8 @@ def draw_rows(rows: list[Row], path: Path) -> None:
 
     named = {f"{row.batch} {row.precision}: {row.contender}": row for row in rows}
     panels = (
-        Panel("seconds a step (less is better)", {name: row.step_s for name, row in named.items()}, "{:.2f}"),
-        Panel("peak MB of the process (less)", {name: row.peak_mb for name, row in named.items()}),
+        Panel("seconds a step\n(less is better)", {name: row.step_s for name, row in named.items()}, "{:.2f}"),
+        Panel("peak MB of the\nprocess (less)", {name: row.peak_mb for name, row in named.items()}),
     )
     ours = [name for name, row in named.items() if row.contender.startswith("lean")]
     draw(panels, title="A LoRA step, rank 8 on all linear layers of SmolLM2-135M", ours=ours, path=path)
