@@ -1,57 +1,100 @@
-"""`lamella delta`: packages on folders, without a service."""
+"""`lamella delta`: packages on folders or single files, without a service."""
 
 from __future__ import annotations
 
+import contextlib
+import resource
+import sys
+import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from delta_updates import apply_package, build_package
 from delta_updates.package import PackageReader
 from server.cli.console import console, megabytes, show_json, show_table
+from server.cli.delta_files import as_tree, is_single_file, unwrap
+from server.errors import ConfigurationError
 
-app = typer.Typer(no_args_is_help=True, help="Build, apply and look into packages on folders, without a service.")
+if TYPE_CHECKING:
+    from delta_updates.apply import ApplyResult
+    from delta_updates.build import BuildResult
+    from server.cli.delta_peers import Peer
+
+app = typer.Typer(
+    no_args_is_help=True, help="Build, apply, look into and measure packages, on folders or files, without a service."
+)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_TWO = 2
 
 
 @app.command()
 def build(
-    target: Annotated[Path, typer.Argument(help="Folder of the version to reach.", exists=True, file_okay=False)],
-    out: Annotated[Path, typer.Option(help="Package file to write.")],
-    source: Annotated[
-        Path | None, typer.Option(help="Folder of the version to start from; without it: a full package.", exists=True)
-    ] = None,
+    versions: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="[SOURCE] TARGET",
+            help="What devices have, and what they shall have: two folders or two files. One alone: a full package.",
+            exists=True,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Package file to write.", dir_okay=False)],
     as_json: AsJson = False,
 ) -> None:
     """Build a package that turns SOURCE into TARGET."""
-    result = build_package(source, target, out)
+    source, target = _one_or_two(versions, "SOURCE and TARGET, or TARGET alone")
+    with console.status("Building ..."), contextlib.ExitStack() as stack:
+        result = build_package(
+            None if source is None else as_tree(source, stack), as_tree(target, stack, like=source), out
+        )
+    peak = _peak_memory_bytes()
     if as_json:
-        show_json(result.model_dump())
+        show_json(result.model_dump() | {"peak_memory_bytes": peak})
         return
     console.print(
         f"{out}: {megabytes(result.package_bytes)} for {megabytes(result.target_bytes)} "
-        f"({result.ratio:.1%}) in {result.seconds:.1f} s"
+        f"({result.ratio:.1%}) in {result.seconds:.1f} s, at most {megabytes(peak)} of memory"
     )
-    console.print("tensors and files: " + ", ".join(f"{n} {kind}" for kind, n in sorted(result.codecs.items())))
+    console.print("chunks and files: " + ", ".join(f"{n} {kind}" for kind, n in sorted(result.codecs.items())))
 
 
 @app.command()
 def apply(
-    package: Annotated[Path, typer.Argument(help="Package file.", exists=True, dir_okay=False)],
-    out: Annotated[Path, typer.Option(help="Folder to make.")],
-    expected_hash: Annotated[str, typer.Option(help="Tree hash that the result must have (from a signed manifest).")],
-    source: Annotated[Path | None, typer.Option(help="Folder of the installed version.", exists=True)] = None,
+    versions: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="[SOURCE] PACKAGE",
+            help="What is installed, and the package. A full package stands alone.",
+            exists=True,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder or file to make.")],
+    expected_hash: Annotated[
+        str | None,
+        typer.Option(help="Tree hash that the result must have, from a signed manifest; else the package's own word."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Apply a package; the folder appears complete and verified, or not at all."""
-    result = apply_package(source, package, out, expected_target_hash=expected_hash)
+    """Apply a package; the result appears complete and verified, or not at all."""
+    source, package = _one_or_two(versions, "SOURCE and PACKAGE, or PACKAGE alone")
+    with PackageReader(package) as reader:
+        header = reader.header
+    with console.status("Applying ..."), contextlib.ExitStack() as stack:
+        expected = expected_hash or header.target_hash
+        tree = None if source is None else as_tree(source, stack, named=header.files)
+        if is_single_file(header.files):
+            result = unwrap(out, lambda folder: apply_package(tree, package, folder, expected_target_hash=expected))
+        else:
+            result = apply_package(tree, package, out, expected_target_hash=expected)
     if as_json:
-        show_json(result.model_dump())
+        show_json(result.model_dump() | {"peak_memory_bytes": _peak_memory_bytes()})
         return
     console.print(
         f"{out}: {megabytes(result.bytes_written)} written, {result.files_linked} files linked, {result.seconds:.1f} s"
     )
+    if expected_hash is None:
+        console.print("No --expected-hash: this is whole and undamaged, but nobody vouches for where it comes from.")
 
 
 @app.command()
@@ -67,3 +110,57 @@ def inspect(
         return
     console.print(f"source tree {header.source_hash or '(none: full package)'}\ntarget tree {header.target_hash}")
     show_table("Files", ("path", "length", "made by"), [(f.file.path, f.file.length, f.method) for f in header.files])
+
+
+@app.command()
+def bench(
+    source: Annotated[Path, typer.Argument(help="What devices have: a folder or a file.", exists=True)],
+    target: Annotated[Path, typer.Argument(help="What they shall have.", exists=True)],
+    as_json: AsJson = False,
+) -> None:
+    """Build and apply a package here, beside zstd, `zstd --patch-from` and (for small files) bsdiff4."""
+    from server.cli.delta_peers import measure_peers
+
+    with tempfile.TemporaryDirectory(prefix="lamella-delta-") as scratch, contextlib.ExitStack() as stack:
+        old, new = as_tree(source, stack), as_tree(target, stack, like=source)
+        package = Path(scratch) / "package"
+        with console.status("Building and applying ..."):
+            built = build_package(old, new, package)
+            applied = apply_package(old, package, Path(scratch) / "applied", expected_target_hash=built.target_hash)
+        peak = _peak_memory_bytes()
+        with console.status("Running the peers ..."):
+            peers = measure_peers(old, new)
+    if as_json:
+        show_json(
+            built.model_dump()
+            | {"apply_seconds": applied.seconds, "peak_memory_bytes": peak, "peers": {n: p.to_json() for n, p in peers}}
+        )
+        return
+    _show_comparison(built, applied, peak, peers)
+
+
+def _show_comparison(built: BuildResult, applied: ApplyResult, peak: int, peers: list[tuple[str, Peer]]) -> None:
+    def speed(seconds: float | None) -> str:
+        return "-" if seconds is None else f"{built.target_bytes / 1e6 / max(seconds, 1e-9):,.0f} MB/s"
+
+    rows: list[tuple[object, ...]] = [
+        ("lamella", megabytes(built.package_bytes), f"{built.ratio:.2%}", speed(built.seconds), speed(applied.seconds))
+    ]
+    for name, peer in peers:
+        size = "-" if peer.size is None else megabytes(peer.size)
+        share = "-" if peer.size is None else f"{peer.size / max(1, built.target_bytes):.2%}"
+        rows.append((name, size, share, speed(peer.build_seconds), peer.why_not or speed(peer.apply_seconds)))
+    show_table("Packages", ("by", "size", "of the target", "build", "apply"), rows)
+    console.print(f"Building and applying ours took at most {megabytes(peak)} of memory, this program included.")
+
+
+def _one_or_two(paths: list[Path], what: str) -> tuple[Path | None, Path]:
+    if len(paths) > _TWO:
+        raise ConfigurationError(f"Give {what}; got {len(paths)} paths.")
+    return (paths[0] if len(paths) == _TWO else None), paths[-1]
+
+
+def _peak_memory_bytes() -> int:
+    """The most memory that this process ever had resident."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

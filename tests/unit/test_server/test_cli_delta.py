@@ -1,0 +1,116 @@
+"""`lamella delta` on folders and on single files."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from typer.testing import CliRunner
+
+from delta_updates.errors import DeltaError
+from server.cli.main import app
+from server.errors import ConfigurationError
+
+
+def run(*arguments: object) -> str:
+    done = CliRunner().invoke(app, ["delta", *map(str, arguments)], env={"COLUMNS": "200"})
+    if done.exception is not None:
+        raise done.exception
+    return done.stdout
+
+
+def write(path: Path, *, seed: int) -> Path:
+    generator = np.random.default_rng(0)
+    old = generator.normal(size=(64, 128)).astype(np.float16)
+    moved = old + np.float16(0.001) * np.random.default_rng(seed).integers(0, 2, old.shape).astype(np.float16)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"layer.weight": moved if seed else old}, path)
+    return path
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    return write(tmp_path / "one.safetensors", seed=0), write(tmp_path / "two.safetensors", seed=1)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    for name, seed in (("v1", 0), ("v2", 1)):
+        write(tmp_path / name / "model.safetensors", seed=seed)
+        (tmp_path / name / "config.json").write_text("{}", encoding="utf-8")
+    return tmp_path / "v1", tmp_path / "v2"
+
+
+def test_a_folder_goes_there_and_comes_back(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    old, new = folders
+    built = json.loads(run("build", old, new, "--out", tmp_path / "p", "--json"))
+    assert built["package_bytes"] == (tmp_path / "p").stat().st_size < built["target_bytes"]
+    assert set(built) >= {"package_bytes", "target_bytes", "ratio", "seconds", "peak_memory_bytes", "codecs"}
+    assert built["peak_memory_bytes"] > 1_000_000
+    applied = json.loads(run("apply", old, tmp_path / "p", "--out", tmp_path / "v2again", "--json"))
+    assert applied["target_hash"] == built["target_hash"]
+    for file in new.iterdir():
+        assert (tmp_path / "v2again" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_full_package_needs_no_source(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    _, new = folders
+    run("build", new, "--out", tmp_path / "p")
+    assert "nobody vouches" in run("apply", tmp_path / "p", "--out", tmp_path / "again")
+    said = run("inspect", tmp_path / "p")
+    assert "full package" in said
+    assert "model.safetensors" in said
+
+
+def test_files_stay_files(files: tuple[Path, Path], tmp_path: Path) -> None:
+    old, new = files
+    run("build", old, new, "--out", tmp_path / "p")
+    assert "written" in run("apply", old, tmp_path / "p", "--out", tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == new.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "again.safetensors",
+        "one.safetensors",
+        "p",
+        "two.safetensors",
+    ]
+
+
+def test_an_unchanged_file_is_a_file_of_its_own(files: tuple[Path, Path], tmp_path: Path) -> None:
+    old, _ = files
+    shutil.copyfile(old, tmp_path / "same.safetensors")
+    run("build", old, tmp_path / "same.safetensors", "--out", tmp_path / "p")
+    run("apply", old, tmp_path / "p", "--out", tmp_path / "again.safetensors")
+    (tmp_path / "again.safetensors").write_bytes(b"edited")
+    assert old.read_bytes() == (tmp_path / "same.safetensors").read_bytes()
+
+
+def test_bench_runs_the_peers(folders: tuple[Path, Path]) -> None:
+    old, new = folders
+    said = run("bench", old, new)
+    assert "lamella" in said
+    assert "bsdiff4" in said
+    figures = json.loads(run("bench", old, new, "--json"))
+    assert figures["peers"]["bsdiff4"]["size"] > figures["package_bytes"]
+    assert figures["apply_seconds"] > 0
+
+
+def test_what_does_not_fit_is_told_and_leaves_nothing(
+    files: tuple[Path, Path], folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigurationError, match="two folders or two files"):
+        run("build", files[0], folders[1], "--out", tmp_path / "p")
+    with pytest.raises(ConfigurationError, match="got 3 paths"):
+        run("build", *folders, files[0], "--out", tmp_path / "p")
+    run("build", *folders, "--out", tmp_path / "p")
+    with pytest.raises(ConfigurationError, match="is for a folder"):
+        run("apply", files[0], tmp_path / "p", "--out", tmp_path / "again")
+    with pytest.raises(DeltaError):
+        run("apply", folders[1], tmp_path / "p", "--out", tmp_path / "again")
+    with pytest.raises(DeltaError, match="expected"):
+        run("apply", folders[0], tmp_path / "p", "--out", tmp_path / "again", "--expected-hash", "0" * 64)
+    assert not (tmp_path / "again").exists()
+    run("build", *files, "--out", tmp_path / "f")
+    with pytest.raises(ConfigurationError, match="exists already"):
+        run("apply", files[0], tmp_path / "f", "--out", files[1])
