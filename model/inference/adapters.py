@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 import torch
 
-from model.inference.decoder import pair_order, query_scale, reorder_heads
+from model.inference.heads import pair_order, query_scale, reorder_heads
 from model.lora import adapter_shapes, check_adapter_state, load_adapter
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (its usual name)
 
+from model.inference.heads import pair_order, query_scale, reorder_heads
 from model.inference.linears import SCALED_RANGE, Linear, Precision, pack, takes_scaled_inputs
 from model.inference.source import CheckpointSource
 from model.quantization import QuantizedWeight, dequantize, quantize_int8
@@ -271,21 +272,6 @@ class _Embedding:
         """(N,) -> (N, model_dim), float32."""
         rows = self._table[token_ids].float()
         return rows if self._quantized is None else rows.mul_(self._quantized.scales[token_ids].float().unsqueeze(1))
-
-
-def pair_order(head_dim: int) -> Tensor:
-    """Where the elements of a head come from, so that those that turn together are neighbours."""
-    return torch.arange(head_dim).view(2, -1).t().reshape(-1)
-
-
-def reorder_heads(rows: Tensor, order: Tensor) -> Tensor:
-    """The rows (heads * head_dim, ...) of a projection with every head in a new order."""
-    return rows.view(-1, order.shape[0], *rows.shape[1:])[:, order].reshape(rows.shape)
-
-
-def query_scale(config: ModelConfig) -> float:
-    """1 / sqrt(head_dim), by which attention multiplies its scores."""
-    return 1.0 / math.sqrt(config.head_dim)
 
 
 def _prescaled(norm: Tensor, precision: Precision) -> tuple[Tensor, float]:
