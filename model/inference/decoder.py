@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from model.config import ModelConfig
     from model.inference.adapters import PackedAdapter
     from model.inference.cache import SequenceCache
     from model.inference.source import WeightSource
