@@ -1,5 +1,6 @@
 """Decide how each file of a target is made, and make its records chunk by chunk."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,12 @@ from delta_updates.codecs import (
     MAX_CHUNK_BYTES,
     MAX_CHUNK_ELEMENTS,
     CodecName,
+    Difference,
     ElementKind,
     Encoded,
+    Section,
 )
-from delta_updates.codecs.elements import element_kind
+from delta_updates.codecs.elements import element_kinds
 from delta_updates.codecs.layouts import Layout
 from delta_updates.errors import TensorFileError
 from delta_updates.manifest import FileEntry
@@ -22,6 +25,12 @@ from delta_updates.tensor_file import Tensor, TensorFile, read_tensor_file
 
 # Small tensors share a record up to this many; a reader allows more (package.MAX_PARTS).
 _MAX_PARTS = 4096
+# Tensors of as many elements have a record of their own: each moves in its own way, and is large enough to tell.
+_OWN_RECORD_ELEMENTS = 1 << 16
+# A chunk without its source is measured on one of so many blocks; in full only when it could be the smaller one.
+_SAMPLE_BLOCK_BYTES = 4096
+_SAMPLE_SHARE = 16
+_OPAQUE = (ElementKind.BYTES,)
 _EMPTY = Encoded(Layout.RAW, 0, b"")
 
 
@@ -35,22 +44,27 @@ class FilePlan:
 
 @dataclass(frozen=True, slots=True)
 class _Span:
-    """A range of the target's file whose bytes have one kind; `source_offset` is where the source has its like."""
+    """A range of the target's file; `source_offset` is where the source has its like.
+
+    `kinds` are the ways in which its bytes may form numbers; `name` is shared by tensors that play the same part.
+    """
 
     offset: int
     length: int
-    kind: ElementKind
+    kinds: tuple[ElementKind, ...]
     source_offset: int | None
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
     """At most one chunk of a span: the bytes of both sides, and where the source's lie (None: it has none)."""
 
-    kind: ElementKind
+    kinds: tuple[ElementKind, ...]
     new: bytes
     old: bytes
     part: Part | None
+    name: str
 
     @property
     def is_same(self) -> bool:
@@ -60,7 +74,7 @@ class _Piece:
         """Return whether both may share a record."""
         if self.is_same or other.is_same:
             return self.is_same and other.is_same
-        return (self.kind, self.part is None) == (other.kind, other.part is None)
+        return (self.kinds, self.part is None) == (other.kinds, other.part is None)
 
 
 def plan_file(
@@ -104,7 +118,7 @@ def _layout_of(path: Path) -> TensorFile | None:
 
 
 def _plan_opaque(path: Path, entry: FileEntry, old_path: Path | None, twin: FileEntry | None) -> FilePlan:
-    spans = [_Span(0, entry.length, ElementKind.BYTES, None)]
+    spans = [_Span(0, entry.length, _OPAQUE, None)]
     full = FilePlan(PackagedFile(file=entry, method="full", source=None), lambda: _records(path, None, spans))
     if old_path is None or twin is None or max(entry.length, twin.length) > MAX_CHUNK_BYTES:
         return full
@@ -126,9 +140,10 @@ def _spans(layout: TensorFile, old_layout: TensorFile | None) -> list[_Span]:
         return old.offset if old and (old.dtype, old.shape) == (tensor.dtype, tensor.shape) else None
 
     is_header_alike = old_layout is not None and old_layout.values_offset == layout.values_offset
-    spans = [_Span(0, layout.values_offset, ElementKind.BYTES, 0 if is_header_alike else None)]
+    spans = [_Span(0, layout.values_offset, _OPAQUE, 0 if is_header_alike else None)]
     spans.extend(
-        _Span(tensor.offset, tensor.length, element_kind(tensor.dtype), like(tensor)) for tensor in layout.tensors
+        _Span(tensor.offset, tensor.length, element_kinds(tensor.dtype), like(tensor), re.sub(r"\d+", "", tensor.name))
+        for tensor in layout.tensors
     )
     return spans
 
@@ -148,48 +163,71 @@ def _records(path: Path, old_path: Path | None, spans: list[_Span]) -> Iterator[
 
 
 def _pieces(span: _Span, new_file: RandomReader, old_file: RandomReader) -> Iterator[_Piece]:
-    step = _chunk_bytes(span.kind)
+    step = _chunk_bytes(span.kinds)
     for start in range(0, span.length, step):
         length = min(step, span.length - start)
         new = new_file.read_at(span.offset + start, length)
         if span.source_offset is None:
-            yield _Piece(span.kind, new, b"", None)
+            yield _Piece(span.kinds, new, b"", None, span.name)
             continue
         part = Part(span.source_offset + start, length)
         old = old_file.read_at(part.offset, length)
-        # Only equal bytes and floats make use of a source.
-        is_useful = new == old or span.kind.is_float
-        yield _Piece(span.kind, new, old if is_useful else b"", part if is_useful else None)
+        # Only equal bytes and values with steps make use of a source.
+        is_useful = new == old or span.kinds[0].has_steps
+        yield _Piece(span.kinds, new, old if is_useful else b"", part if is_useful else None, span.name)
 
 
-def _chunk_bytes(kind: ElementKind) -> int:
-    return min(MAX_CHUNK_ELEMENTS * kind.width, MAX_CHUNK_BYTES)
+def _chunk_bytes(kinds: tuple[ElementKind, ...]) -> int:
+    return min(MAX_CHUNK_ELEMENTS * kinds[0].width, MAX_CHUNK_BYTES)
 
 
 def _fits(waiting: list[_Piece], piece: _Piece) -> bool:
     if not waiting[-1].joins(piece) or len(waiting) == _MAX_PARTS:
         return False
-    return sum(len(other.new) for other in waiting) + len(piece.new) <= _chunk_bytes(piece.kind)
+    if not piece.is_same and max(len(waiting[-1].new), len(piece.new)) >= _OWN_RECORD_ELEMENTS * piece.kinds[0].width:
+        return False
+    return sum(len(other.new) for other in waiting) + len(piece.new) <= _chunk_bytes(piece.kinds)
 
 
 def _record(pieces: list[_Piece]) -> Record:
     new = b"".join(piece.new for piece in pieces)
-    kind = pieces[0].kind
+    kinds = pieces[0].kinds
     parts = _joined([piece.part for piece in pieces if piece.part])
     if pieces[0].is_same:
         return Record(CodecName.SAME, ElementKind.BYTES, len(new), parts, _EMPTY)
-    candidates = [Record(CodecName.FULL, kind, len(new), (), _encode(CodecName.FULL, new, b"", kind))]
-    if parts:
-        old = b"".join(piece.old for piece in pieces)
-        encoded = _encode(CodecName.DIFFERENCE, new, old, kind)
-        candidates.append(Record(CodecName.DIFFERENCE, kind, len(new), parts, encoded))
-    return min(candidates, key=lambda record: len(record.to_bytes()))
+    moved = _moved(pieces, new, parts) if parts else None
+    if moved is not None and len(moved.to_bytes()) < _estimate_full(new, kinds[0]):
+        return moved
+    full = Record(CodecName.FULL, kinds[0], len(new), (), _encode_full(new, kinds[0]))
+    return min(moved or full, full, key=lambda record: len(record.to_bytes()))
 
 
-def _encode(codec: CodecName, new: bytes, old: bytes, kind: ElementKind) -> Encoded:
-    encoded = CODECS[codec].encode(new, old, kind)
+def _moved(pieces: list[_Piece], new: bytes, parts: tuple[Part, ...]) -> Record | None:
+    old = b"".join(piece.old for piece in pieces)
+    kinds = pieces[0].kinds
+    sections = [Section(len(piece.new) // kinds[0].width, piece.name) for piece in pieces]
+    candidates = [
+        Record(CodecName.DIFFERENCE, kind, len(new), parts, encoded)
+        for kind in kinds
+        if (encoded := Difference().encode(new, old, kind, sections=sections)) is not None
+    ]
+    return min(candidates, key=lambda record: len(record.encoded.frame), default=None)
+
+
+def _estimate_full(new: bytes, kind: ElementKind) -> int:
+    """Return fewer bytes than `new` needs without a source, or zero where a sample cannot tell."""
+    step = _SAMPLE_BLOCK_BYTES * _SAMPLE_SHARE
+    if len(new) < step:
+        return 0
+    sample = b"".join(new[start : start + _SAMPLE_BLOCK_BYTES] for start in range(0, len(new), step))
+    # A fifth less: the rest may be more alike than the sample.
+    return len(_encode_full(sample, kind).frame) * len(new) // len(sample) * 4 // 5
+
+
+def _encode_full(new: bytes, kind: ElementKind) -> Encoded:
+    encoded = CODECS[CodecName.FULL].encode(new, b"", kind)
     if encoded is None:
-        raise RuntimeError(f"codec {codec.name} refused {len(new)} bytes of {kind.name} that it can express")
+        raise RuntimeError(f"codec full refused {len(new)} bytes of {kind.name}, which it can express")
     return encoded
 
 
