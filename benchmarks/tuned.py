@@ -8,7 +8,7 @@ writes the merged model, and the adapter's factors in float32.
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +39,14 @@ def batches(base: Path) -> Iterator[list[Any]]:
 def train(base: Path, out: Path, method: str) -> None:
     """Train with `method` and save every step of `KEPT`."""
     import torch  # noqa: PLC0415 - heavy, and only needed here
-    from safetensors.torch import load_file, save_file  # noqa: PLC0415 - as above
+    from safetensors.torch import save_file  # noqa: PLC0415 - as above
 
     from model import (  # noqa: PLC0415 - as above
         PROJECTIONS,
         LoRAConfig,
         adapter_state_dict,
         add_lora,
-        load_adapter_state,
         load_checkpoint,
-        merge_lora,
-        remove_lora,
         sequence_losses,
     )
 
@@ -78,11 +75,16 @@ def train(base: Path, out: Path, method: str) -> None:
             _save(model.state_dict(), start, out, f"{method}-{step}")
         elif step in KEPT[method]:
             save_file(dict(adapter_state_dict(model)), out / f"adapter-{step}.F32")
-    if method == "lora":
-        load_adapter_state(model, load_file(out / f"adapter-{MERGED_STEP}.F32"))
-        merge_lora(model)
-        remove_lora(model)
-        _save(model.state_dict(), start, out, f"merged-{MERGED_STEP}")
+        if step == MERGED_STEP and method == "lora":
+            _save(_merged(start, adapter_state_dict(model)), start, out, f"merged-{step}")
+
+
+def _merged(start: dict[str, Any], adapter: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(start)
+    for name in {name.rpartition(".")[0] for name in adapter}:
+        change = adapter[f"{name}.lora_b"] @ adapter[f"{name}.lora_a"] * (_ALPHA / _RANK)
+        merged[f"{name}.weight"] = start[f"{name}.weight"] + change
+    return merged
 
 
 def _save(trained: dict[str, Any], start: dict[str, Any], out: Path, name: str) -> None:

@@ -27,6 +27,7 @@ _ENTRY = np.dtype([("first", "<u2"), ("mode", "u1"), ("coded", "<u4")])
 _SPARSE = 0x80
 _GAP_WIDTH = 4
 _MAX_CONTEXT = 0xFFFF
+_RARE_SHARE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,11 @@ class _Class:
     radix: int
     is_sparse: bool
     coded: int
+
+    @property
+    def known_size(self) -> int | None:
+        """How many values it has, where the package says so."""
+        return None if self.is_sparse else self.coded
 
     def places(self, contexts: Contexts) -> Places:
         """Return where its values are."""
@@ -55,17 +61,17 @@ def arrange_classes(values: Patterns, contexts: Contexts) -> list[bytes]:
     classes = _choose_classes(symbols, contexts)
     gaps: list[NDArray[np.uint32]] = []
     heads, tails, large = [], [], []
-    for one in classes:
-        places = one.places(contexts)
+    for one, places in zip(classes, _places(classes, contexts), strict=True):
         chosen = symbols.take(places)
         if one.is_sparse:
             nonzero = np.flatnonzero(chosen)
             gaps.append(np.diff(nonzero, prepend=-1).astype(np.uint32) - np.uint32(1))
-            places, chosen = places.take(nonzero), chosen.take(nonzero) - np.uint8(1)
+            chosen = chosen.take(nonzero) - np.uint8(1)
+        coded = places.take(nonzero) if one.is_sparse else places
         head, tail = split(chosen, one.radix)
         heads.append(head.tobytes())
         tails.append(tail.tobytes())
-        large.append(places.take(np.flatnonzero(chosen >= VALUES.own - one.is_sparse)))
+        large.append(coded.take(np.flatnonzero(chosen >= VALUES.own - one.is_sparse)))
     rests = np.concatenate(large)
     return [
         _table(classes),
@@ -83,15 +89,32 @@ def restore_classes(streams: Streams, contexts: Contexts, width: int) -> Pattern
         PackageFormatError: The classes are not well-formed, or the streams do not fit them.
     """
     classes = _read_table(streams)
-    places = [one.places(contexts) for one in classes]
+    places = _places(classes, contexts)
     for one, where in zip(classes, places, strict=True):
         if one.coded > len(where) or not (one.is_sparse or one.coded == len(where)):
             raise PackageFormatError(f"class codes {one.coded} values of {len(where)}")
     _restore_gaps(classes, places, streams)
-    symbols = _restore_symbols(classes, streams)
+    coded = VALUES.values_of(_restore_symbols(classes, streams), streams, width)
     values = np.zeros(len(contexts), dtype=f"<u{width}")
-    values[np.concatenate(places)] = VALUES.values_of(symbols, streams, width)
+    start = 0
+    for where in places:
+        values[where] = coded[start : start + len(where)]
+        start += len(where)
     return values
+
+
+def _places(classes: list[_Class], contexts: Contexts) -> list[Places]:
+    """Return where the values of each class are."""
+    rare, among, limit = 0, 0, len(contexts) // _RARE_SHARE
+    while rare < len(classes) - 1 and among + (classes[rare].known_size or len(contexts)) <= limit:
+        among += classes[rare].known_size or 0
+        rare += 1
+    if rare < 2:  # noqa: PLR2004 - one class alone needs no pass less
+        return [one.places(contexts) for one in classes]
+    # Small weights have many exponents and few values: look for all of those at once, and for each only among them.
+    below = _Class(0, classes[rare].first - 1, WHOLE, is_sparse=False, coded=among).places(contexts)
+    few = contexts.take(below)
+    return [below.take(one.places(few)) for one in classes[:rare]] + [one.places(contexts) for one in classes[rare:]]
 
 
 def _choose_classes(symbols: NDArray[np.uint8], contexts: Contexts) -> list[_Class]:
@@ -176,4 +199,4 @@ def _restore_symbols(classes: list[_Class], streams: Streams) -> NDArray[np.uint
             if int(digits[number].max()) == np.iinfo(np.uint8).max:
                 raise PackageFormatError("symbol above 255 in a sparse class")
             digits[number] = digits[number] + np.uint8(1)
-    return np.concatenate(digits)
+    return digits[0] if len(digits) == 1 else np.concatenate(digits)
