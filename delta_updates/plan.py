@@ -1,7 +1,7 @@
 """Decide how each file of a target is made, and make its records chunk by chunk."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +19,10 @@ from delta_updates.codecs.elements import element_kinds
 from delta_updates.codecs.layouts import Layout
 from delta_updates.errors import TensorFileError
 from delta_updates.manifest import FileEntry
+from delta_updates.matching import TensorMatcher
 from delta_updates.package import PackagedFile, Part, Record
 from delta_updates.reading import RandomReader
-from delta_updates.tensor_file import Tensor, TensorFile, read_tensor_file
+from delta_updates.tensor_file import TensorFile, read_tensor_file
 
 # Small tensors share a record up to this many; a reader allows more (package.MAX_PARTS).
 _MAX_PARTS = 4096
@@ -103,10 +104,10 @@ def plan_file(
         return _plan_opaque(path, entry, old_path, twin)
     old_layout = _layout_of(old_path) if old_path else None
     if old_path is None or old_layout is None:
-        spans = _spans(layout, None)
-        return FilePlan(PackagedFile(file=entry, method="full", source=None), lambda: _records(path, None, spans))
-    spans = _spans(layout, old_layout)
-    return FilePlan(PackagedFile(file=entry, method="tensors", source=twin), lambda: _records(path, old_path, spans))
+        full = PackagedFile(file=entry, method="full", source=None)
+        return FilePlan(full, lambda: _full_records(path, _spans(layout, None)))
+    moved = PackagedFile(file=entry, method="tensors", source=twin)
+    return FilePlan(moved, lambda: _moved_records(path, layout, old_path, old_layout))
 
 
 def _layout_of(path: Path) -> TensorFile | None:
@@ -119,7 +120,7 @@ def _layout_of(path: Path) -> TensorFile | None:
 
 def _plan_opaque(path: Path, entry: FileEntry, old_path: Path | None, twin: FileEntry | None) -> FilePlan:
     spans = [_Span(0, entry.length, _OPAQUE, None)]
-    full = FilePlan(PackagedFile(file=entry, method="full", source=None), lambda: _records(path, None, spans))
+    full = FilePlan(PackagedFile(file=entry, method="full", source=None), lambda: _full_records(path, spans))
     if old_path is None or twin is None or max(entry.length, twin.length) > MAX_CHUNK_BYTES:
         return full
     encoded = CODECS[CodecName.PATCH].encode(path.read_bytes(), old_path.read_bytes(), ElementKind.BYTES)
@@ -131,35 +132,42 @@ def _plan_opaque(path: Path, entry: FileEntry, old_path: Path | None, twin: File
     return FilePlan(PackagedFile(file=entry, method="patch", source=twin), lambda: iter((patch,)))
 
 
-def _spans(layout: TensorFile, old_layout: TensorFile | None) -> list[_Span]:
-    """Return the header and every tensor, each with its like in the source: same name, dtype and shape."""
-    old_tensors = {tensor.name: tensor for tensor in old_layout.tensors} if old_layout else {}
-
-    def like(tensor: Tensor) -> int | None:
-        old = old_tensors.get(tensor.name)
-        return old.offset if old and (old.dtype, old.shape) == (tensor.dtype, tensor.shape) else None
-
+def _spans(layout: TensorFile, old_layout: TensorFile | None, matcher: TensorMatcher | None = None) -> Iterator[_Span]:
+    """Yield the header and each tensor, with its like in the source; what has it only in part is two spans."""
     is_header_alike = old_layout is not None and old_layout.values_offset == layout.values_offset
-    spans = [_Span(0, layout.values_offset, _OPAQUE, 0 if is_header_alike else None)]
-    spans.extend(
-        _Span(tensor.offset, tensor.length, element_kinds(tensor.dtype), like(tensor), re.sub(r"\d+", "", tensor.name))
-        for tensor in layout.tensors
-    )
-    return spans
+    yield _Span(0, layout.values_offset, _OPAQUE, 0 if is_header_alike else None)
+    for tensor in layout.tensors:
+        kinds, name = element_kinds(tensor.dtype), re.sub(r"\d+", "", tensor.name)
+        like = matcher.like(tensor) if matcher else None
+        common = like.length if like else 0
+        if like:
+            yield _Span(tensor.offset, common, kinds, like.offset, name)
+        if common < tensor.length:
+            yield _Span(tensor.offset + common, tensor.length - common, kinds, None, name)
 
 
-def _records(path: Path, old_path: Path | None, spans: list[_Span]) -> Iterator[Record]:
+def _full_records(path: Path, spans: Iterable[_Span]) -> Iterator[Record]:
+    with RandomReader(path) as new_file:
+        yield from _records(spans, new_file, new_file)
+
+
+def _moved_records(path: Path, layout: TensorFile, old_path: Path, old_layout: TensorFile) -> Iterator[Record]:
+    with RandomReader(path) as new_file, RandomReader(old_path) as old_file:
+        matcher = TensorMatcher(old_layout, old_file, new_file)
+        yield from _records(_spans(layout, old_layout, matcher), new_file, old_file)
+
+
+def _records(spans: Iterable[_Span], new_file: RandomReader, old_file: RandomReader) -> Iterator[Record]:
     """Yield records for all spans in order; neighbouring pieces of a kind share one up to the size of a chunk."""
-    with RandomReader(path) as new_file, RandomReader(old_path or path) as old_file:
-        waiting: list[_Piece] = []
-        for span in spans:
-            for piece in _pieces(span, new_file, old_file):
-                if waiting and not _fits(waiting, piece):
-                    yield _record(waiting)
-                    waiting = []
-                waiting.append(piece)
-        if waiting:
-            yield _record(waiting)
+    waiting: list[_Piece] = []
+    for span in spans:
+        for piece in _pieces(span, new_file, old_file):
+            if waiting and not _fits(waiting, piece):
+                yield _record(waiting)
+                waiting = []
+            waiting.append(piece)
+    if waiting:
+        yield _record(waiting)
 
 
 def _pieces(span: _Span, new_file: RandomReader, old_file: RandomReader) -> Iterator[_Piece]:

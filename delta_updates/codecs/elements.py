@@ -127,9 +127,14 @@ def contexts_of(old: Patterns, kind: ElementKind) -> NDArray[np.uint8]:
     """
     if not kind.is_float:
         return (old.astype(np.uint8) ^ np.uint8(0x80)) >> np.uint8(4)
-    mantissa_bits, exponent_bits = _EXPONENTS[kind]
-    field = (old >> old.dtype.type(mantissa_bits)) & old.dtype.type((1 << exponent_bits) - 1)
+    low, exponent_bits = _EXPONENTS[kind]
+    field = (old >> old.dtype.type(low)) & old.dtype.type((1 << exponent_bits) - 1)
     return field.astype(np.uint8)
+
+
+def mantissa_bits(kind: ElementKind) -> int:
+    """Return how many bits of a float lie below its exponent; integers have half of their own."""
+    return _EXPONENTS[kind][0] if kind.is_float else 4 * kind.width
 
 
 def steps_between(old: Patterns, new: Patterns, kind: ElementKind) -> Patterns:
