@@ -123,6 +123,11 @@ class Record:
     parts: tuple[Part, ...]
     encoded: Encoded
 
+    @property
+    def length_in_package(self) -> int:
+        """How many bytes `to_bytes` returns."""
+        return _HEAD.size + len(self.parts) * _PART.size + len(self.encoded.frame) + _DIGEST_BYTES
+
     def to_bytes(self) -> bytes:
         """Return the record as it lies in a package."""
         encoded = self.encoded

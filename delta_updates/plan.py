@@ -3,7 +3,10 @@
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+
+import numpy as np
 
 from delta_updates.codecs import (
     CODECS,
@@ -15,7 +18,7 @@ from delta_updates.codecs import (
     Encoded,
     Section,
 )
-from delta_updates.codecs.elements import element_kinds
+from delta_updates.codecs.elements import element_kinds, patterns_of
 from delta_updates.codecs.layouts import Layout
 from delta_updates.errors import TensorFileError
 from delta_updates.manifest import FileEntry
@@ -28,6 +31,9 @@ from delta_updates.tensor_file import TensorFile, read_tensor_file
 _MAX_PARTS = 4096
 # Tensors of as many elements have a record of their own: each moves in its own way, and is large enough to tell.
 _OWN_RECORD_ELEMENTS = 1 << 16
+# Where fewer have changed there is little to learn from each tensor: together they share what a record costs.
+_SPARSE_SHARE = 32
+_MAX_SPARSE_ELEMENTS = 1 << 21
 # A chunk without its source is measured on one of so many blocks; in full only when it could be the smaller one.
 _SAMPLE_BLOCK_BYTES = 4096
 _SAMPLE_SHARE = 16
@@ -57,7 +63,7 @@ class _Span:
     name: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Piece:
     """At most one chunk of a span: the bytes of both sides, and where the source's lie (None: it has none)."""
 
@@ -67,9 +73,25 @@ class _Piece:
     part: Part | None
     name: str
 
+    @cached_property
+    def changed(self) -> int:
+        """How many elements differ from the source's; all without a source."""
+        if self.part is None:
+            return self.elements
+        old, new = (patterns_of(raw, self.kinds[0]) for raw in (self.old, self.new))
+        return int(np.count_nonzero(old != new))
+
+    @property
+    def elements(self) -> int:
+        return len(self.new) // self.kinds[0].width
+
     @property
     def is_same(self) -> bool:
-        return self.part is not None and self.new == self.old
+        return not self.changed
+
+    @property
+    def is_sparse(self) -> bool:
+        return self.changed * _SPARSE_SHARE <= self.elements
 
     def joins(self, other: "_Piece") -> bool:
         """Return whether both may share a record."""
@@ -127,7 +149,7 @@ def _plan_opaque(path: Path, entry: FileEntry, old_path: Path | None, twin: File
     if encoded is None:
         return full
     patch = Record(CodecName.PATCH, ElementKind.BYTES, entry.length, (Part(0, twin.length),), encoded)
-    if len(patch.to_bytes()) >= sum(len(record.to_bytes()) for record in full.records()):
+    if patch.length_in_package >= sum(record.length_in_package for record in full.records()):
         return full
     return FilePlan(PackagedFile(file=entry, method="patch", source=twin), lambda: iter((patch,)))
 
@@ -192,44 +214,61 @@ def _chunk_bytes(kinds: tuple[ElementKind, ...]) -> int:
 def _fits(waiting: list[_Piece], piece: _Piece) -> bool:
     if not waiting[-1].joins(piece) or len(waiting) == _MAX_PARTS:
         return False
-    if not piece.is_same and max(len(waiting[-1].new), len(piece.new)) >= _OWN_RECORD_ELEMENTS * piece.kinds[0].width:
+    total = sum(len(other.new) for other in waiting) + len(piece.new)
+    if not piece.is_same and waiting[-1].is_sparse and piece.is_sparse:
+        return total <= min(_MAX_SPARSE_ELEMENTS * piece.kinds[0].width, MAX_CHUNK_BYTES)
+    if not piece.is_same and max(waiting[-1].elements, piece.elements) >= _OWN_RECORD_ELEMENTS:
         return False
-    return sum(len(other.new) for other in waiting) + len(piece.new) <= _chunk_bytes(piece.kinds)
+    return total <= _chunk_bytes(piece.kinds)
 
 
 def _record(pieces: list[_Piece]) -> Record:
     new = b"".join(piece.new for piece in pieces)
-    kinds = pieces[0].kinds
     parts = _joined([piece.part for piece in pieces if piece.part])
     if pieces[0].is_same:
         return Record(CodecName.SAME, ElementKind.BYTES, len(new), parts, _EMPTY)
+    kinds = pieces[0].kinds
     moved = _moved(pieces, new, parts) if parts else None
-    if moved is not None and len(moved.to_bytes()) < _estimate_full(new, kinds[0]):
+    if moved is not None and moved.length_in_package < _least_full(new, kinds[0]):
         return moved
     full = Record(CodecName.FULL, kinds[0], len(new), (), _encode_full(new, kinds[0]))
-    return min(moved or full, full, key=lambda record: len(record.to_bytes()))
+    return min(moved or full, full, key=lambda record: record.length_in_package)
 
 
 def _moved(pieces: list[_Piece], new: bytes, parts: tuple[Part, ...]) -> Record | None:
     old = b"".join(piece.old for piece in pieces)
-    kinds = pieces[0].kinds
-    sections = [Section(len(piece.new) // kinds[0].width, piece.name) for piece in pieces]
-    candidates = [
-        Record(CodecName.DIFFERENCE, kind, len(new), parts, encoded)
-        for kind in kinds
-        if (encoded := Difference().encode(new, old, kind, sections=sections)) is not None
-    ]
-    return min(candidates, key=lambda record: len(record.encoded.frame), default=None)
+    kind = _likeliest(pieces[0].kinds, new, old)
+    sections = [Section(piece.elements, piece.name) for piece in pieces]
+    encoded = Difference().encode(new, old, kind, sections=sections)
+    return Record(CodecName.DIFFERENCE, kind, len(new), parts, encoded) if encoded else None
 
 
-def _estimate_full(new: bytes, kind: ElementKind) -> int:
+def _likeliest(kinds: tuple[ElementKind, ...], new: bytes, old: bytes) -> ElementKind:
+    """Return the kind that makes the smallest difference of a sample."""
+    if len(kinds) == 1:
+        return kinds[0]
+    some, before = _sample(new), _sample(old)
+
+    def size(kind: ElementKind) -> int:
+        encoded = Difference().encode(some, before, kind)
+        return len(encoded.frame) if encoded else len(some)
+
+    return min(kinds, key=size)
+
+
+def _least_full(new: bytes, kind: ElementKind) -> int:
     """Return fewer bytes than `new` needs without a source, or zero where a sample cannot tell."""
-    step = _SAMPLE_BLOCK_BYTES * _SAMPLE_SHARE
-    if len(new) < step:
-        return 0
-    sample = b"".join(new[start : start + _SAMPLE_BLOCK_BYTES] for start in range(0, len(new), step))
+    sample = _sample(new)
     # A fifth less: the rest may be more alike than the sample.
-    return len(_encode_full(sample, kind).frame) * len(new) // len(sample) * 4 // 5
+    return len(_encode_full(sample, kind).frame) * len(new) // len(sample) * 4 // 5 if len(sample) < len(new) else 0
+
+
+def _sample(raw: bytes) -> bytes:
+    """Return one of so many blocks, or all of what is short."""
+    step = _SAMPLE_BLOCK_BYTES * _SAMPLE_SHARE
+    if len(raw) < step:
+        return raw
+    return b"".join(raw[start : start + _SAMPLE_BLOCK_BYTES] for start in range(0, len(raw), step))
 
 
 def _encode_full(new: bytes, kind: ElementKind) -> Encoded:
