@@ -231,6 +231,13 @@ def test_a_header_longer_than_allowed_is_not_read(bench: Bench) -> None:
     bench.refuse(start, match="at most")
 
 
+def test_a_record_knows_its_length() -> None:
+    record = Record(
+        CodecName.DIFFERENCE, ElementKind.FLOAT16, 8, (Part(0, 6), Part(9, 2)), Encoded(Layout.CLASSES, 9, b"12345")
+    )
+    assert record.length_in_package == len(record.to_bytes())
+
+
 def test_another_format_is_refused(bench: Bench) -> None:
     bench.refuse(bench.good[:8] + b"\3" + bench.good[9:], match="format 3")
     # An old reader would misread what only format 2 has.
