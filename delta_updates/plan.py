@@ -12,6 +12,7 @@ from delta_updates.codecs import (
     CODECS,
     MAX_CHUNK_BYTES,
     MAX_CHUNK_ELEMENTS,
+    MAX_DIFFERENCE_ELEMENTS,
     CodecName,
     Difference,
     ElementKind,
@@ -33,7 +34,6 @@ _MAX_PARTS = 4096
 _OWN_RECORD_ELEMENTS = 1 << 16
 # Where fewer have changed there is little to learn from each tensor: together they share what a record costs.
 _SPARSE_SHARE = 32
-_MAX_SPARSE_ELEMENTS = 1 << 21
 # A chunk without its source is measured on one of so many blocks; in full only when it could be the smaller one.
 _SAMPLE_BLOCK_BYTES = 4096
 _SAMPLE_SHARE = 16
@@ -216,7 +216,7 @@ def _fits(waiting: list[_Piece], piece: _Piece) -> bool:
         return False
     total = sum(len(other.new) for other in waiting) + len(piece.new)
     if not piece.is_same and waiting[-1].is_sparse and piece.is_sparse:
-        return total <= min(_MAX_SPARSE_ELEMENTS * piece.kinds[0].width, MAX_CHUNK_BYTES)
+        return total <= min(MAX_DIFFERENCE_ELEMENTS * piece.kinds[0].width, MAX_CHUNK_BYTES)
     if not piece.is_same and max(waiting[-1].elements, piece.elements) >= _OWN_RECORD_ELEMENTS:
         return False
     return total <= _chunk_bytes(piece.kinds)

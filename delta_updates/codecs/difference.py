@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from delta_updates.codecs.classes import Contexts, arrange_classes, restore_classes
-from delta_updates.codecs.codec import MAX_PLAIN_BYTES, Encoded
+from delta_updates.codecs.codec import MAX_DIFFERENCE_ELEMENTS, MAX_PLAIN_BYTES, Encoded
 from delta_updates.codecs.elements import (
     ElementKind,
     Patterns,
@@ -56,7 +56,7 @@ class Difference:
             kind: How the bytes form numbers.
             sections: What the chunk consists of, where that is known.
         """
-        if not kind.has_steps or len(target) != len(source) or not target:
+        if not kind.has_steps or len(target) != len(source) or not 0 < len(target) <= _max_bytes(kind):
             return None
         old = patterns_of(source, kind)
         codes = steps_between(old, patterns_of(target, kind), kind)
@@ -72,10 +72,16 @@ class Difference:
         """Return the source moved by the payload's steps."""
         if not kind.has_steps or len(source) != length or encoded.layout is Layout.RAW:
             raise PackageFormatError(f"a difference of {length} bytes needs values, a layout and as long a source")
+        if encoded.layout is Layout.CLASSES and length > _max_bytes(kind):
+            raise PackageFormatError(f"a difference of {length} bytes; at most {_max_bytes(kind)} have classes")
         old = patterns_of(source, kind)
         plain = unpack(encoded.frame, encoded.plain_length)
         codes = _codes(plain, old, kind) if encoded.layout is Layout.CLASSES else _sorted(plain, old, kind, encoded)
         return moved_by(old, codes, kind).tobytes()
+
+
+def _max_bytes(kind: ElementKind) -> int:
+    return MAX_DIFFERENCE_ELEMENTS * kind.width
 
 
 def _codes(plain: bytes, old: Patterns, kind: ElementKind) -> Patterns:

@@ -161,6 +161,33 @@ def test_any_payload_makes_the_length_or_is_refused(plain: bytes, kind: ElementK
         assert len(made) == len(source)
 
 
+def test_a_difference_of_too_many_elements_is_refused() -> None:
+    many = bytes((1 << 21) + 1)
+    assert Difference().encode(many, many, ElementKind.INT8) is None
+    plain = b"\0\0\1" + _entry(0, 0x80, 0)
+    with pytest.raises(PackageFormatError, match="have classes"):
+        Difference().decode(Encoded(Layout.CLASSES, len(plain), pack([plain])), many, ElementKind.INT8, len(many))
+
+
+@pytest.mark.parametrize("kind", _STEPPED)
+@pytest.mark.parametrize("share", [0.02, 1.0])
+def test_both_directions_take_little_memory(kind: ElementKind, share: float) -> None:
+    draw = np.random.default_rng(3)
+    count = (4 << 20) // kind.width if share < 1 and kind.width > 1 else 1 << 20
+    old = draw.integers(0, 256, count * kind.width, dtype=np.uint8)
+    new = old ^ (draw.random(old.size) < share)
+    tracemalloc.start()
+    encoded = Difference().encode(new.tobytes(), old.tobytes(), kind)
+    assert encoded is not None
+    building = tracemalloc.get_traced_memory()[1]
+    tracemalloc.reset_peak()
+    assert Difference().decode(encoded, old.tobytes(), kind, old.size) == new.tobytes()
+    applying = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert building < 112 << 20
+    assert applying < 80 << 20
+
+
 def test_sections_that_do_not_fill_the_chunk_are_refused() -> None:
     plain = b"\1\0" + (3).to_bytes(4, "little") + b"\0" + b"\1" + _entry(0, 0, 4) + bytes(4)
     with pytest.raises(PackageFormatError, match="sections hold 3 values"):
