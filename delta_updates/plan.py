@@ -27,6 +27,7 @@ from delta_updates.matching import TensorMatcher
 from delta_updates.package import PackagedFile, Part, Record
 from delta_updates.reading import RandomReader
 from delta_updates.tensor_file import TensorFile, read_tensor_file
+from delta_updates.workers import in_order
 
 # Small tensors share a record up to this many; a reader allows more (package.MAX_PARTS).
 _MAX_PARTS = 4096
@@ -43,10 +44,10 @@ _EMPTY = Encoded(Layout.RAW, 0, b"")
 
 @dataclass(frozen=True, slots=True)
 class FilePlan:
-    """How a file is made, and a function that yields its records."""
+    """How a file is made, and a function that yields its records, computed by so many workers."""
 
     packaged: PackagedFile
-    records: Callable[[], Iterator[Record]]
+    records: Callable[[int], Iterator[Record]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ def plan_file(
     twin = source_files.get(entry.path)
     like = twin if twin and twin.sha256 == entry.sha256 else renamed.get(entry.sha256)
     if like and like.length == entry.length:
-        return FilePlan(PackagedFile(file=entry, method="same", source=like), lambda: iter(()))
+        return FilePlan(PackagedFile(file=entry, method="same", source=like), lambda _: iter(()))
     path, old_path = target / entry.path, source / twin.path if source and twin else None
     layout = _layout_of(path)
     if layout is None:
@@ -127,9 +128,9 @@ def plan_file(
     old_layout = _layout_of(old_path) if old_path else None
     if old_path is None or old_layout is None:
         full = PackagedFile(file=entry, method="full", source=None)
-        return FilePlan(full, lambda: _full_records(path, _spans(layout, None)))
+        return FilePlan(full, lambda workers: _full_records(path, _spans(layout, None), workers))
     moved = PackagedFile(file=entry, method="tensors", source=twin)
-    return FilePlan(moved, lambda: _moved_records(path, layout, old_path, old_layout))
+    return FilePlan(moved, lambda workers: _moved_records(path, layout, old_path, old_layout, workers))
 
 
 def _layout_of(path: Path) -> TensorFile | None:
@@ -142,16 +143,18 @@ def _layout_of(path: Path) -> TensorFile | None:
 
 def _plan_opaque(path: Path, entry: FileEntry, old_path: Path | None, twin: FileEntry | None) -> FilePlan:
     spans = [_Span(0, entry.length, _OPAQUE, None)]
-    full = FilePlan(PackagedFile(file=entry, method="full", source=None), lambda: _full_records(path, spans))
+    full = FilePlan(
+        PackagedFile(file=entry, method="full", source=None), lambda workers: _full_records(path, spans, workers)
+    )
     if old_path is None or twin is None or max(entry.length, twin.length) > MAX_CHUNK_BYTES:
         return full
     encoded = CODECS[CodecName.PATCH].encode(path.read_bytes(), old_path.read_bytes(), ElementKind.BYTES)
     if encoded is None:
         return full
     patch = Record(CodecName.PATCH, ElementKind.BYTES, entry.length, (Part(0, twin.length),), encoded)
-    if patch.length_in_package >= sum(record.length_in_package for record in full.records()):
+    if patch.length_in_package >= sum(record.length_in_package for record in full.records(1)):
         return full
-    return FilePlan(PackagedFile(file=entry, method="patch", source=twin), lambda: iter((patch,)))
+    return FilePlan(PackagedFile(file=entry, method="patch", source=twin), lambda _: iter((patch,)))
 
 
 def _spans(layout: TensorFile, old_layout: TensorFile | None, matcher: TensorMatcher | None = None) -> Iterator[_Span]:
@@ -168,28 +171,31 @@ def _spans(layout: TensorFile, old_layout: TensorFile | None, matcher: TensorMat
             yield _Span(tensor.offset + common, tensor.length - common, kinds, None, name)
 
 
-def _full_records(path: Path, spans: Iterable[_Span]) -> Iterator[Record]:
+def _full_records(path: Path, spans: Iterable[_Span], workers: int) -> Iterator[Record]:
     with RandomReader(path) as new_file:
-        yield from _records(spans, new_file, new_file)
+        yield from in_order(_record, _chunks(spans, new_file, new_file), workers=workers)
 
 
-def _moved_records(path: Path, layout: TensorFile, old_path: Path, old_layout: TensorFile) -> Iterator[Record]:
+def _moved_records(
+    path: Path, layout: TensorFile, old_path: Path, old_layout: TensorFile, workers: int
+) -> Iterator[Record]:
     with RandomReader(path) as new_file, RandomReader(old_path) as old_file:
         matcher = TensorMatcher(old_layout, old_file, new_file)
-        yield from _records(_spans(layout, old_layout, matcher), new_file, old_file)
+        chunks = _chunks(_spans(layout, old_layout, matcher), new_file, old_file)
+        yield from in_order(_record, chunks, workers=workers)
 
 
-def _records(spans: Iterable[_Span], new_file: RandomReader, old_file: RandomReader) -> Iterator[Record]:
-    """Yield records for all spans in order; neighbouring pieces of a kind share one up to the size of a chunk."""
+def _chunks(spans: Iterable[_Span], new_file: RandomReader, old_file: RandomReader) -> Iterator[list[_Piece]]:
+    """Yield the pieces of each record in order; neighbours of a kind share one up to the size of a chunk."""
     waiting: list[_Piece] = []
     for span in spans:
         for piece in _pieces(span, new_file, old_file):
             if waiting and not _fits(waiting, piece):
-                yield _record(waiting)
+                yield waiting
                 waiting = []
             waiting.append(piece)
     if waiting:
-        yield _record(waiting)
+        yield waiting
 
 
 def _pieces(span: _Span, new_file: RandomReader, old_file: RandomReader) -> Iterator[_Piece]:
