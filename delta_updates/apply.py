@@ -53,7 +53,7 @@ def apply_package(
         target: Must not exist, or be an empty folder; its parent must exist.
         expected_target_hash: The tree hash from the signed manifest.
         max_target_bytes: Refuse a package that makes more.
-        workers: How many chunks are computed at a time; each takes up to 40 MB.
+        workers: How many chunks are computed at a time; each takes 15 to 80 MB.
         disk: What is written through; the real disk when None.
 
     Raises:

@@ -43,7 +43,7 @@ def build_package(
         source: Folder of the version that devices have; None for a full package.
         target: Folder of the version they shall have.
         out: The package's file.
-        workers: How many chunks are computed at a time; each takes up to 40 MB. The bytes do not depend on it.
+        workers: How many chunks are computed at a time; each takes 20 to 90 MB. The bytes do not depend on it.
         disk: What is written through; the real disk when None.
 
     Raises:
