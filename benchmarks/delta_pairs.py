@@ -60,7 +60,7 @@ def real_pairs(base: Path, versions: Path) -> Iterator[Pair]:
         base: Checkpoint folder of the model.
         versions: Where trained versions are kept.
     """
-    for method, last in (("sgd", "sgd-10.F16"), ("adamw", "adamw-40.F16"), ("lora", "merged-40.F16")):
+    for method, last in (("sgd", "sgd-10.F16"), ("adamw", "adamw-40.F16"), ("lora", "merged-10.F16")):
         if not (versions / last).exists():
             script = str(Path(__file__).with_name("tuned.py"))
             subprocess.run([sys.executable, script, str(base), str(versions), method], check=True, stdout=sys.stderr)
@@ -68,6 +68,7 @@ def real_pairs(base: Path, versions: Path) -> Iterator[Pair]:
         ("base", "adamw-5"),
         ("base", "adamw-40"),
         ("adamw-20", "adamw-40"),
+        ("base", "merged-10"),
         ("base", "merged-40"),
         ("base", "sgd-10"),
     )

@@ -15,9 +15,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-# Steps after which a version is kept.
-KEPT = {"adamw": (5, 20, 40), "sgd": (10,), "lora": (40, 45, 65)}
-MERGED_STEP = 40
+# Steps after which a version is kept; of LoRA the merged model at the first ones, the adapter at all.
+KEPT = {"adamw": (5, 20, 40), "sgd": (10,), "lora": (10, 40, 45, 65)}
+_MERGED_STEPS = (10, 40)
 _LEARNING_RATE = {"adamw": 1e-5, "sgd": 3e-2, "lora": 3e-4}
 _BATCH, _TOKENS, _RANK, _ALPHA, _SEED = 2, 128, 8, 16, 0
 
@@ -75,7 +75,7 @@ def train(base: Path, out: Path, method: str) -> None:
             _save(model.state_dict(), start, out, f"{method}-{step}")
         elif step in KEPT[method]:
             save_file(dict(adapter_state_dict(model)), out / f"adapter-{step}.F32")
-        if step == MERGED_STEP and method == "lora":
+        if step in _MERGED_STEPS and method == "lora":
             _save(_merged(start, adapter_state_dict(model)), start, out, f"merged-{step}")
 
 
