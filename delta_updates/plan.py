@@ -34,7 +34,7 @@ _MAX_PARTS = 4096
 # Tensors of as many elements have a record of their own: each moves in its own way, and is large enough to tell.
 _OWN_RECORD_ELEMENTS = 1 << 16
 # Where fewer have changed there is little to learn from each tensor: together they share what a record costs.
-_SPARSE_SHARE = 32
+_SPARSE_SHARE = 8
 # A chunk without its source is measured on one of so many blocks; in full only when it could be the smaller one.
 _SAMPLE_BLOCK_BYTES = 4096
 _SAMPLE_SHARE = 16
