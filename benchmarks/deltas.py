@@ -1,6 +1,6 @@
 """Measure packages against other deltas, and against the entropy, on pairs of versions.
 
-    python benchmarks/deltas.py [--base FOLDER [--versions FOLDER]] [--pairs PATTERN] [--peers no] [--json]
+    python benchmarks/deltas.py [--base FOLDER [--versions FOLDER]] [--pairs PATTERN] [--peers PATTERN] [--json]
 
 Without `--base` the pairs are made-up adapters. With `--base FOLDER` (a version that holds base/, SmolLM2-135M in fp16)
 they are real: whole models before and after AdamW, SGD and merged LoRA in fp16 and bf16, int8 and int4 models, and
@@ -129,14 +129,15 @@ def _timed(work: Callable[[], bytes]) -> tuple[bytes, float]:
     return result, max(time.perf_counter() - started, 1e-9)
 
 
-def measure(pair: Pair, *, with_peers: bool) -> Iterator[Row]:
-    """Yield a row for every method."""
+def measure(pair: Pair, *, peers: str) -> Iterator[Row]:
+    """Yield a row for every method; `peers` is a pattern of names."""
     old, new = pair.load()
     entropy = conditional_entropy(old, new)
     yield measure_ours(pair.name, old, new, entropy)
     yield Row(pair.name, "entropy", round(entropy), entropy / len(new), 1.0, 0.0, None)
-    for peer in available_peers() if with_peers else ():
-        yield measure_peer(peer, pair.name, old, new, entropy)
+    for peer in available_peers():
+        if re.search(peers, peer.name):
+            yield measure_peer(peer, pair.name, old, new, entropy)
 
 
 def _print_row(row: Row) -> None:
@@ -152,7 +153,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, help="a version that holds base/, SmolLM2-135M in fp16")
     parser.add_argument("--versions", type=Path, help="where trained versions are kept")
     parser.add_argument("--pairs", default="", help="only pairs whose name has this pattern")
-    parser.add_argument("--peers", choices=["all", "no"], default="all")
+    parser.add_argument("--peers", default="", help="only peers whose name has this pattern; ^$ for none")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
     rows: list[Row] = []
@@ -163,7 +164,7 @@ def main() -> None:
             print(f"{'pair':<28} {'method':<22} {'MB':>10} {'ratio':>8} {'/entropy':>8} {'build':>8} {'apply':>8}")
         for pair in pairs:
             if re.search(options.pairs, pair.name):
-                for row in measure(pair, with_peers=options.peers == "all"):
+                for row in measure(pair, peers=options.peers):
                     rows.append(row)
                     if not options.json:
                         _print_row(row)

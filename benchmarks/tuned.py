@@ -70,7 +70,7 @@ def train(base: Path, out: Path, method: str) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trainable, 1.0)
         optimizer.step()
-        print(f"{method} step {step}: loss {float(loss):.3f}", flush=True)
+        print(f"{method} step {step}: loss {loss.item():.3f}", flush=True)
         if step in KEPT[method] and method != "lora":
             _save(model.state_dict(), start, out, f"{method}-{step}")
         elif step in KEPT[method]:
