@@ -1,17 +1,19 @@
-"""Measure packages against general-purpose deltas on pairs of versions.
+"""Measure packages against other deltas, and against the entropy, on pairs of versions.
 
-    python benchmarks/deltas.py [--base FOLDER] [--json]
+    python benchmarks/deltas.py [--base FOLDER [--versions FOLDER]] [--pairs PATTERN] [--peers PATTERN] [--json]
 
-Adapter pairs are made on the spot: LoRA factors for all linear layers of a 135M-parameter Llama shape, moved by AdamW
-on noisy gradients. With `--base FOLDER` (a version that holds base/model.safetensors in fp16) a pair of whole models
-is measured too: the base, and the same with a LoRA adapter merged in.
+Without `--base` the pairs are made-up adapters. With `--base FOLDER` (a version that holds base/, SmolLM2-135M in fp16)
+they are real: whole models before and after AdamW, SGD and merged LoRA in fp16 and bf16, int8 and int4 models, and
+adapters in five formats. Training takes some minutes and needs torch; `--versions FOLDER` keeps what it made.
 
-Sizes in MB (10^6 bytes), speed in MB of target per second; every method runs in this process, one after the other.
+"entropy" is H(step | tensor, exponent of the old value) in MB: what an ideal coder of these steps would send that had
+learnt the frequencies for free. Sizes in MB (10^6 bytes), speed in MB of target per second; every method runs in this
+process on one thread, one after the other.
 """
 
 import argparse
-import functools
 import json
+import re
 import sys
 import tempfile
 import time
@@ -19,158 +21,106 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import bsdiff4
 import numpy as np
-import zstandard
-from numpy.typing import NDArray
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from delta_pairs import Pair, Shape, adapter_steps, made_up_pairs, read_tensors, real_pairs, safetensors_bytes
+from delta_peers import Peer, available_peers, patch_from, patch_from_apply
+
 from delta_updates import apply_package, build_package
+from delta_updates.codecs.elements import contexts_of, element_kinds, patterns_of, steps_between
+from delta_updates.codecs.leading import VALUES
 
-_ADAPTER = "adapter/adapter_model.safetensors"
-_MODEL = "base/model.safetensors"
-_LEARNING_RATE = 3e-4
-_MERGED_STEPS = 40
-_BETAS = (0.9, 0.999)
-# bsdiff sorts all suffixes of the source: about 18 bytes of memory a byte, and minutes from here on.
-_BSDIFF_MAX_BYTES = 16 << 20
-# At level 19 zstd needs minutes from here on.
-_PATCH_FROM_19_MAX_BYTES = 64 << 20
-_PATCH_FROM = "--patch-from"
-_DTYPES = {"F16": "<f2", "F32": "<f4", "BF16": "<u2"}
+# The test of package sizes measures with these.
+__all__ = ["Shape", "adapter_steps", "patch_from", "patch_from_apply", "safetensors_bytes"]
 
-Tensors = dict[str, NDArray[np.float32]]
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The linear layers that get an adapter."""
-
-    layers: int = 30
-    model_dim: int = 576
-    kv_dim: int = 192
-    ffn_dim: int = 1536
-    rank: int = 8
+_FILE = "model.safetensors"
+_TABLE_WIDTH = 2
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method on one pair."""
+    """One method on one pair; `is_scaled` marks sizes that were measured on a slice."""
 
     pair: str
     method: str
     bytes: int
     ratio: float
+    over_entropy: float | None
     build_mb_per_s: float
     apply_mb_per_s: float | None
+    is_scaled: bool = False
 
 
-def adapter_steps(shape: Shape, steps: tuple[int, ...], seed: int = 0) -> dict[int, Tensors]:
-    """Return LoRA factors after each of `steps` AdamW steps: A starts uniform (Kaiming), B at zero."""
-    generator = np.random.default_rng(seed)
-    result: dict[int, Tensors] = {step: {} for step in steps}
-    for name, rows, columns in _linears(shape):
-        bound = 1 / np.sqrt(columns)
-        first = {
-            f"{name}.lora_A.weight": generator.uniform(-bound, bound, (shape.rank, columns)),
-            f"{name}.lora_B.weight": np.zeros((rows, shape.rank)),
-        }
-        for key, values in first.items():
-            for step, moved in _adamw(values, steps, generator):
-                result[step][f"base_model.model.model.{key}"] = moved.astype(np.float32)
-    return result
+def conditional_entropy(old: bytes, new: bytes) -> float:
+    """Return H(step | tensor, context of the old value) over all tensors that both files have, in bytes.
 
-
-def _linears(shape: Shape) -> Iterator[tuple[str, int, int]]:
-    dim, kv_dim, ffn_dim = shape.model_dim, shape.kv_dim, shape.ffn_dim
-    attention = {"q_proj": (dim, dim), "k_proj": (kv_dim, dim), "v_proj": (kv_dim, dim), "o_proj": (dim, dim)}
-    ffn = {"gate_proj": (ffn_dim, dim), "up_proj": (ffn_dim, dim), "down_proj": (dim, ffn_dim)}
-    for layer in range(shape.layers):
-        for part, linears in (("self_attn", attention), ("mlp", ffn)):
-            for name, (rows, columns) in linears.items():
-                yield f"layers.{layer}.{part}.{name}", rows, columns
-
-
-def _adamw(
-    start: NDArray[np.float64], steps: tuple[int, ...], generator: np.random.Generator
-) -> Iterator[tuple[int, NDArray[np.float64]]]:
-    values, drift = start.copy(), generator.standard_normal(start.shape)
-    mean, square = np.zeros_like(values), np.zeros_like(values)
-    for step in range(1, max(steps) + 1):
-        gradient = 0.3 * drift + generator.standard_normal(start.shape)
-        mean = _BETAS[0] * mean + (1 - _BETAS[0]) * gradient
-        square = _BETAS[1] * square + (1 - _BETAS[1]) * gradient**2
-        direction = (mean / (1 - _BETAS[0] ** step)) / (np.sqrt(square / (1 - _BETAS[1] ** step)) + 1e-8)
-        values = values - _LEARNING_RATE * (direction + 0.01 * values)
-        if step in steps:
-            yield step, values
-
-
-def safetensors_bytes(tensors: Tensors, dtype: str) -> bytes:
-    """Return a safetensors file of the tensors in F16, F32 or BF16."""
-    entries, parts, end = {}, [], 0
-    for name, values in sorted(tensors.items()):
-        raw = _bfloat16(values) if dtype == "BF16" else values.astype(_DTYPES[dtype])
-        parts.append(raw.tobytes())
-        entries[name] = {"dtype": dtype, "shape": list(values.shape), "data_offsets": [end, end + len(parts[-1])]}
-        end += len(parts[-1])
-    header = json.dumps(entries, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header + b"".join(parts)
-
-
-def _bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    bits = values.astype("<f4").view("<u4")
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
-
-
-def merged_model(raw: bytes, shape: Shape, seed: int = 0) -> bytes:
-    """Return an fp16 model file with an adapter merged into its linear layers (same header)."""
-    values_offset = 8 + int.from_bytes(raw[:8], "little")
-    header = json.loads(raw[8:values_offset])
-    factors = adapter_steps(shape, (_MERGED_STEPS,), seed)[_MERGED_STEPS]
-    result = bytearray(raw)
-    for layer, rows, columns in _linears(shape):
-        names = (f"{layer}.", f"model.{layer}.", f"{layer}.".replace("self_attn", "attention").replace("mlp", "ffn"))
-        entry = next((header[f"{name}weight"] for name in names if f"{name}weight" in header), None)
-        if entry is None or entry["dtype"] != "F16" or entry["shape"] != [rows, columns]:
-            raise SystemExit(f"{layer}: no fp16 tensor of {rows} x {columns} in the base; {shape} does not fit it")
-        begin, end = (values_offset + offset for offset in entry["data_offsets"])
-        weight = np.frombuffer(raw[begin:end], dtype="<f2").astype(np.float32).reshape(rows, columns)
-        prefix = f"base_model.model.model.{layer}"
-        change = factors[f"{prefix}.lora_B.weight"] @ factors[f"{prefix}.lora_A.weight"]
-        result[begin:end] = (weight + 2.0 * change).astype("<f2").tobytes()
-    return bytes(result)
-
-
-def patch_from(old: bytes, new: bytes, level: int = 19) -> bytes:
-    """Return what `zstd --long=31 --patch-from` sends: what `new` adds to a stream that has seen `old`.
-
-    Not a dictionary: zstd looks for long-distance matches in the history of a stream, but not in a dictionary, which
-    costs this method a fifth on whole models. Sizes equal those of the zstd program.
+    Steps of up to 16 bits are counted as they are. Those of 32 bits hardly ever repeat: their leading symbols are
+    counted, and the bits below are taken as they are.
     """
-    return _after_history(old, new, level)[1]
+    before, bits = read_tensors(old), 0.0
+    for name, (dtype, values) in read_tensors(new).items():
+        kind = element_kinds(dtype)[0]
+        raw = before[name][1].tobytes(), values.tobytes()
+        if not kind.has_steps or raw[0] == raw[1]:
+            continue
+        source, target = (patterns_of(part, kind) for part in raw)
+        steps = steps_between(source, target, kind)
+        symbols = steps
+        if kind.width > _TABLE_WIDTH:
+            symbols = VALUES.symbols_of(steps)
+            bits += float(np.maximum(symbols.astype(int) // 8 - 1, 0).sum())
+        highest = int(symbols.max()) + 1
+        joint = np.bincount(contexts_of(source, kind).astype(np.int64) * highest + symbols, minlength=256 * highest)
+        bits += _entropy_bits(joint.reshape(256, highest))
+    return bits / 8
 
 
-def patch_from_apply(old: bytes, delta: bytes, length: int, level: int = 19) -> bytes:
-    """Undo `patch_from`; slow, because the history is made again, so nobody should take its time for zstd's."""
-    history = _after_history(old, bytes(length), level)[0]
-    unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
-    return unpacker.decompress(history + delta)[len(old) :]
+def _entropy_bits(counts: np.ndarray) -> float:
+    """Return the sum over rows of n H(row), in bits."""
+    rows = counts.sum(axis=1)
+    return float((rows * np.log2(np.maximum(rows, 1))).sum() - (counts * np.log2(np.maximum(counts, 1))).sum())
 
 
-def _after_history(old: bytes, new: bytes, level: int) -> tuple[bytes, bytes]:
-    parameters = zstandard.ZstdCompressionParameters.from_level(
-        level, source_size=len(old) + len(new), window_log=_window_log(old, new), enable_ldm=True
+def measure_ours(pair: str, old: bytes, new: bytes, entropy: float) -> Row:
+    """Build and apply a package between two versions that hold one file."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for version, raw in (("old", old), ("new", new)):
+            (folder / version).mkdir()
+            (folder / version / _FILE).write_bytes(raw)
+        built = build_package(folder / "old", folder / "new", folder / "package")
+        applied = apply_package(
+            folder / "old", folder / "package", folder / "out", expected_target_hash=built.target_hash
+        )
+    mega = len(new) / 1e6
+    over = built.package_bytes / entropy if entropy else None
+    return Row(pair, "lamella", built.package_bytes, built.ratio, over, mega / built.seconds, mega / applied.seconds)
+
+
+def measure_peer(peer: Peer, pair: str, old: bytes, new: bytes, entropy: float) -> Row:
+    """Run a peer on the pair, or on the middle of both files, and check that it restores the target."""
+    length = len(new)
+    if length > peer.max_bytes and len(old) == length:
+        start = (length - peer.max_bytes) // 2 // 8 * 8
+        old, new = (part[start : start + peer.max_bytes] for part in (old, new))
+    delta, build_s = _timed(lambda: peer.build(old, new))
+    restored, apply_s = _timed(lambda: peer.apply(old, delta, len(new)))
+    if restored != new:
+        raise SystemExit(f"{pair}: {peer.name} did not restore the target")
+    mega, size = len(new) / 1e6, round(len(delta) * length / len(new))
+    return Row(
+        pair,
+        peer.name,
+        size,
+        size / length,
+        size / entropy if entropy else None,
+        mega / build_s,
+        mega / apply_s if peer.is_apply_its_own else None,
+        is_scaled=len(new) != length,
     )
-    packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj(size=len(old) + len(new))
-    history = packer.compress(old) + packer.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
-    return history, packer.compress(new) + packer.flush()
-
-
-def _window_log(old: bytes, new: bytes) -> int:
-    return max(20, min(31, (len(old) + len(new)).bit_length()))
 
 
 def _timed(work: Callable[[], bytes]) -> tuple[bytes, float]:
@@ -179,88 +129,47 @@ def _timed(work: Callable[[], bytes]) -> tuple[bytes, float]:
     return result, max(time.perf_counter() - started, 1e-9)
 
 
-def measure_ours(pair: str, path: str, old: bytes, new: bytes) -> Row:
-    """Build and apply a package between two versions that hold one file."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for version, raw in (("old", old), ("new", new)):
-            (folder / version / path).parent.mkdir(parents=True)
-            (folder / version / path).write_bytes(raw)
-        built = build_package(folder / "old", folder / "new", folder / "package")
-        applied = apply_package(
-            folder / "old", folder / "package", folder / "out", expected_target_hash=built.target_hash
-        )
-    mega = len(new) / 1e6
-    return Row(pair, "lamella", built.package_bytes, built.ratio, mega / built.seconds, mega / applied.seconds)
+def measure(pair: Pair, *, peers: str) -> Iterator[Row]:
+    """Yield a row for every method; `peers` is a pattern of names."""
+    old, new = pair.load()
+    entropy = conditional_entropy(old, new)
+    yield measure_ours(pair.name, old, new, entropy)
+    yield Row(pair.name, "entropy", round(entropy), entropy / len(new), 1.0, 0.0, None)
+    for peer in available_peers():
+        if re.search(peers, peer.name):
+            yield measure_peer(peer, pair.name, old, new, entropy)
 
 
-def measure_peers(pair: str, old: bytes, new: bytes) -> Iterator[Row]:
-    """Run the peers that are feasible for this size, and check that each restores the target."""
-    unpack = zstandard.ZstdDecompressor().decompress
-    methods: list[tuple[str, Callable[[], bytes], Callable[[bytes], bytes]]] = [
-        ("zstd -3 (full)", functools.partial(zstandard.ZstdCompressor(level=3).compress, new), unpack),
-        ("zstd -19 (full)", functools.partial(zstandard.ZstdCompressor(level=19).compress, new), unpack),
-    ]
-    for level in (3, 19):
-        if level > 3 and len(new) > _PATCH_FROM_19_MAX_BYTES:  # noqa: PLR2004 - zstd's default level
-            continue
-        build = functools.partial(patch_from, old, new, level)
-        restore = functools.partial(_restore, old, len(new), level)
-        methods.append((f"zstd -{level} {_PATCH_FROM}", build, restore))
-    if len(old) <= _BSDIFF_MAX_BYTES:
-        methods.append(("bsdiff4", lambda: bsdiff4.diff(old, new), lambda delta: bsdiff4.patch(old, delta)))
-    for method, build, apply in methods:
-        delta, build_s = _timed(build)
-        restored, apply_s = _timed(functools.partial(apply, delta))
-        if restored != new:
-            raise SystemExit(f"{pair}: {method} did not restore the target")
-        mega = len(new) / 1e6
-        apply_speed = None if _PATCH_FROM in method else mega / apply_s
-        yield Row(pair, method, len(delta), len(delta) / len(new), mega / build_s, apply_speed)
-
-
-def _restore(old: bytes, length: int, level: int, delta: bytes) -> bytes:
-    return patch_from_apply(old, delta, length, level)
-
-
-def adapter_pairs() -> Iterator[tuple[str, bytes, bytes]]:
-    """Yield (name, old file, new file) of adapters in three dtypes, 5 and 25 steps apart."""
-    versions = adapter_steps(Shape(), (40, 45, 65))
-    for dtype in ("F16", "BF16", "F32"):
-        old = safetensors_bytes(versions[40], dtype)
-        for step in (45, 65):
-            yield f"adapter {dtype} +{step - 40} steps", old, safetensors_bytes(versions[step], dtype)
-
-
-def _print_table(rows: list[Row]) -> None:
-    print(f"{'pair':<26} {'method':<22} {'MB':>9} {'ratio':>7} {'build MB/s':>11} {'apply MB/s':>11}")
-    for row in rows:
-        apply_speed = "-" if row.apply_mb_per_s is None else f"{row.apply_mb_per_s:.1f}"
-        print(
-            f"{row.pair:<26} {row.method:<22} {row.bytes / 1e6:>9.3f} {row.ratio:>7.3f} "
-            f"{row.build_mb_per_s:>11.1f} {apply_speed:>11}"
-        )
+def _print_row(row: Row) -> None:
+    over = "-" if row.over_entropy is None else f"{row.over_entropy:.3f}"
+    build, apply = ("-" if not speed else f"{speed:.1f}" for speed in (row.build_mb_per_s, row.apply_mb_per_s))
+    size = f"{'~' * row.is_scaled}{row.bytes / 1e6:.3f}"
+    print(f"{row.pair:<28} {row.method:<22} {size:>10} {row.ratio:>8.4f} {over:>8} {build:>8} {apply:>8}", flush=True)
 
 
 def main() -> None:
     """Measure all pairs and print a table, or JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--base", type=Path, help="a version that holds base/model.safetensors in fp16")
+    parser.add_argument("--base", type=Path, help="a version that holds base/, SmolLM2-135M in fp16")
+    parser.add_argument("--versions", type=Path, help="where trained versions are kept")
+    parser.add_argument("--pairs", default="", help="only pairs whose name has this pattern")
+    parser.add_argument("--peers", default="", help="only peers whose name has this pattern; ^$ for none")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
     rows: list[Row] = []
-    for pair, old, new in adapter_pairs():
-        rows.append(measure_ours(pair, _ADAPTER, old, new))
-        rows.extend(measure_peers(pair, old, new))
-    if options.base:
-        old = (options.base / _MODEL).read_bytes()
-        new = merged_model(old, Shape())
-        rows.append(measure_ours("model F16, LoRA merged", _MODEL, old, new))
-        rows.extend(measure_peers("model F16, LoRA merged", old, new))
+    with tempfile.TemporaryDirectory() as name:
+        folder = options.versions or Path(name)
+        pairs = real_pairs(options.base / "base", folder) if options.base else made_up_pairs()
+        if not options.json:
+            print(f"{'pair':<28} {'method':<22} {'MB':>10} {'ratio':>8} {'/entropy':>8} {'build':>8} {'apply':>8}")
+        for pair in pairs:
+            if re.search(options.pairs, pair.name):
+                for row in measure(pair, peers=options.peers):
+                    rows.append(row)
+                    if not options.json:
+                        _print_row(row)
     if options.json:
         print(json.dumps([asdict(row) for row in rows], indent=2))
-    else:
-        _print_table(rows)
 
 
 if __name__ == "__main__":

@@ -29,11 +29,17 @@ from delta_updates.manifest import (
 from delta_updates.reading import RandomReader
 
 MAGIC = b"\x89LMPKG\r\n"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_HEADER_BYTES = 4 << 20
 MAX_PARTS = 1 << 16
 # zstd's own bound for what it cannot compress (n + n/256 + 64), rounded up.
 MAX_FRAME_BYTES = MAX_PLAIN_BYTES + MAX_PLAIN_BYTES // 128
+
+# What devices may still be sent, and the last kind and layout that each format knows.
+_READABLE: dict[int, tuple[ElementKind, Layout]] = {
+    1: (ElementKind.WORDS8, Layout.LEADING),
+    FORMAT_VERSION: (max(ElementKind), max(Layout)),
+}
 
 _PRELUDE = struct.Struct("<8sII32s")
 _HEAD = struct.Struct("<BBBBIQII")
@@ -117,6 +123,11 @@ class Record:
     parts: tuple[Part, ...]
     encoded: Encoded
 
+    @property
+    def length_in_package(self) -> int:
+        """How many bytes `to_bytes` returns."""
+        return _HEAD.size + len(self.parts) * _PART.size + len(self.encoded.frame) + _DIGEST_BYTES
+
     def to_bytes(self) -> bytes:
         """Return the record as it lies in a package."""
         encoded = self.encoded
@@ -194,8 +205,9 @@ class PackageReader:
 
     def _read_header(self) -> PackageHeader:
         magic, version, length, digest = _PRELUDE.unpack(self._take(_PRELUDE.size))
-        if magic != MAGIC or version != FORMAT_VERSION:
-            raise PackageFormatError(f"not a package of format {FORMAT_VERSION}: magic {magic!r}, format {version}")
+        if magic != MAGIC or version not in _READABLE:
+            raise PackageFormatError(f"not a package of format {[*_READABLE]}: magic {magic!r}, format {version}")
+        self._last_kind, self._last_layout = _READABLE[version]
         if length > MAX_HEADER_BYTES:
             raise PackageFormatError(f"header of {length} bytes; at most {MAX_HEADER_BYTES} are read")
         raw = self._take(length)
@@ -225,6 +237,8 @@ class PackageReader:
             names = CodecName(codec), ElementKind(kind), Layout(layout)
         except ValueError as error:
             raise PackageFormatError(f"record names what this reader does not know: {error}") from error
+        if kind > self._last_kind or layout > self._last_layout:
+            raise PackageFormatError(f"record of kind {kind} and layout {layout}, which its format does not have")
         ranges = tuple(Part(*numbers) for numbers in _PART.iter_unpack(table))
         record = Record(names[0], names[1], length, ranges, Encoded(names[2], plain_length, frame))
         _check_record(record, packaged, missing)

@@ -1,66 +1,104 @@
 """Decide how each file of a target is made, and make its records chunk by chunk."""
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+
+import numpy as np
 
 from delta_updates.codecs import (
     CODECS,
     MAX_CHUNK_BYTES,
     MAX_CHUNK_ELEMENTS,
+    MAX_DIFFERENCE_ELEMENTS,
     CodecName,
+    Difference,
     ElementKind,
     Encoded,
+    Section,
 )
-from delta_updates.codecs.elements import element_kind
+from delta_updates.codecs.elements import element_kinds, patterns_of
 from delta_updates.codecs.layouts import Layout
 from delta_updates.errors import TensorFileError
 from delta_updates.manifest import FileEntry
+from delta_updates.matching import TensorMatcher
 from delta_updates.package import PackagedFile, Part, Record
 from delta_updates.reading import RandomReader
-from delta_updates.tensor_file import Tensor, TensorFile, read_tensor_file
+from delta_updates.tensor_file import TensorFile, read_tensor_file
+from delta_updates.workers import in_order
 
 # Small tensors share a record up to this many; a reader allows more (package.MAX_PARTS).
 _MAX_PARTS = 4096
+# Tensors of as many elements have a record of their own: each moves in its own way, and is large enough to tell.
+_OWN_RECORD_ELEMENTS = 1 << 16
+# Where fewer have changed there is little to learn from each tensor: together they share what a record costs.
+_SPARSE_SHARE = 8
+# A chunk without its source is measured on one of so many blocks; in full only when it could be the smaller one.
+_SAMPLE_BLOCK_BYTES = 4096
+_SAMPLE_SHARE = 16
+_OPAQUE = (ElementKind.BYTES,)
 _EMPTY = Encoded(Layout.RAW, 0, b"")
 
 
 @dataclass(frozen=True, slots=True)
 class FilePlan:
-    """How a file is made, and a function that yields its records."""
+    """How a file is made, and a function that yields its records, computed by so many workers."""
 
     packaged: PackagedFile
-    records: Callable[[], Iterator[Record]]
+    records: Callable[[int], Iterator[Record]]
 
 
 @dataclass(frozen=True, slots=True)
 class _Span:
-    """A range of the target's file whose bytes have one kind; `source_offset` is where the source has its like."""
+    """A range of the target's file; `source_offset` is where the source has its like.
+
+    `kinds` are the ways in which its bytes may form numbers; `name` is shared by tensors that play the same part.
+    """
 
     offset: int
     length: int
-    kind: ElementKind
+    kinds: tuple[ElementKind, ...]
     source_offset: int | None
+    name: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Piece:
     """At most one chunk of a span: the bytes of both sides, and where the source's lie (None: it has none)."""
 
-    kind: ElementKind
+    kinds: tuple[ElementKind, ...]
     new: bytes
     old: bytes
     part: Part | None
+    name: str
+
+    @cached_property
+    def changed(self) -> int:
+        """How many elements differ from the source's; all without a source."""
+        if self.part is None:
+            return self.elements
+        old, new = (patterns_of(raw, self.kinds[0]) for raw in (self.old, self.new))
+        return int(np.count_nonzero(old != new))
+
+    @property
+    def elements(self) -> int:
+        return len(self.new) // self.kinds[0].width
 
     @property
     def is_same(self) -> bool:
-        return self.part is not None and self.new == self.old
+        return not self.changed
+
+    @property
+    def is_sparse(self) -> bool:
+        return self.changed * _SPARSE_SHARE <= self.elements
 
     def joins(self, other: "_Piece") -> bool:
         """Return whether both may share a record."""
         if self.is_same or other.is_same:
             return self.is_same and other.is_same
-        return (self.kind, self.part is None) == (other.kind, other.part is None)
+        return (self.kinds, self.part is None) == (other.kinds, other.part is None)
 
 
 def plan_file(
@@ -82,17 +120,17 @@ def plan_file(
     twin = source_files.get(entry.path)
     like = twin if twin and twin.sha256 == entry.sha256 else renamed.get(entry.sha256)
     if like and like.length == entry.length:
-        return FilePlan(PackagedFile(file=entry, method="same", source=like), lambda: iter(()))
+        return FilePlan(PackagedFile(file=entry, method="same", source=like), lambda _: iter(()))
     path, old_path = target / entry.path, source / twin.path if source and twin else None
     layout = _layout_of(path)
     if layout is None:
         return _plan_opaque(path, entry, old_path, twin)
     old_layout = _layout_of(old_path) if old_path else None
     if old_path is None or old_layout is None:
-        spans = _spans(layout, None)
-        return FilePlan(PackagedFile(file=entry, method="full", source=None), lambda: _records(path, None, spans))
-    spans = _spans(layout, old_layout)
-    return FilePlan(PackagedFile(file=entry, method="tensors", source=twin), lambda: _records(path, old_path, spans))
+        full = PackagedFile(file=entry, method="full", source=None)
+        return FilePlan(full, lambda workers: _full_records(path, _spans(layout, None), workers))
+    moved = PackagedFile(file=entry, method="tensors", source=twin)
+    return FilePlan(moved, lambda workers: _moved_records(path, layout, old_path, old_layout, workers))
 
 
 def _layout_of(path: Path) -> TensorFile | None:
@@ -104,92 +142,145 @@ def _layout_of(path: Path) -> TensorFile | None:
 
 
 def _plan_opaque(path: Path, entry: FileEntry, old_path: Path | None, twin: FileEntry | None) -> FilePlan:
-    spans = [_Span(0, entry.length, ElementKind.BYTES, None)]
-    full = FilePlan(PackagedFile(file=entry, method="full", source=None), lambda: _records(path, None, spans))
+    spans = [_Span(0, entry.length, _OPAQUE, None)]
+    full = FilePlan(
+        PackagedFile(file=entry, method="full", source=None), lambda workers: _full_records(path, spans, workers)
+    )
     if old_path is None or twin is None or max(entry.length, twin.length) > MAX_CHUNK_BYTES:
         return full
     encoded = CODECS[CodecName.PATCH].encode(path.read_bytes(), old_path.read_bytes(), ElementKind.BYTES)
     if encoded is None:
         return full
     patch = Record(CodecName.PATCH, ElementKind.BYTES, entry.length, (Part(0, twin.length),), encoded)
-    if len(patch.to_bytes()) >= sum(len(record.to_bytes()) for record in full.records()):
+    if patch.length_in_package >= sum(record.length_in_package for record in full.records(1)):
         return full
-    return FilePlan(PackagedFile(file=entry, method="patch", source=twin), lambda: iter((patch,)))
+    return FilePlan(PackagedFile(file=entry, method="patch", source=twin), lambda _: iter((patch,)))
 
 
-def _spans(layout: TensorFile, old_layout: TensorFile | None) -> list[_Span]:
-    """Return the header and every tensor, each with its like in the source: same name, dtype and shape."""
-    old_tensors = {tensor.name: tensor for tensor in old_layout.tensors} if old_layout else {}
-
-    def like(tensor: Tensor) -> int | None:
-        old = old_tensors.get(tensor.name)
-        return old.offset if old and (old.dtype, old.shape) == (tensor.dtype, tensor.shape) else None
-
+def _spans(layout: TensorFile, old_layout: TensorFile | None, matcher: TensorMatcher | None = None) -> Iterator[_Span]:
+    """Yield the header and each tensor, with its like in the source; what has it only in part is two spans."""
     is_header_alike = old_layout is not None and old_layout.values_offset == layout.values_offset
-    spans = [_Span(0, layout.values_offset, ElementKind.BYTES, 0 if is_header_alike else None)]
-    spans.extend(
-        _Span(tensor.offset, tensor.length, element_kind(tensor.dtype), like(tensor)) for tensor in layout.tensors
-    )
-    return spans
+    yield _Span(0, layout.values_offset, _OPAQUE, 0 if is_header_alike else None)
+    for tensor in layout.tensors:
+        kinds, name = element_kinds(tensor.dtype), re.sub(r"\d+", "", tensor.name)
+        like = matcher.like(tensor) if matcher else None
+        common = like.length if like else 0
+        if like:
+            yield _Span(tensor.offset, common, kinds, like.offset, name)
+        if common < tensor.length:
+            yield _Span(tensor.offset + common, tensor.length - common, kinds, None, name)
 
 
-def _records(path: Path, old_path: Path | None, spans: list[_Span]) -> Iterator[Record]:
-    """Yield records for all spans in order; neighbouring pieces of a kind share one up to the size of a chunk."""
-    with RandomReader(path) as new_file, RandomReader(old_path or path) as old_file:
-        waiting: list[_Piece] = []
-        for span in spans:
-            for piece in _pieces(span, new_file, old_file):
-                if waiting and not _fits(waiting, piece):
-                    yield _record(waiting)
-                    waiting = []
-                waiting.append(piece)
-        if waiting:
-            yield _record(waiting)
+def _full_records(path: Path, spans: Iterable[_Span], workers: int) -> Iterator[Record]:
+    with RandomReader(path) as new_file:
+        yield from in_order(_record, _chunks(spans, new_file, new_file), workers=workers)
+
+
+def _moved_records(
+    path: Path, layout: TensorFile, old_path: Path, old_layout: TensorFile, workers: int
+) -> Iterator[Record]:
+    with RandomReader(path) as new_file, RandomReader(old_path) as old_file:
+        matcher = TensorMatcher(old_layout, old_file, new_file)
+        chunks = _chunks(_spans(layout, old_layout, matcher), new_file, old_file)
+        yield from in_order(_record, chunks, workers=workers)
+
+
+def _chunks(spans: Iterable[_Span], new_file: RandomReader, old_file: RandomReader) -> Iterator[list[_Piece]]:
+    """Yield the pieces of each record in order; neighbours of a kind share one up to the size of a chunk."""
+    waiting: list[_Piece] = []
+    for span in spans:
+        for piece in _pieces(span, new_file, old_file):
+            if waiting and not _fits(waiting, piece):
+                yield waiting
+                waiting = []
+            waiting.append(piece)
+    if waiting:
+        yield waiting
 
 
 def _pieces(span: _Span, new_file: RandomReader, old_file: RandomReader) -> Iterator[_Piece]:
-    step = _chunk_bytes(span.kind)
+    step = _chunk_bytes(span.kinds)
     for start in range(0, span.length, step):
         length = min(step, span.length - start)
         new = new_file.read_at(span.offset + start, length)
         if span.source_offset is None:
-            yield _Piece(span.kind, new, b"", None)
+            yield _Piece(span.kinds, new, b"", None, span.name)
             continue
         part = Part(span.source_offset + start, length)
         old = old_file.read_at(part.offset, length)
-        # Only equal bytes and floats make use of a source.
-        is_useful = new == old or span.kind.is_float
-        yield _Piece(span.kind, new, old if is_useful else b"", part if is_useful else None)
+        # Only equal bytes and values with steps make use of a source.
+        is_useful = new == old or span.kinds[0].has_steps
+        yield _Piece(span.kinds, new, old if is_useful else b"", part if is_useful else None, span.name)
 
 
-def _chunk_bytes(kind: ElementKind) -> int:
-    return min(MAX_CHUNK_ELEMENTS * kind.width, MAX_CHUNK_BYTES)
+def _chunk_bytes(kinds: tuple[ElementKind, ...]) -> int:
+    return min(MAX_CHUNK_ELEMENTS * kinds[0].width, MAX_CHUNK_BYTES)
 
 
 def _fits(waiting: list[_Piece], piece: _Piece) -> bool:
     if not waiting[-1].joins(piece) or len(waiting) == _MAX_PARTS:
         return False
-    return sum(len(other.new) for other in waiting) + len(piece.new) <= _chunk_bytes(piece.kind)
+    total = sum(len(other.new) for other in waiting) + len(piece.new)
+    if not piece.is_same and waiting[-1].is_sparse and piece.is_sparse:
+        return total <= min(MAX_DIFFERENCE_ELEMENTS * piece.kinds[0].width, MAX_CHUNK_BYTES)
+    if not piece.is_same and max(waiting[-1].elements, piece.elements) >= _OWN_RECORD_ELEMENTS:
+        return False
+    return total <= _chunk_bytes(piece.kinds)
 
 
 def _record(pieces: list[_Piece]) -> Record:
     new = b"".join(piece.new for piece in pieces)
-    kind = pieces[0].kind
     parts = _joined([piece.part for piece in pieces if piece.part])
     if pieces[0].is_same:
         return Record(CodecName.SAME, ElementKind.BYTES, len(new), parts, _EMPTY)
-    candidates = [Record(CodecName.FULL, kind, len(new), (), _encode(CodecName.FULL, new, b"", kind))]
-    if parts:
-        old = b"".join(piece.old for piece in pieces)
-        encoded = _encode(CodecName.DIFFERENCE, new, old, kind)
-        candidates.append(Record(CodecName.DIFFERENCE, kind, len(new), parts, encoded))
-    return min(candidates, key=lambda record: len(record.to_bytes()))
+    kinds = pieces[0].kinds
+    moved = _moved(pieces, new, parts) if parts else None
+    if moved is not None and moved.length_in_package < _least_full(new, kinds[0]):
+        return moved
+    full = Record(CodecName.FULL, kinds[0], len(new), (), _encode_full(new, kinds[0]))
+    return min(moved or full, full, key=lambda record: record.length_in_package)
 
 
-def _encode(codec: CodecName, new: bytes, old: bytes, kind: ElementKind) -> Encoded:
-    encoded = CODECS[codec].encode(new, old, kind)
+def _moved(pieces: list[_Piece], new: bytes, parts: tuple[Part, ...]) -> Record | None:
+    old = b"".join(piece.old for piece in pieces)
+    kind = _likeliest(pieces[0].kinds, new, old)
+    sections = [Section(piece.elements, piece.name) for piece in pieces]
+    encoded = Difference().encode(new, old, kind, sections=sections)
+    return Record(CodecName.DIFFERENCE, kind, len(new), parts, encoded) if encoded else None
+
+
+def _likeliest(kinds: tuple[ElementKind, ...], new: bytes, old: bytes) -> ElementKind:
+    """Return the kind that makes the smallest difference of a sample."""
+    if len(kinds) == 1:
+        return kinds[0]
+    some, before = _sample(new), _sample(old)
+
+    def size(kind: ElementKind) -> int:
+        encoded = Difference().encode(some, before, kind)
+        return len(encoded.frame) if encoded else len(some)
+
+    return min(kinds, key=size)
+
+
+def _least_full(new: bytes, kind: ElementKind) -> int:
+    """Return fewer bytes than `new` needs without a source, or zero where a sample cannot tell."""
+    sample = _sample(new)
+    # A fifth less: the rest may be more alike than the sample.
+    return len(_encode_full(sample, kind).frame) * len(new) // len(sample) * 4 // 5 if len(sample) < len(new) else 0
+
+
+def _sample(raw: bytes) -> bytes:
+    """Return one of so many blocks, or all of what is short."""
+    step = _SAMPLE_BLOCK_BYTES * _SAMPLE_SHARE
+    if len(raw) < step:
+        return raw
+    return b"".join(raw[start : start + _SAMPLE_BLOCK_BYTES] for start in range(0, len(raw), step))
+
+
+def _encode_full(new: bytes, kind: ElementKind) -> Encoded:
+    encoded = CODECS[CodecName.FULL].encode(new, b"", kind)
     if encoded is None:
-        raise RuntimeError(f"codec {codec.name} refused {len(new)} bytes of {kind.name} that it can express")
+        raise RuntimeError(f"codec full refused {len(new)} bytes of {kind.name}, which it can express")
     return encoded
 
 

@@ -4,8 +4,16 @@
 edits a small file that holds no tensors. `CODECS` maps the number in a package to the codec.
 """
 
-from delta_updates.codecs.codec import MAX_CHUNK_BYTES, MAX_CHUNK_ELEMENTS, MAX_PLAIN_BYTES, Codec, CodecName, Encoded
-from delta_updates.codecs.difference import Difference
+from delta_updates.codecs.codec import (
+    MAX_CHUNK_BYTES,
+    MAX_CHUNK_ELEMENTS,
+    MAX_DIFFERENCE_ELEMENTS,
+    MAX_PLAIN_BYTES,
+    Codec,
+    CodecName,
+    Encoded,
+)
+from delta_updates.codecs.difference import Difference, Section
 from delta_updates.codecs.elements import ElementKind
 from delta_updates.codecs.full import Full
 from delta_updates.codecs.patch import Patch
@@ -22,6 +30,7 @@ __all__ = [
     "CODECS",
     "MAX_CHUNK_BYTES",
     "MAX_CHUNK_ELEMENTS",
+    "MAX_DIFFERENCE_ELEMENTS",
     "MAX_PLAIN_BYTES",
     "Codec",
     "CodecName",
@@ -31,4 +40,5 @@ __all__ = [
     "Full",
     "Patch",
     "Same",
+    "Section",
 ]

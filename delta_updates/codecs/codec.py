@@ -9,6 +9,8 @@ from delta_updates.codecs.layouts import Layout
 
 MAX_CHUNK_ELEMENTS = 1 << 20
 MAX_CHUNK_BYTES = 4 << 20
+# Of a difference, whose reader keeps some words for each element.
+MAX_DIFFERENCE_ELEMENTS = 1 << 21
 # A patch's control triples, and the leading symbols, come on top of what they make.
 MAX_PLAIN_BYTES = 2 * MAX_CHUNK_BYTES
 

@@ -26,20 +26,28 @@ class ElementKind(IntEnum):
     WORDS2 = 4
     WORDS4 = 5
     WORDS8 = 6
+    INT8 = 7
+    NIBBLES = 8
+    FLOAT8_E4M3 = 9
+    FLOAT8_E5M2 = 10
 
     @property
     def width(self) -> int:
-        """Bytes of one element."""
-        return _WIDTHS[self]
+        """Bytes of one element; a pair of nibbles is one."""
+        return _WIDTHS.get(self, 1)
 
     @property
     def is_float(self) -> bool:
         """Whether the patterns have the order of floats."""
         return self in _EXPONENTS
 
+    @property
+    def has_steps(self) -> bool:
+        """Whether values move by steps from their like in a source."""
+        return self.is_float or self in {ElementKind.INT8, ElementKind.NIBBLES}
+
 
 _WIDTHS = {
-    ElementKind.BYTES: 1,
     ElementKind.FLOAT16: 2,
     ElementKind.BFLOAT16: 2,
     ElementKind.FLOAT32: 4,
@@ -47,24 +55,39 @@ _WIDTHS = {
     ElementKind.WORDS4: 4,
     ElementKind.WORDS8: 8,
 }
-# (bits of the mantissa, bits of the exponent), IEEE 754-2019 and bfloat16
-_EXPONENTS = {ElementKind.FLOAT16: (10, 5), ElementKind.BFLOAT16: (7, 8), ElementKind.FLOAT32: (23, 8)}
-_KIND_OF_DTYPE = {"F16": ElementKind.FLOAT16, "BF16": ElementKind.BFLOAT16, "F32": ElementKind.FLOAT32}
-_WORDS_OF_DTYPE = {
-    "U16": ElementKind.WORDS2,
-    "I16": ElementKind.WORDS2,
-    "U32": ElementKind.WORDS4,
-    "I32": ElementKind.WORDS4,
-    "U64": ElementKind.WORDS8,
-    "I64": ElementKind.WORDS8,
-    "F64": ElementKind.WORDS8,
-    "C64": ElementKind.WORDS4,
+# (bits of the mantissa, bits of the exponent): IEEE 754-2019, bfloat16, and OCP "8-bit floating point" (2023)
+_EXPONENTS = {
+    ElementKind.FLOAT16: (10, 5),
+    ElementKind.BFLOAT16: (7, 8),
+    ElementKind.FLOAT32: (23, 8),
+    ElementKind.FLOAT8_E4M3: (3, 4),
+    ElementKind.FLOAT8_E5M2: (2, 5),
+}
+# By safetensors dtype, the most likely first. Integers of 4 bits travel two in a byte, and no dtype says so.
+_KINDS_OF_DTYPE = {
+    "F16": (ElementKind.FLOAT16,),
+    "BF16": (ElementKind.BFLOAT16,),
+    "F32": (ElementKind.FLOAT32,),
+    "I8": (ElementKind.INT8,),
+    "U8": (ElementKind.NIBBLES, ElementKind.INT8),
+    "F8_E4M3": (ElementKind.FLOAT8_E4M3,),
+    "F8_E4M3FNUZ": (ElementKind.FLOAT8_E4M3,),
+    "F8_E5M2": (ElementKind.FLOAT8_E5M2,),
+    "F8_E5M2FNUZ": (ElementKind.FLOAT8_E5M2,),
+    "U16": (ElementKind.WORDS2,),
+    "I16": (ElementKind.WORDS2,),
+    "U32": (ElementKind.WORDS4,),
+    "I32": (ElementKind.WORDS4,),
+    "U64": (ElementKind.WORDS8,),
+    "I64": (ElementKind.WORDS8,),
+    "F64": (ElementKind.WORDS8,),
+    "C64": (ElementKind.WORDS4,),
 }
 
 
-def element_kind(dtype: str) -> ElementKind:
-    """Return how values of a safetensors dtype are treated; what we know nothing about passes as bytes."""
-    return _KIND_OF_DTYPE.get(dtype) or _WORDS_OF_DTYPE.get(dtype) or ElementKind.BYTES
+def element_kinds(dtype: str) -> tuple[ElementKind, ...]:
+    """Return how values of a safetensors dtype may be treated; what we know nothing about passes as bytes."""
+    return _KINDS_OF_DTYPE.get(dtype, (ElementKind.BYTES,))
 
 
 def patterns_of(raw: bytes, kind: ElementKind) -> Patterns:
@@ -96,11 +119,43 @@ def unzigzag(codes: Patterns) -> Patterns:
     return (codes >> one) ^ _zero_minus(codes & one)
 
 
-def exponents(patterns: Patterns, kind: ElementKind) -> NDArray[np.uint8]:
-    """Return each float's exponent field, shape (n,)."""
-    mantissa_bits, exponent_bits = _EXPONENTS[kind]
-    field = (patterns >> patterns.dtype.type(mantissa_bits)) & patterns.dtype.type((1 << exponent_bits) - 1)
+def contexts_of(old: Patterns, kind: ElementKind) -> NDArray[np.uint8]:
+    """Return what governs how far each value moves, shape (n,): a float's exponent field, else the four upper bits.
+
+    A float's steps are as long as its exponent says. Integers of one scale have no such law, but those near an end of
+    their range move towards the middle. Flipping the top bit puts the negative ones before the others.
+    """
+    if not kind.is_float:
+        return (old.astype(np.uint8) ^ np.uint8(0x80)) >> np.uint8(4)
+    low, exponent_bits = _EXPONENTS[kind]
+    field = (old >> old.dtype.type(low)) & old.dtype.type((1 << exponent_bits) - 1)
     return field.astype(np.uint8)
+
+
+def mantissa_bits(kind: ElementKind) -> int:
+    """Return how many bits of a float lie below its exponent; integers have half of their own."""
+    return _EXPONENTS[kind][0] if kind.is_float else 4 * kind.width
+
+
+def steps_between(old: Patterns, new: Patterns, kind: ElementKind) -> Patterns:
+    """Return how far each value moves as a small number (zigzag), same shape and width."""
+    if kind is ElementKind.NIBBLES:
+        low, high = (new - old) & _LOW_NIBBLE, (new & _HIGH_NIBBLE) - (old & _HIGH_NIBBLE)
+        codes: Patterns = _NIBBLE_ZIGZAG.take(high | low)
+        return codes
+    if kind.is_float:
+        return zigzag(ordered_from_patterns(new) - ordered_from_patterns(old))
+    return zigzag(new - old)
+
+
+def moved_by(old: Patterns, codes: Patterns, kind: ElementKind) -> Patterns:
+    """Undo `steps_between`: return the new values."""
+    if kind is ElementKind.NIBBLES:
+        steps = _NIBBLE_UNZIGZAG.take(codes)
+        return ((old + steps) & _LOW_NIBBLE) | ((old & _HIGH_NIBBLE) + (steps & _HIGH_NIBBLE))
+    if kind.is_float:
+        return patterns_from_ordered(ordered_from_patterns(old) + unzigzag(codes))
+    return old + unzigzag(codes)
 
 
 def _top(patterns: Patterns) -> np.unsignedinteger:
@@ -110,3 +165,10 @@ def _top(patterns: Patterns) -> np.unsignedinteger:
 def _zero_minus(values: Patterns) -> Patterns:
     """Return the negative modulo 2^n: 0 stays, 1 becomes all ones."""
     return np.negative(values)
+
+
+_LOW_NIBBLE, _HIGH_NIBBLE = np.uint8(0x0F), np.uint8(0xF0)
+_ZIGZAG4 = np.array([2 * step if step < 8 else 31 - 2 * step for step in range(16)], dtype=np.uint8)  # noqa: PLR2004
+# For both halves of a byte at once.
+_NIBBLE_ZIGZAG: Patterns = (_ZIGZAG4[:, None] << np.uint8(4) | _ZIGZAG4).reshape(-1)
+_NIBBLE_UNZIGZAG: Patterns = np.argsort(_NIBBLE_ZIGZAG).astype(np.uint8)

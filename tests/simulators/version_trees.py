@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-_DTYPES = {"F16": "<f2", "F32": "<f4", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "F8_E4M3": "u1", "U8": "u1"}
+_DTYPES = {"F16": "<f2", "F32": "<f4", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I8": "u1", "U8": "u1"}
+_DTYPES |= {"F8_E4M3": "u1", "F8_E5M2": "u1"}
 
 
 def safetensors_file(tensors: dict[str, tuple[str, np.ndarray]], *, metadata: dict[str, str] | None = None) -> bytes:

@@ -80,6 +80,15 @@ def test_same_trees_give_the_same_bytes(trees: tuple[Path, Path], tmp_path: Path
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
 
 
+def test_more_workers_make_the_same_bytes(trees: tuple[Path, Path], tmp_path: Path) -> None:
+    built = build_package(*trees, tmp_path / "one")
+    build_package(*trees, tmp_path / "three", workers=3)
+
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "three").read_bytes()
+    apply_package(trees[0], tmp_path / "three", tmp_path / "made", expected_target_hash=built.target_hash, workers=3)
+    verify_tree(tmp_path / "made", scan_tree(trees[1]))
+
+
 @pytest.mark.parametrize("dtype", ["F16", "F32", "BF16"])
 @pytest.mark.parametrize("apart", [5, 25])
 def test_an_adapter_delta_beats_bsdiff_and_zstd_patch_from(tmp_path: Path, dtype: str, apart: int) -> None:

@@ -33,7 +33,7 @@ _HEAD = struct.Struct("<BBBBIQII")
 
 def sealed(header: bytes, records: list[bytes]) -> bytes:
     """Return a package whose every hash is right, whatever it says."""
-    start = _PRELUDE.pack(b"\x89LMPKG\r\n", 1, len(header), hashlib.sha256(header).digest())
+    start = _PRELUDE.pack(b"\x89LMPKG\r\n", 2, len(header), hashlib.sha256(header).digest())
     return start + header + b"".join(record + hashlib.sha256(record).digest()[:16] for record in records)
 
 
@@ -227,12 +227,21 @@ def test_json_that_nests_or_counts_too_far_is_refused(bench: Bench, raw: bytes) 
 
 
 def test_a_header_longer_than_allowed_is_not_read(bench: Bench) -> None:
-    start = _PRELUDE.pack(b"\x89LMPKG\r\n", 1, 2**32 - 1, b"\0" * 32)
+    start = _PRELUDE.pack(b"\x89LMPKG\r\n", 2, 2**32 - 1, b"\0" * 32)
     bench.refuse(start, match="at most")
 
 
+def test_a_record_knows_its_length() -> None:
+    record = Record(
+        CodecName.DIFFERENCE, ElementKind.FLOAT16, 8, (Part(0, 6), Part(9, 2)), Encoded(Layout.CLASSES, 9, b"12345")
+    )
+    assert record.length_in_package == len(record.to_bytes())
+
+
 def test_another_format_is_refused(bench: Bench) -> None:
-    bench.refuse(bench.good[:8] + b"\2" + bench.good[9:], match="format 2")
+    bench.refuse(bench.good[:8] + b"\3" + bench.good[9:], match="format 3")
+    # An old reader would misread what only format 2 has.
+    bench.refuse(bench.good[:8] + b"\1" + bench.good[9:], match="its format does not have")
 
 
 def _package_of(content: bytes, record: Record) -> tuple[bytes, str]:

@@ -11,14 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zstandard
+from simulators import format_1
 from simulators.version_trees import safetensors_file, source_and_target, write_tree
 
-from delta_updates import build_package
+from delta_updates import apply_package, build_package, scan_tree, tree_hash
 
 Versions = tuple[dict[str, bytes], dict[str, bytes]]
 
-_WIDTH = {0: 1, 1: 2, 2: 2, 3: 4, 4: 2, 5: 4, 6: 8}
-_EXPONENT = {1: (10, 5), 2: (7, 8), 3: (23, 8)}
+_WIDTH = {0: 1, 1: 2, 2: 2, 3: 4, 4: 2, 5: 4, 6: 8, 7: 1, 8: 1, 9: 1, 10: 1}
+_EXPONENT = {1: (10, 5), 2: (7, 8), 3: (23, 8), 9: (3, 4), 10: (2, 5)}
+_DIGITS = {2: 8, 3: 5, 4: 4, 6: 3, 16: 2}
 
 
 class _Bytes:
@@ -37,14 +39,16 @@ class _Bytes:
         return struct.unpack("<" + form, self.take(struct.calcsize("<" + form)))
 
 
-def read_package(raw: bytes, source: dict[str, bytes]) -> tuple[dict[str, bytes], set[tuple[int, int, int]]]:
+def read_package(
+    raw: bytes, source: dict[str, bytes], version: int = 2
+) -> tuple[dict[str, bytes], set[tuple[int, int, int]]]:
     """Return the target's files by path, and which (codec, kind, layout) were met."""
     package, met = _Bytes(raw), set()
     assert package.take(8) == bytes.fromhex("894C4D504B470D0A")
-    version, length = package.numbers("II")
+    found, length = package.numbers("II")
     digest = package.take(32)
     header_bytes = package.take(length)
-    assert version == 1
+    assert found == version
     assert hashlib.sha256(header_bytes).digest() == digest
     header = json.loads(header_bytes)
     files: dict[str, bytes] = {}
@@ -82,7 +86,22 @@ def _read_record(package: _Bytes, source: bytes) -> tuple[bytes, tuple[int, int,
     elif layout == 0:
         made = plain
     else:
-        made = _values(_arranged(_Bytes(plain), length // _WIDTH[kind], 8 * _WIDTH[kind], layout), codec, kind, old)
+        stream, count, width = _Bytes(plain), length // _WIDTH[kind], _WIDTH[kind]
+        exponents = _exponents(old, kind) if codec == 2 else []
+        if layout == 4:
+            integers = _classes(stream, count, 8 * width, exponents)
+        elif codec == 2:
+            order = sorted(range(count), key=exponents.__getitem__)
+            by_position = dict(zip(order, _arranged(stream, count, 8 * width, layout), strict=True))
+            integers = [by_position[i] for i in range(count)]
+        else:
+            integers = _arranged(stream, count, 8 * width, layout)
+        assert stream.at == len(stream.raw)
+        how = kind if codec == 2 or kind in _EXPONENT else 0
+        made = b"".join(
+            _moved(int.from_bytes(old[i * width : (i + 1) * width], "little"), integer, how).to_bytes(width, "little")
+            for i, integer in enumerate(integers)
+        )
     assert len(made) == length
     return made, (codec, kind, layout)
 
@@ -103,45 +122,96 @@ def _arranged(stream: _Bytes, count: int, width: int, layout: int) -> list[int]:
             for i, byte in enumerate(stream.take(count)):
                 values[i] += byte << place
     else:
-        values = _leading(stream, count, width)
-    assert stream.at == len(stream.raw)
+        symbols = list(stream.take(count))
+        values = _leading(stream, symbols, width, 8)
     return values
 
 
-def _leading(stream: _Bytes, count: int, width: int) -> list[int]:
-    symbols = stream.take(count)
-    shifts = [(symbol - 8) // 8 if symbol >= 16 else 0 for symbol in symbols]
+def _leading(stream: _Bytes, symbols: list[int], width: int, steps: int) -> list[int]:
+    assert all(symbol < 2 * steps + steps * (width - steps.bit_length()) for symbol in symbols)
+    shifts = [symbol // steps - 1 if symbol >= 2 * steps else 0 for symbol in symbols]
     values = [
-        symbol if symbol < 16 else (8 + symbol % 8) << shift for symbol, shift in zip(symbols, shifts, strict=True)
+        symbol if symbol < 2 * steps else (steps + symbol % steps) << shift
+        for symbol, shift in zip(symbols, shifts, strict=True)
     ]
     for place in range(0, width - 8, 8):
-        having = [i for i in range(count) if shifts[i] >= place + 8]
+        having = [i for i, shift in enumerate(shifts) if shift >= place + 8]
         for i, byte in zip(having, stream.take(len(having)), strict=True):
             values[i] += byte << place
     for bit in range(7):
-        having = [i for i in range(count) if shifts[i] % 8 > bit]
+        having = [i for i, shift in enumerate(shifts) if shift % 8 > bit]
         for i, one in zip(having, _bits(stream, len(having)), strict=True):
             values[i] += one << (shifts[i] - shifts[i] % 8 + bit)
     return values
 
 
-def _values(integers: list[int], codec: int, kind: int, source: bytes) -> bytes:
-    width = 8 * _WIDTH[kind]
-    if kind >= 4:
-        return b"".join(value.to_bytes(width // 8, "little") for value in integers)
-    if codec == 2:
-        old = [int.from_bytes(source[i : i + width // 8], "little") for i in range(0, len(source), width // 8)]
-        low, size = _EXPONENT[kind]
-        order = sorted(range(len(old)), key=lambda i: old[i] >> low & ((1 << size) - 1))
-    else:
-        old, order = [0] * len(integers), range(len(integers))
-    top, new = 1 << (width - 1), [0] * len(integers)
-    for integer, i in zip(integers, order, strict=True):
-        step = -(integer + 1) // 2 if integer % 2 else integer // 2
-        ordered = (old[i] + top if old[i] < top else 2 * top - 1 - old[i]) + step
-        ordered %= 2 * top
-        new[i] = ordered - top if ordered >= top else 2 * top - 1 - ordered
-    return b"".join(value.to_bytes(width // 8, "little") for value in new)
+def _classes(stream: _Bytes, count: int, width: int, exponents: list[int]) -> list[int]:
+    (sections,) = stream.numbers("H")
+    elements, groups = stream.numbers(f"{sections}I"), stream.take(sections)
+    assert sum(elements) == (count if sections else 0)
+    group_of = [group for group, many in zip(groups, elements, strict=True) for _ in range(many)] or [0] * count
+    contexts = [256 * group + exponent for group, exponent in zip(group_of, exponents, strict=True)]
+    (number,) = stream.numbers("B")
+    table = [stream.numbers("HBI") for _ in range(number)]
+    firsts = [first for first, _, _ in table]
+    assert firsts == sorted(set(firsts))
+    assert firsts[0] == 0
+    places = [
+        [i for i, context in enumerate(contexts) if low <= context < high]
+        for low, high in zip(firsts, [*firsts[1:], 1 << 16], strict=True)
+    ]
+    sparse = [j for j in range(number) if table[j][1] >= 128]
+    gap_symbols = [list(stream.take(table[j][2])) for j in sparse]
+    gaps = iter(_leading(stream, [symbol for symbols in gap_symbols for symbol in symbols], 32, 4))
+    for j in sparse:
+        at, coded = -1, []
+        for _ in range(table[j][2]):
+            at += next(gaps) + 1
+            coded.append(places[j][at])
+        places[j] = coded
+    assert [len(where) for where in places] == [coded for _, _, coded in table]
+    radices = [mode % 128 for _, mode, _ in table]
+    digits = [_heads(stream, len(where), radix) for where, radix in zip(places, radices, strict=True)]
+    for j, radix in enumerate(radices):
+        digits[j] = [d + stream.take(1)[0] if radix and d == radix - 1 else d for d in digits[j]]
+    symbols = [digit + (j in sparse) for j in range(number) for digit in digits[j]]
+    coded = [i for where in places for i in where]
+    values = [0] * count
+    for i, value in zip(coded, _leading(stream, symbols, width, 8), strict=True):
+        values[i] = value
+    return values
+
+
+def _heads(stream: _Bytes, count: int, radix: int) -> list[int]:
+    if radix == 0:
+        return list(stream.take(count))
+    size = _DIGITS[radix]
+    heads = stream.take(-(-count // size))
+    assert all(head < radix**size for head in heads)
+    return [heads[i // size] // radix ** (i % size) % radix for i in range(count)]
+
+
+def _exponents(old: bytes, kind: int) -> list[int]:
+    if kind in {7, 8}:
+        return [(byte ^ 0x80) >> 4 for byte in old]
+    width, (low, size) = _WIDTH[kind], _EXPONENT[kind]
+    patterns = [int.from_bytes(old[i : i + width], "little") for i in range(0, len(old), width)]
+    return [pattern >> low & ((1 << size) - 1) for pattern in patterns]
+
+
+def _moved(old: int, integer: int, kind: int) -> int:
+    """Return the new pattern; the old one is 0 where there is none. Kind 108 is half of a byte of kind 8."""
+    if kind == 8:
+        low = _moved(old % 16, integer % 16, 108) % 16
+        return low + 16 * (_moved(old // 16, integer // 16, 108) % 16)
+    step = -(integer + 1) // 2 if integer % 2 else integer // 2
+    if kind in {7, 108}:
+        return (old + step) % 256
+    if kind not in _EXPONENT:
+        return integer
+    top = 1 << (8 * _WIDTH[kind] - 1)
+    ordered = ((old + top if old < top else 2 * top - 1 - old) + step) % (2 * top)
+    return ordered - top if ordered >= top else 2 * top - 1 - ordered
 
 
 def _edit(plain: _Bytes, source: bytes) -> bytes:
@@ -175,6 +245,14 @@ def all_kinds() -> Versions:
             views = {"F16": "<f2", "F32": "<f4", "BF16": "<u2"}[dtype]
             source[f"{name}.{label}"] = safetensors_file({"w": (dtype, old.view(views))})
             target[f"{name}.{label}"] = safetensors_file({"w": (dtype, moved.view(views))})
+    for dtype in ("I8", "U8", "F8_E4M3", "F8_E5M2"):
+        old, shares = draw.integers(0, 256, 3000), {"some": 0.05, "most": 0.6}
+        for label, share in shares.items():
+            steps = np.where(draw.random(old.size) < share, draw.integers(-3, 4, old.size), 0)
+            if dtype == "U8":
+                steps = (old // 16 + steps) % 16 * 16 + (old + steps[::-1]) % 16 - old
+            source[f"{dtype}.{label}"] = safetensors_file({"w": (dtype, old)})
+            target[f"{dtype}.{label}"] = safetensors_file({"w": (dtype, (old + steps) % 256)})
     target["words"] = safetensors_file({"i": ("I64", np.arange(500)), "j": ("I32", np.arange(500) * 3)})
     return source, target
 
@@ -187,8 +265,8 @@ def test_the_document_is_enough_to_read_a_delta(all_kinds: Versions, tmp_path: P
 
     assert files == target
     assert {codec for codec, _, _ in met} == {0, 1, 2, 3}
-    assert {kind for codec, kind, _ in met if codec == 2} == {1, 2, 3}
-    assert {layout for codec, _, layout in met if codec == 2} == {1, 3}
+    assert {kind for codec, kind, _ in met if codec == 2} == {1, 2, 3, 7, 8, 9, 10}
+    assert {layout for codec, _, layout in met if codec == 2} == {4}
     assert {layout for codec, _, layout in met if codec == 1} == {0, 2}
 
 
@@ -201,6 +279,20 @@ def test_the_document_is_enough_to_read_a_full_package(all_kinds: Versions, tmp_
     assert files == target
     assert {codec for codec, _, _ in met} == {1}
     assert {1, 2, 3, 6} <= {kind for _, kind, layout in met if layout == 2}
+
+
+def test_a_package_of_format_1_stays_readable(tmp_path: Path) -> None:
+    source, target = format_1.versions()
+    package = format_1.PACKAGE.read_bytes()
+
+    files, met = read_package(package, source, version=1)
+    old = write_tree(tmp_path / "v1", source)
+    wanted = tree_hash(scan_tree(write_tree(tmp_path / "v2", target)))
+    apply_package(old, format_1.PACKAGE, tmp_path / "made", expected_target_hash=wanted)
+
+    assert files == target
+    assert {layout for codec, _, layout in met if codec == 2} == {1, 3}
+    assert {(path.name, path.read_bytes()) for path in (tmp_path / "made").iterdir()} == set(target.items())
 
 
 def test_an_empty_version(tmp_path: Path) -> None:

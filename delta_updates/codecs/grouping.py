@@ -1,0 +1,77 @@
+"""Which contexts share an entropy code: as many codes as pay for themselves.
+
+Contexts that neighbour each other become one class while that costs less than a class of its own; before, parts of a
+chunk become one group while their values move alike.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from delta_updates.codecs.information import UNIT_BITS, Counts, information
+
+# What a class costs: its entry, and an entropy table for each of its streams.
+_CLASS_UNITS = 512 << UNIT_BITS
+# A package counts classes in one byte; each costs a reader a pass over the chunk.
+_MAX_CLASSES = 255
+# What a group costs: some classes.
+_GROUP_UNITS = 4 * _CLASS_UNITS
+
+
+def merge_neighbours(rows: Counts) -> list[tuple[int, Counts]]:
+    """Merge neighbouring rows of symbol counts, shape (contexts, symbols), into classes.
+
+    Returns:
+        The first row of each class, and the class's counts.
+    """
+    alone = information(rows).tolist()
+    both = information(rows[:-1] + rows[1:]).tolist()
+    losses = [union - left - right for union, left, right in zip(both, alone[:-1], alone[1:], strict=True)]
+    firsts, groups = list(range(len(rows))), list(rows)
+    while losses and (min(losses) < _CLASS_UNITS or len(groups) > _MAX_CLASSES):
+        at = losses.index(min(losses))
+        alone[at : at + 2] = [alone[at] + alone[at + 1] + losses[at]]
+        groups[at : at + 2] = [groups[at] + groups[at + 1]]
+        del firsts[at + 1], losses[at]
+        for pair in (at - 1, at):
+            if 0 <= pair < len(losses):
+                losses[pair] = int(information(groups[pair] + groups[pair + 1])) - alone[pair] - alone[pair + 1]
+    return list(zip(firsts, groups, strict=True))
+
+
+def merge_alike(counts: Counts) -> list[int]:
+    """Return the group of each of several kinds of parts, from their counts, shape (kinds, contexts, symbols)."""
+    members = [[kind] for kind in range(len(counts))]
+    tables = list(counts)
+    losses = {(i, j): _loss(tables[i], tables[j]) for j in range(len(tables)) for i in range(j)}
+    while losses:
+        first, second = min(losses, key=lambda pair: (losses[pair], pair))
+        if losses[first, second] >= _GROUP_UNITS:
+            break
+        tables[first] = tables[first] + tables[second]
+        members[first] += members[second]
+        members[second] = []
+        losses = {pair: loss for pair, loss in losses.items() if second not in pair}
+        for pair in losses:
+            if first in pair:
+                losses[pair] = _loss(tables[pair[0]], tables[pair[1]])
+    groups = [0] * len(counts)
+    for group, kinds in enumerate(filter(None, members)):
+        for kind in kinds:
+            groups[kind] = group
+    return groups
+
+
+def _loss(left: Counts, right: Counts) -> int:
+    """Return by how much two tables cost more when they share their codes, context by context."""
+    return int((information(left + right) - information(left) - information(right)).sum())
+
+
+def count_pairs(symbols: NDArray[np.uint8], contexts: NDArray[np.uint8] | NDArray[np.uint16]) -> Counts:
+    """Return how often each symbol appears in each context, shape (highest context + 1, highest symbol + 1)."""
+    width, height = int(symbols.max(initial=0)) + 1, int(contexts.max(initial=0)) + 1
+    # Counting looks at 16-bit numbers twice as fast as at pairs of indices.
+    if contexts.itemsize == 1:
+        short = contexts.astype(np.uint16) << np.uint16(8) | symbols
+        return np.bincount(short, minlength=height << 8).reshape(-1, 256)[:height, :width].astype(np.int64)
+    pairs = contexts.astype(np.int64) * width + symbols
+    return np.bincount(pairs, minlength=height * width).reshape(height, width).astype(np.int64)
