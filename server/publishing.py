@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from delta_updates import DeltaError, apply_package, build_package
+from delta_updates.workers import usable_cores
 from server.errors import ArtifactDamagedError, ConflictError, GateRefusedError, PublishingError
 from server.files import locked, make_folder
 from server.registry.records import GateResult, PackageRecord
@@ -173,12 +174,18 @@ class _Publication:
         source_tree = None if source is None else self._tree(source)
         target_tree, out, rebuilt = self._tree(number), self.folder / "package", self.folder / "rebuilt"
         try:
-            result = build_package(source_tree, target_tree, out)
+            result = build_package(source_tree, target_tree, out, workers=usable_cores())
             # A damaged store builds a package that fits its own damage, and no device.
             self._require_hash(number, result.target_hash)
             if source is not None:
                 self._require_hash(source, result.source_hash)
-            applied = apply_package(source_tree, out, rebuilt, expected_target_hash=self.record.manifest.tree_hash)
+            applied = apply_package(
+                source_tree,
+                out,
+                rebuilt,
+                expected_target_hash=self.record.manifest.tree_hash,
+                workers=usable_cores(),
+            )
         except DeltaError as error:
             raise PublishingError(
                 f"{_package_name(source)} does not rebuild v{number} of {model!r}: {error}"

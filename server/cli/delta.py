@@ -13,6 +13,7 @@ import typer
 
 from delta_updates import apply_package, build_package
 from delta_updates.package import PackageReader
+from delta_updates.workers import usable_cores
 from server.cli.console import console, megabytes, show_json, show_table
 from server.cli.delta_files import as_tree, is_single_file, unwrap
 from server.errors import ConfigurationError
@@ -46,7 +47,10 @@ def build(
     source, target = _one_or_two(versions, "SOURCE and TARGET, or TARGET alone")
     with console.status("Building ..."), contextlib.ExitStack() as stack:
         result = build_package(
-            None if source is None else as_tree(source, stack), as_tree(target, stack, like=source), out
+            None if source is None else as_tree(source, stack),
+            as_tree(target, stack, like=source),
+            out,
+            workers=usable_cores(),
         )
     peak = _peak_memory_bytes()
     if as_json:
@@ -84,9 +88,14 @@ def apply(
         expected = expected_hash or header.target_hash
         tree = None if source is None else as_tree(source, stack, named=header.files)
         if is_single_file(header.files):
-            result = unwrap(out, lambda folder: apply_package(tree, package, folder, expected_target_hash=expected))
+            result = unwrap(
+                out,
+                lambda folder: apply_package(
+                    tree, package, folder, expected_target_hash=expected, workers=usable_cores()
+                ),
+            )
         else:
-            result = apply_package(tree, package, out, expected_target_hash=expected)
+            result = apply_package(tree, package, out, expected_target_hash=expected, workers=usable_cores())
     if as_json:
         show_json(result.model_dump() | {"peak_memory_bytes": _peak_memory_bytes()})
         return
@@ -125,8 +134,14 @@ def bench(
         old, new = as_tree(source, stack), as_tree(target, stack, like=source)
         package = Path(scratch) / "package"
         with console.status("Building and applying ..."):
-            built = build_package(old, new, package)
-            applied = apply_package(old, package, Path(scratch) / "applied", expected_target_hash=built.target_hash)
+            built = build_package(old, new, package, workers=usable_cores())
+            applied = apply_package(
+                old,
+                package,
+                Path(scratch) / "applied",
+                expected_target_hash=built.target_hash,
+                workers=usable_cores(),
+            )
         peak = _peak_memory_bytes()
         with console.status("Running the peers ..."):
             peers = measure_peers(old, new)
