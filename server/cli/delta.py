@@ -87,15 +87,11 @@ def apply(
     with console.status("Applying ..."), contextlib.ExitStack() as stack:
         expected = expected_hash or header.target_hash
         tree = None if source is None else as_tree(source, stack, named=header.files)
-        if is_single_file(header.files):
-            result = unwrap(
-                out,
-                lambda folder: apply_package(
-                    tree, package, folder, expected_target_hash=expected, workers=usable_cores()
-                ),
-            )
-        else:
-            result = apply_package(tree, package, out, expected_target_hash=expected, workers=usable_cores())
+
+        def make(folder: Path) -> ApplyResult:
+            return apply_package(tree, package, folder, expected_target_hash=expected, workers=usable_cores())
+
+        result = unwrap(out, make) if is_single_file(header.files) else make(out)
     if as_json:
         show_json(result.model_dump() | {"peak_memory_bytes": _peak_memory_bytes()})
         return
