@@ -286,9 +286,16 @@ def write_random(name: str, target: Path) -> None:
         for weight in model.parameters():
             if weight.ndim > 1:
                 weight.normal_(0.0, 0.02)
-        # A token that ends the answer is never the likeliest of a random model then.
-        model.embedding.weight[sorted(tokenizer.stop_ids)] = 0.0
+        # Tokens without letters are never the likeliest then: an engine shows nothing while it has no whole character.
+        ids = range(model.config.vocab_size)
+        model.embedding.weight[[n for n in ids if n >= tokenizer.vocab_size or not shown(tokenizer, n)]] = 0.0
     save_checkpoint(target, model, tokenizer)
+
+
+def shown(tokenizer: Any, token_id: int) -> bool:  # noqa: ANN401 - imported where it is used
+    """Whether a token alone is text."""
+    text = tokenizer.decode([token_id])
+    return token_id not in tokenizer.stop_ids and bool(text) and text.isascii()
 
 
 def measure(base: Path, arguments: argparse.Namespace) -> dict[str, Any]:
