@@ -15,6 +15,7 @@ from privacy.contribution import LEAVES_THE_DEVICE
 from privacy.errors import ReportError
 from privacy.ledger import event_line
 from privacy.report.costs import device_cost, device_series, events_of, round_costs, rounds_of
+from privacy.report.pages import to_html, to_markdown
 from privacy.report.schema import AuditReport
 
 if TYPE_CHECKING:
@@ -99,8 +100,8 @@ def write_report(report: AuditReport, folder: Path) -> ReportPaths:
     if len(report.events) != report.event_count:
         raise ReportError("this report was read from JSON and carries no events; build it again from the ledger")
     contents = (
-        report.to_html().encode(),
-        report.to_markdown().encode(),
+        to_html(report).encode(),
+        to_markdown(report).encode(),
         report.to_json().encode(),
         _ledger_bytes(report.events),
     )

@@ -10,8 +10,6 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from privacy.audits.membership import MembershipResult  # noqa: TC001 - pydantic reads it
 from privacy.errors import ReportError
 from privacy.ledger import PrivacyEvent  # noqa: TC001 - pydantic reads it
-from privacy.report.document import document_of
-from privacy.report.render import html_of, markdown_of
 
 Scalar = str | int | float | bool | None
 
@@ -125,20 +123,6 @@ class AuditReport(_Part):
     def to_json(self) -> str:
         """The whole report but the events, which `ledger.jsonl` holds."""
         return self.model_dump_json(indent=2) + "\n"
-
-    def to_markdown(self) -> str:
-        """The report as text, without plots."""
-        return markdown_of(document_of(self))
-
-    def to_html(self) -> str:
-        """The report as one self-contained page with plots.
-
-        Raises:
-            ReportError: matplotlib is not installed.
-        """
-        from privacy.report.plots import figures_of  # noqa: PLC0415 - recomputing must not need matplotlib
-
-        return html_of(document_of(self), figures_of(self))
 
     @classmethod
     def from_json(cls, raw: str | bytes) -> AuditReport:
