@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import gc
 import os
-import signal
 import sys
 
 import click
@@ -27,6 +26,7 @@ from server.cli import (
     release,
     runs,
     serve,
+    stopping,
     superlink,
     train,
 )
@@ -74,7 +74,7 @@ def _run() -> int:
     # everything slower, while less (the policy PASSIVE) halves the speed of generation.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # A supervisor's SIGTERM ends a command the way Ctrl-C does: with everything that it started.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stopping.install()
     try:
         code = app(standalone_mode=False)
     except click.exceptions.Exit as leave:

@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from server.cli.console import Service, console, open_service, problems
+from server.cli.stopping import raise_if_asked
 from server.errors import FederationError, RecipeError
 from server.federation.recipe import Recipe
 
@@ -204,6 +205,7 @@ class _RoundView:
 
     def refresh(self) -> str | None:
         """Look at the registry, at most once a second; how the run ended, or None."""
+        raise_if_asked()
         if time.monotonic() < self._next_look:
             return None
         self._next_look = time.monotonic() + 1.0
