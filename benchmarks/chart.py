@@ -1,30 +1,15 @@
 """Bar charts of a benchmark's table: one panel a figure, ours in blue, peers in grey."""
 
+import argparse
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_INK, _SOFT, _LINE, _GRID = "#1c2733", "#5b6b7b", "#d5dce3", "#eef1f4"
-_OURS, _PEER = "#1f5f99", "#b4bec8"
+FORMATS = (".svg", ".png")
+
+_SOFT, _OURS, _PEER = "#5b6b7b", "#1f5f99", "#b4bec8"
 _LONGEST = 6.0
-_STYLE = {
-    "svg.fonttype": "none",  # text stays text: small files that can be searched
-    "svg.hashsalt": "benchmark",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.edgecolor": _LINE,
-    "axes.labelcolor": _SOFT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.grid.axis": "x",
-    "axes.axisbelow": True,
-    "grid.color": _GRID,
-    "xtick.color": _SOFT,
-    "ytick.color": _INK,
-    "text.color": _INK,
-}
 
 
 @dataclass(frozen=True)
@@ -47,8 +32,12 @@ def draw(panels: Sequence[Panel], *, title: str, ours: Sequence[str], path: Path
     import matplotlib as mpl  # noqa: PLC0415 - only who asks for a picture needs it
     from matplotlib.figure import Figure  # noqa: PLC0415 - as above
 
+    from server.cli.plan_picture import STYLE  # noqa: PLC0415 - as above
+
     names = list(panels[0].values)
-    with mpl.rc_context(_STYLE):  # type: ignore[arg-type]  # its keys are literals
+    with mpl.rc_context(
+        STYLE | {"axes.grid.axis": "x", "svg.hashsalt": "benchmark", "ytick.color": STYLE["text.color"]}
+    ):  # type: ignore[arg-type]  # its keys are literals
         figure = Figure(figsize=(10.5, 1.1 + 0.34 * len(names)), layout="constrained", dpi=120, facecolor="white")
         figure.suptitle(title, x=0.01, ha="left", fontsize=12)
         for axes, panel in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
@@ -69,3 +58,11 @@ def draw(panels: Sequence[Panel], *, title: str, ours: Sequence[str], path: Path
         axes.invert_yaxis()
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata={"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None})
+
+
+def picture_path(text: str) -> Path:
+    """A path that can be drawn to; told before minutes of measuring, not after."""
+    path = Path(text)
+    if path.suffix not in FORMATS:
+        raise argparse.ArgumentTypeError(f"{text!r} must end in {' or '.join(FORMATS)}")
+    return path

@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from chart import Panel, draw, picture_path
+
 PROMPT_TOKENS = 128
 REPEATED_TOKENS = 96
 PAGES = ("privacy", "updates", "quickstart", "federated", "index")
@@ -70,7 +72,7 @@ def main() -> int:
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--only", help="contenders whose name contains this text")
     parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
-    parser.add_argument("--picture", type=Path, help="draw the figures into this .svg or .png file as well")
+    parser.add_argument("--picture", type=picture_path, help="draw the figures into this .svg or .png file as well")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
@@ -434,7 +436,6 @@ def markdown(results: dict[str, Any]) -> str:
 
 def draw_results(results: dict[str, Any], path: Path, *, name: str) -> None:
     """The medians as bars."""
-    from chart import Panel, draw  # noqa: PLC0415 - only who asks for a picture needs it
 
     def medians(figure: str) -> dict[str, float]:
         return {who: statistics.median(values[figure]) for who, values in results["contenders"].items()}

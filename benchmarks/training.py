@@ -23,6 +23,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
+from chart import Panel, draw, picture_path
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -290,8 +292,6 @@ def show(rows: list[Row]) -> None:
 
 def draw_rows(rows: list[Row], path: Path) -> None:
     """Time and memory as bars."""
-    from chart import Panel, draw  # noqa: PLC0415 - only who asks for a picture needs it
-
     named = {f"{row.batch} {row.precision}: {row.contender}": row for row in rows}
     panels = (
         Panel("seconds a step\n(less is better)", {name: row.step_s for name, row in named.items()}, "{:.2f}"),
@@ -312,7 +312,7 @@ def main() -> int:
     parser.add_argument("--prompt", type=float, default=0.0, help="share of each example that does not count")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each contender")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--picture", type=Path, help="draw time and memory into this .svg or .png file as well")
+    parser.add_argument("--picture", type=picture_path, help="draw time and memory into this .svg or .png file as well")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:

@@ -215,7 +215,8 @@ def main() -> None:
     """Entry point: an expected error is one clear sentence on stderr and exit code 1."""
     # Threads that wait for each other spin for microseconds only: the device has other things to do. Not at all (the
     # policy PASSIVE) would more than halve the speed of generation, whose products are as short.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    if "OMP_WAIT_POLICY" not in os.environ:  # somebody's own wish
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # Importing torch makes half a million objects that stay: looking for garbage among them, and once more at the end,
     # took a third of a short command's time.
     gc.set_threshold(50_000, 20, 50)

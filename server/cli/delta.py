@@ -45,6 +45,7 @@ def build(
 ) -> None:
     """Build a package that turns SOURCE into TARGET."""
     source, target = _one_or_two(versions, "SOURCE and TARGET, or TARGET alone")
+    _require_folder(out)
     with console.status("Building ..."), contextlib.ExitStack() as stack:
         result = build_package(
             None if source is None else as_tree(source, stack),
@@ -82,6 +83,7 @@ def apply(
 ) -> None:
     """Apply a package; the result appears complete and verified, or not at all."""
     source, package = _one_or_two(versions, "SOURCE and PACKAGE, or PACKAGE alone")
+    _require_folder(out)
     with PackageReader(package) as reader:
         header = reader.header
     with console.status("Applying ..."), contextlib.ExitStack() as stack:
@@ -169,6 +171,13 @@ def _one_or_two(paths: list[Path], what: str) -> tuple[Path | None, Path]:
     if len(paths) > _TWO:
         raise ConfigurationError(f"Give {what}; got {len(paths)} paths.")
     return (paths[0] if len(paths) == _TWO else None), paths[-1]
+
+
+def _require_folder(out: Path) -> None:
+    if not out.absolute().parent.is_dir():
+        raise ConfigurationError(
+            f"The folder {out.absolute().parent} does not exist; make it, or choose another --out."
+        )
 
 
 def _peak_memory_bytes() -> int:

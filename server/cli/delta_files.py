@@ -41,7 +41,9 @@ def as_tree(
     if named is not None and not is_single_file(named):
         raise ConfigurationError(f"This package is for a folder, and {path} is a file.")
     name = f"{_STEM}{path.suffix}" if named is None else (named[0].source or named[0].file).path
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".lamella-", dir=path.absolute().parent)))
+    # Beside the file a link works; where nothing may be written there, it is copied elsewhere.
+    beside = path.absolute().parent if os.access(path.absolute().parent, os.W_OK) else None
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".lamella-", dir=beside)))
     try:
         os.link(path, folder / name)
     except OSError:  # another file system, or one without links

@@ -72,7 +72,8 @@ def main() -> None:
 def _run() -> int:
     # Threads that wait for each other spin for microseconds only: where others need the cores too, more makes
     # everything slower, while less (the policy PASSIVE) halves the speed of generation.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    if "OMP_WAIT_POLICY" not in os.environ:  # somebody's own wish
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # A supervisor's SIGTERM ends a command the way Ctrl-C does: with everything that it started.
     stopping.install()
     try:

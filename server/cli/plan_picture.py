@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _INK, _SOFT, _LINE = "#1c2733", "#5b6b7b", "#d5dce3"
 _BLUE, _PALE, _ORANGE = "#1f5f99", "#a9c8e6", "#d98324"
-_STYLE: Final[dict[str, Any]] = {
+STYLE: Final[dict[str, Any]] = {
     "svg.fonttype": "none",  # text stays text: small files that can be searched
     "svg.hashsalt": "plan",
     "font.family": "sans-serif",
@@ -52,7 +52,7 @@ def draw_plan(config: ModelConfig, *, title: str, path: Path, kv_bytes_per_eleme
     except ImportError as error:
         raise ConfigurationError("Drawing needs matplotlib; install lamella[server].") from error
     cost = plan_cost(config, kv_bytes_per_element=kv_bytes_per_element)
-    with mpl.rc_context(_STYLE):  # type: ignore[arg-type]  # its keys are literals
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]  # its keys are literals
         figure = Figure(figsize=(9, 4.6), layout="constrained", dpi=120, facecolor="white")
         heads, weights = figure.subplots(2, 1, sharex=True, height_ratios=[2, 3])
         figure.suptitle(

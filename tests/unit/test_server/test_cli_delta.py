@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from delta_updates.errors import DeltaError
+from server.cli.delta_files import as_tree
 from server.cli.main import app
 from server.errors import ConfigurationError
 
@@ -96,11 +98,32 @@ def test_bench_runs_the_peers(folders: tuple[Path, Path]) -> None:
     assert figures["apply_seconds"] > 0
 
 
+def test_bench_takes_new_and_empty_files(folders: tuple[Path, Path]) -> None:
+    old, new = folders
+    (new / "new.txt").write_text("something that was not there", encoding="utf-8")
+    (new / "empty.txt").touch()
+    figures = json.loads(run("bench", old, new, "--json"))
+    for peer in figures["peers"].values():
+        assert peer["why_not"] == "needs the program zstd" or peer["size"] > 0
+
+
+def test_a_file_in_a_folder_that_may_not_be_written(
+    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with ExitStack() as stack:
+        folder = as_tree(files[0], stack)
+        assert folder.parent != tmp_path
+        assert (folder / "single-file.safetensors").read_bytes() == files[0].read_bytes()
+
+
 def test_what_does_not_fit_is_told_and_leaves_nothing(
     files: tuple[Path, Path], folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigurationError, match="two folders or two files"):
         run("build", files[0], folders[1], "--out", tmp_path / "p")
+    with pytest.raises(ConfigurationError, match="does not exist; make it"):
+        run("build", *folders, "--out", tmp_path / "nowhere" / "p")
     with pytest.raises(ConfigurationError, match="got 3 paths"):
         run("build", *folders, files[0], "--out", tmp_path / "p")
     run("build", *folders, "--out", tmp_path / "p")
