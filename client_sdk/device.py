@@ -1,23 +1,27 @@
 """The one door for an application: enrol, check, update, generate, train, status."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from pydantic import ValidationError
 
 from client_sdk.backends import EngineFacts, EngineSettings, likely_backend
+from client_sdk.conditions import Conditions, ConditionsSource, system_conditions
+from client_sdk.crash_guard import CrashGuard
+from client_sdk.device_config import DeviceConfig, DownloadPolicy
 from client_sdk.disk import Disk, LocalDisk, disk_errors, make_private_folder, replace_file
-from client_sdk.download import HttpFetcher, Progress
-from client_sdk.errors import EnrolmentError, MissingExtraError, NothingInstalledError
-from client_sdk.health import self_test
+from client_sdk.download import Fetcher, HttpFetcher, MirroredFetcher, Progress
+from client_sdk.errors import DeviceError, EnrolmentError, MissingExtraError, NothingInstalledError
+from client_sdk.generation import GenerationOptions, Prompt
 from client_sdk.lock import update_lock
 from client_sdk.metadata import SignedCatalogue, checked_root, pinned_root_path
 from client_sdk.offers import OfferFinder
 from client_sdk.reports import Reporter
-from client_sdk.runtime import Answer, GenerationOptions, Prompt, Runtime
+from client_sdk.runtime import Answer, Runtime
+from client_sdk.self_test_process import SelfTestProcess
 from client_sdk.service import UpdateService
 from client_sdk.session import ChatSession
 from client_sdk.slots import ActiveVersion, SlotStore
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
     from client_sdk.local_training import AdapterArrays
     from privacy import Contribution, RoundInstructions
 
+_logger = logging.getLogger(__name__)
 _MAX_ENROLMENT_BYTES = 1 << 20
 _MAX_CREDENTIAL_BYTES = 4096
 
@@ -74,28 +79,32 @@ class Device:
         limits: Limits | None = None,
         clock: Clock | None = None,
         disk: Disk | None = None,
-        test_version: SelfTest = self_test,
+        test_version: SelfTest | None = None,
         engine: EngineSettings | None = None,
+        conditions: ConditionsSource = system_conditions,
     ) -> None:
         """Open a device's folder; touches nothing yet.
 
         Args:
             home: the device's folder; `enroll` makes it.
-            limits: how long and how often the server is bothered.
+            limits: how long and how often the server is bothered; what `device.toml` says unless given.
             clock: time for waits and deadlines of the network.
             disk: where durable changes go through.
-            test_version: the self-test of a new version.
+            test_version: the self-test of a new version; in a process of its own unless given.
             engine: which back end runs models, and how; the fastest that is installed unless said otherwise.
+            conditions: tells the battery and whether the connection is metered, for the download policy.
         """
         self.home = home.expanduser().absolute()
-        self._limits = limits or Limits()
+        self._limits = limits
         self._clock = clock
         self._disk = disk or LocalDisk()
-        self._test_version = test_version
+        self._conditions = conditions
         self._states = StateFile(self.home, self._disk)
         self._slots = SlotStore(self.home / "slots", self._disk)
         self._engine = engine or EngineSettings()
-        self._runtime = Runtime(self._slots, derived=self.home / "engine", settings=self._engine)
+        self._test_version = test_version or SelfTestProcess(self.home, self._slots)
+        guard = CrashGuard(self.home, self._states, self._slots, self._disk)
+        self._runtime = Runtime(self._slots, derived=self.home / "engine", settings=self._engine, guard=guard)
 
     # --- enrol
 
@@ -150,18 +159,43 @@ class Device:
         Raises:
             DeviceError: see `client_sdk.errors`.
         """
-        return self._updater.check()
+        return self._updater().check()
 
-    def update(self, *, on_progress: Progress = lambda _done, _total: None) -> UpdateResult:
+    def update(
+        self, *, on_progress: Progress = lambda _done, _total: None, ignore_policy: bool = False
+    ) -> UpdateResult:
         """Bring this device to the version it is offered; the old one serves until the new one passed its self-test.
 
+        Other threads may generate meanwhile. What they ask for after this has returned is answered by the new version.
+
         Args:
-            on_progress: called with the bytes that are here and the package's length, while downloading.
+            on_progress: called with the bytes that are here and the packages' length, while downloading.
+            ignore_policy: download now, whatever `device.toml` says about battery and metered connections.
 
         Raises:
             DeviceError: see `client_sdk.errors`; the old version serves on.
         """
-        return self._updater.update(on_progress=on_progress)
+        return self._refreshed(self._updater(ignore_policy=ignore_policy).update(on_progress=on_progress))
+
+    def repair(self, *, on_progress: Progress = lambda _done, _total: None) -> UpdateResult:
+        """Hash the installed version and, where a file is damaged, bring a whole version from the server in its place.
+
+        Returns:
+            `up_to_date` when nothing was damaged, else as `update`.
+
+        Raises:
+            DeviceDiskError: damaged, and the server has nothing to repair it with.
+            DeviceError: see `client_sdk.errors`.
+        """
+        return self._refreshed(self._updater().repair(on_progress=on_progress))
+
+    def config(self) -> DeviceConfig:
+        """What `device.toml` in the home says, with the defaults of all it does not say.
+
+        Raises:
+            ConfigurationError: it cannot be read or says what cannot be.
+        """
+        return DeviceConfig.read(self.home)
 
     # --- run
 
@@ -305,9 +339,18 @@ class Device:
     def _credential_path(self) -> Path:
         return self.home / "credential"
 
-    @cached_property
-    def _updater(self) -> Updater:
-        state = self._states.load()
+    def _refreshed(self, result: UpdateResult) -> UpdateResult:
+        """The result, after an open model was changed for the new version."""
+        if result.decision == "confirmed":
+            try:
+                self._runtime.refresh()
+            except DeviceError as error:
+                # Not the update's failure; whoever generates next is told.
+                _logger.warning("v%s cannot be opened: %s", result.to_version, error)
+        return result
+
+    def _updater(self, *, ignore_policy: bool = False) -> Updater:
+        state, config = self._states.load(), self.config()
         transport = self._transport_to(state.server_url, allow_http=state.allow_http, credential=self._credential())
         service = UpdateService(transport)
         reporter = Reporter(self._states, service)
@@ -319,16 +362,30 @@ class Device:
             finder=OfferFinder(
                 states=self._states, slots=self._slots, service=service, catalogue=catalogue, reporter=reporter
             ),
-            fetcher=HttpFetcher(transport, self._disk),
+            fetcher=self._fetcher(transport, config.download, allow_http=state.allow_http),
             reporter=reporter,
             self_test=self._test_version,
             disk=self._disk,
+            policy=config.download,
+            conditions=Conditions if ignore_policy else self._conditions,
         )
 
+    def _fetcher(self, transport: Transport, policy: DownloadPolicy, *, allow_http: bool) -> Fetcher:
+        service = HttpFetcher(transport, self._disk)
+        mirrors = [
+            HttpFetcher(self._transport_to(str(url).rstrip("/"), allow_http=allow_http), self._disk, prefix="/")
+            for url in policy.mirrors
+        ]
+        return MirroredFetcher(mirrors, service, self._disk) if mirrors else service
+
     def _transport_to(self, server_url: str, *, allow_http: bool, credential: str | None = None) -> Transport:
-        return Transport(
-            server_url, credential=credential, allow_http=allow_http, limits=self._limits, clock=self._clock
+        policy = self.config().download
+        limits = self._limits or Limits(
+            min_rate_bytes_per_s=policy.min_rate_bytes_per_s,
+            rate_window_s=policy.rate_window_s,
+            download_deadline_s=policy.deadline_s,
         )
+        return Transport(server_url, credential=credential, allow_http=allow_http, limits=limits, clock=self._clock)
 
     def _credential(self) -> str:
         try:

@@ -16,7 +16,8 @@ from simulators.versions import manifest_of
 from client_sdk import Device, DeviceError, EngineSettings, MissingExtraError, NothingInstalledError
 from client_sdk.backends import BackendModel, likely_backend, open_backend
 from client_sdk.disk import LocalDisk
-from client_sdk.runtime import VERSION_ADAPTER, Runtime
+from client_sdk.generation import VERSION_ADAPTER
+from client_sdk.runtime import Runtime
 from client_sdk.slots import SlotStore
 from delta_updates import apply_package, build_package
 from model import initial_adapter, preset, save_adapter
