@@ -31,7 +31,7 @@ from client_sdk.runtime import Answer
 from client_sdk.session import ChatSession
 from client_sdk.slots import ActiveVersion
 from client_sdk.transport import Limits
-from client_sdk.updater import UpdateResult
+from client_sdk.update_result import UpdateResult
 
 __all__ = [
     "ActiveVersion",

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from client_sdk.device import Device
 from client_sdk.errors import ConfigurationError, DeviceError, EnrolmentError, OfferRefusedError
-from client_sdk.updater import UpdateResult
+from client_sdk.update_result import UpdateResult
 
 _MAX_DOUBLINGS = 5
 _logger = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from client_sdk.device import Device
 from client_sdk.errors import DeviceError
 from client_sdk.generation import GenerationOptions, Prompt
 from client_sdk.runtime import Answer
-from client_sdk.updater import UpdateResult
+from client_sdk.update_result import UpdateResult
 
 DEFAULT_HOME = Path("~/.lamella/device")
 

@@ -6,29 +6,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from pydantic import ValidationError
-
 from client_sdk.backends import EngineFacts, EngineSettings, likely_backend
 from client_sdk.conditions import Conditions, ConditionsSource, system_conditions
 from client_sdk.crash_guard import CrashGuard
 from client_sdk.device_config import DeviceConfig, DownloadPolicy
-from client_sdk.disk import Disk, LocalDisk, disk_errors, make_private_folder, replace_file
+from client_sdk.disk import Disk, LocalDisk
 from client_sdk.download import Fetcher, HttpFetcher, MirroredFetcher, Progress
-from client_sdk.errors import DeviceError, EnrolmentError, MissingExtraError, NothingInstalledError
+from client_sdk.enrolment import enrol, read_credential, read_enrolment
+from client_sdk.errors import DeviceError, MissingExtraError, NothingInstalledError
 from client_sdk.generation import GenerationOptions, Prompt
-from client_sdk.lock import update_lock
-from client_sdk.metadata import SignedCatalogue, checked_root, pinned_root_path
+from client_sdk.metadata import SignedCatalogue
 from client_sdk.offers import OfferFinder
 from client_sdk.reports import Reporter
 from client_sdk.runtime import Answer, Runtime
 from client_sdk.self_test_process import SelfTestProcess
 from client_sdk.service import UpdateService
 from client_sdk.session import ChatSession
+from client_sdk.slot_filler import SlotFiller
 from client_sdk.slots import ActiveVersion, SlotStore
-from client_sdk.state import DeviceState, StateFile
+from client_sdk.state import StateFile
 from client_sdk.transport import Clock, Limits, Transport, checked_server_url
-from client_sdk.updater import SelfTest, Updater, UpdateResult
-from delta_updates import EnrolmentFile, EnrolRequest, Offer
+from client_sdk.update_result import UpdateResult
+from client_sdk.updater import SelfTest, Updater
+from delta_updates import Offer
 
 if TYPE_CHECKING:
     from client_sdk.local_training import AdapterArrays
@@ -123,32 +123,20 @@ class Device:
             ServiceUnavailableError, ServiceRefusedError: the server is away, or does not take the token.
             DeviceDiskError: this disk.
         """
-        enrolment = _read_enrolment(enrolment_file)
-        server_url = checked_server_url(enrolment.server_url, allow_http=allow_http)
-        root = checked_root(enrolment.root)
-        try:
-            request = EnrolRequest(token=enrolment.token, name=name)
-        except ValidationError as error:
-            raise EnrolmentError(f"{name!r} cannot be a device's name: 1 to 64 printable characters.") from error
-        with disk_errors(self.home, "preparing the device's folder"):
-            make_private_folder(self.home)
-            make_private_folder(self.home / "trust")
-        with update_lock(self.home):
-            self._require_new(enrolment.model)
-            reply = UpdateService(self._transport_to(server_url, allow_http=allow_http)).enrol(request)
-            with disk_errors(self.home, "storing the enrolment"):
-                replace_file(self._disk, pinned_root_path(self.home / "trust"), root)
-                replace_file(self._disk, self._credential_path, reply.credential.encode())
-            # Written last: until it is there, the device is not enrolled.
-            self._states.save(
-                DeviceState(
-                    server_url=server_url,
-                    allow_http=allow_http,
-                    model=enrolment.model,
-                    device_id=reply.device_id,
-                    name=name,
-                )
-            )
+        enrolment = read_enrolment(enrolment_file)
+        transport = self._transport_to(
+            checked_server_url(enrolment.server_url, allow_http=allow_http), allow_http=allow_http
+        )
+        enrol(
+            self.home,
+            enrolment,
+            name=name,
+            transport=transport,
+            allow_http=allow_http,
+            states=self._states,
+            slots=self._slots,
+            disk=self._disk,
+        )
         return self.status()
 
     # --- update
@@ -335,10 +323,6 @@ class Device:
 
     # --- the parts
 
-    @property
-    def _credential_path(self) -> Path:
-        return self.home / "credential"
-
     def _refreshed(self, result: UpdateResult) -> UpdateResult:
         """The result, after an open model was changed for the new version."""
         if result.decision == "confirmed":
@@ -351,7 +335,9 @@ class Device:
 
     def _updater(self, *, ignore_policy: bool = False) -> Updater:
         state, config = self._states.load(), self.config()
-        transport = self._transport_to(state.server_url, allow_http=state.allow_http, credential=self._credential())
+        transport = self._transport_to(
+            state.server_url, allow_http=state.allow_http, credential=read_credential(self.home)
+        )
         service = UpdateService(transport)
         reporter = Reporter(self._states, service)
         catalogue = SignedCatalogue(self.home / "trust", transport, self._disk)
@@ -362,12 +348,17 @@ class Device:
             finder=OfferFinder(
                 states=self._states, slots=self._slots, service=service, catalogue=catalogue, reporter=reporter
             ),
-            fetcher=self._fetcher(transport, config.download, allow_http=state.allow_http),
+            filler=SlotFiller(
+                home=self.home,
+                slots=self._slots,
+                fetcher=self._fetcher(transport, config.download, allow_http=state.allow_http),
+                reporter=reporter,
+                disk=self._disk,
+                policy=config.download,
+                conditions=Conditions if ignore_policy else self._conditions,
+            ),
             reporter=reporter,
             self_test=self._test_version,
-            disk=self._disk,
-            policy=config.download,
-            conditions=Conditions if ignore_policy else self._conditions,
         )
 
     def _fetcher(self, transport: Transport, policy: DownloadPolicy, *, allow_http: bool) -> Fetcher:
@@ -386,43 +377,3 @@ class Device:
             download_deadline_s=policy.deadline_s,
         )
         return Transport(server_url, credential=credential, allow_http=allow_http, limits=limits, clock=self._clock)
-
-    def _credential(self) -> str:
-        try:
-            with self._credential_path.open("rb") as file:
-                return file.read(_MAX_CREDENTIAL_BYTES).decode("ascii").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise EnrolmentError(
-                f"The device's credential in {self._credential_path} cannot be read. Enrol this device again."
-            ) from error
-
-    def _require_new(self, model: str) -> None:
-        if self._states.exists():
-            state = self._states.load()
-            raise EnrolmentError(
-                f"{self.home} is already enrolled as {state.name!r} ({state.device_id}) at {state.server_url}. Use "
-                "another --home, or remove its state.json to enrol it again (versions and counter are kept)."
-            )
-        # The version counter belongs to one model: it must not judge the versions of another.
-        confirmed = self._slots.pointer().confirmed
-        if confirmed and confirmed.model != model:
-            raise EnrolmentError(
-                f"{self.home} holds a version of {confirmed.model!r}, but the enrolment file is for {model!r}. Use "
-                "another --home."
-            )
-
-
-def _read_enrolment(path: Path) -> EnrolmentFile:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_MAX_ENROLMENT_BYTES)
-    except OSError as error:
-        raise EnrolmentError(f"The enrolment file {path} cannot be read: {error.strerror}.") from error
-    try:
-        return EnrolmentFile.model_validate_json(raw)
-    except ValidationError as error:
-        # The message names the field, never its value: the file holds a token.
-        field = ".".join(str(part) for part in error.errors(include_input=False)[0]["loc"]) or "JSON"
-        raise EnrolmentError(
-            f"{path} is not an enrolment file (problem with {field}). Ask the operator for a new one."
-        ) from None

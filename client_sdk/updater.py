@@ -10,17 +10,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
-from client_sdk.conditions import ConditionsSource, reason_to_wait
-from client_sdk.device_config import DownloadPolicy
-from client_sdk.disk import Disk, disk_errors, make_private_folder
-from client_sdk.download import Fetcher, Progress
+from client_sdk.download import Progress
 from client_sdk.errors import (
     DeviceDiskError,
     DeviceError,
     PackageError,
-    RefusedError,
     SelfTestError,
     ServiceRefusedError,
 )
@@ -28,56 +23,20 @@ from client_sdk.health import HealthFacts
 from client_sdk.lock import update_lock
 from client_sdk.offers import OfferFinder, VerifiedOffer
 from client_sdk.reports import Reporter, reason_of
-from client_sdk.slots import MAX_BOOTS, ActiveVersion, SlotRecord, SlotStore, bytes_to_write, damaged_files
-from client_sdk.state import DeviceState, FailedVersion, StateFile
+from client_sdk.slot_filler import PostponedError, SlotFiller
+from client_sdk.slots import MAX_BOOTS, SlotRecord, SlotStore, damaged_files
+from client_sdk.state import FailedVersion, StateFile
+from client_sdk.update_result import UpdateResult
 from delta_updates import (
-    ApplyResult,
-    DeltaError,
     Offer,
     Outcome,
-    OutcomeReport,
-    StorageError,
     VersionManifest,
-    apply_package,
 )
 
 SelfTest = Callable[[Path, VersionManifest], HealthFacts | None]
 """Judges a version in test: raises `SelfTestError`, or returns what it measured."""
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpdateResult:
-    """What one update did.
-
-    Attributes:
-        decision: `up_to_date`, `confirmed` (the new version serves), `reverted` (it failed its self-test), or
-            `postponed` (this device's policy waits for better conditions).
-        from_version, to_version: what served before, and what the update was about.
-        package: kind of the package that was applied; a `chain` is several deltas in a row.
-        package_bytes, bytes_downloaded: signed length of all that was applied, and what was transferred in this
-            process.
-        download_seconds, apply_seconds, self_test_seconds: wall time of the steps.
-        reason: why it was reverted or postponed, or why a cheaper package gave way to another.
-        health: what the self-test measured.
-    """
-
-    decision: Literal["up_to_date", "confirmed", "reverted", "postponed"]
-    from_version: int | None = None
-    to_version: int | None = None
-    package: Literal["delta", "chain", "full"] | None = None
-    package_bytes: int = 0
-    bytes_downloaded: int = 0
-    download_seconds: float = 0.0
-    apply_seconds: float = 0.0
-    self_test_seconds: float = 0.0
-    reason: str = ""
-    health: HealthFacts | None = None
-
-
-class _PostponedError(Exception):
-    """A download should wait; the message says for what."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +47,9 @@ class Updater:
     states: StateFile
     slots: SlotStore
     finder: OfferFinder
-    fetcher: Fetcher
+    filler: SlotFiller
     reporter: Reporter
     self_test: SelfTest
-    disk: Disk
-    policy: DownloadPolicy
-    conditions: ConditionsSource
 
     def check(self) -> Offer | None:
         """Ask for an update and verify all that can be verified without its package.
@@ -127,7 +83,7 @@ class Updater:
         with update_lock(self.home):
             try:
                 result = steps(on_progress)
-            except _PostponedError as waiting:
+            except PostponedError as waiting:
                 version = self._active_version()
                 result = UpdateResult(decision="postponed", from_version=version, reason=str(waiting))
             except DeviceError as error:
@@ -175,7 +131,7 @@ class Updater:
         ways = [found.chain, (found,)] if found.chain else [(found,)]
         for way in ways:
             try:
-                return self._test(self._fill_slot(way, before, on_progress))
+                return self._test(self.filler.fill(way, before, on_progress))
             except (PackageError, ServiceRefusedError) as error:
                 if way[-1].offer.package.source_version is None:
                     raise
@@ -185,114 +141,7 @@ class Updater:
         full = self.finder.find(only_full=True)
         if full is None:
             raise last
-        return self._test(self._fill_slot((full,), before, on_progress))
-
-    def _fill_slot(self, way: tuple[VerifiedOffer, ...], before: UpdateResult, on_progress: Progress) -> UpdateResult:
-        """Download and apply into the free slot, and name it *test*; returns what was measured."""
-        offer = way[-1].offer
-        source = self.slots.active() if way[0].offer.package.source_version is not None else None
-        try:
-            slot, tree = self.slots.prepare()
-            packages, filled = self._download(way, source, before, on_progress)
-            for step, package in zip(way, packages, strict=True):
-                target = tree if step is way[-1] else tree.with_name(f"v{step.offer.version}")
-                applied = self._apply(package, source, step.manifest, target)
-                filled = replace(filled, apply_seconds=filled.apply_seconds + applied.seconds)
-                source = ActiveVersion(target, step.manifest)
-            self.slots.begin_test(slot, way[-1].manifest, offer.offer_id)
-        except (RefusedError, DeviceDiskError) as error:
-            self.reporter.queue_failure(offer, error)
-            raise
-        self._report(offer.offer_id, offer.version, Outcome.APPLIED, filled)
-        with disk_errors(self.home, "removing the applied packages"):
-            for step, package in zip(way, packages, strict=True):
-                self.disk.remove(package)
-                if step is not way[-1]:
-                    self.disk.remove(tree.with_name(f"v{step.offer.version}"))
-        return filled
-
-    def _download(
-        self,
-        way: tuple[VerifiedOffer, ...],
-        source: ActiveVersion | None,
-        before: UpdateResult,
-        on_progress: Progress,
-    ) -> tuple[list[Path], UpdateResult]:
-        """Fetch every package of a way, after asking whether this is the time and the disk for it."""
-        offer = way[-1].offer
-        refs = [step.offer.package for step in way]
-        length = sum(ref.length for ref in refs)
-        self._make_ready(way, source, length)
-        kind: Literal["delta", "chain", "full"] = "full" if refs[0].source_version is None else "delta"
-        started, done = time.monotonic(), 0
-        filled = replace(
-            before, to_version=offer.version, package="chain" if len(way) > 1 else kind, package_bytes=length
-        )
-        packages, transferred = [], before.bytes_downloaded
-        for ref in refs:
-            package = self.home / "downloads" / ref.sha256
-            transferred += self.fetcher.fetch(
-                ref.path,
-                package,
-                length=ref.length,
-                sha256=ref.sha256,
-                on_progress=_shifted(on_progress, done, length),
-            )
-            packages.append(package)
-            done += ref.length
-        filled = replace(
-            filled,
-            bytes_downloaded=transferred,
-            download_seconds=before.download_seconds + time.monotonic() - started,
-        )
-        self._report(offer.offer_id, offer.version, Outcome.DOWNLOADED, filled)
-        return packages, filled
-
-    def _make_ready(self, way: tuple[VerifiedOffer, ...], source: ActiveVersion | None, length: int) -> None:
-        """Remove what is left of other downloads, and refuse what has no room here, before the first byte.
-
-        Raises:
-            DeviceDiskError: there is no room.
-            _PostponedError: this is not the time.
-        """
-        folder = self.home / "downloads"
-        wanted = tuple(step.offer.package.sha256 for step in way)
-        with disk_errors(self.home, "preparing the download"):
-            make_private_folder(folder)
-            for other in folder.iterdir():
-                if not other.name.startswith(wanted):
-                    self.disk.remove(other)
-            missing = max(0, length - sum(path.stat().st_size for path in folder.iterdir()))
-            free = self.disk.free_bytes(self.home)
-        if waiting := reason_to_wait(self.policy, self.conditions(), package_bytes=missing):
-            raise _PostponedError(f"v{way[-1].offer.version} waits: {waiting}")
-        needed = missing
-        for step in way:
-            needed += bytes_to_write(step.manifest, source)
-            source = ActiveVersion(Path(), step.manifest)
-        if needed + self.policy.reserve_bytes > free:
-            raise DeviceDiskError(
-                f"v{way[-1].offer.version} needs {needed / 1e6:.1f} MB on the disk that holds {self.home}, and "
-                f"{self.policy.reserve_bytes / 1e6:.0f} MB have to stay free (download.reserve_bytes), but only "
-                f"{free / 1e6:.1f} MB are free. Free some space and run the update again."
-            )
-
-    def _apply(self, package: Path, source: ActiveVersion | None, manifest: VersionManifest, tree: Path) -> ApplyResult:
-        try:
-            return apply_package(
-                source.tree if source else None,
-                package,
-                tree,
-                expected_target_hash=manifest.tree_hash,
-                max_target_bytes=sum(entry.length for entry in manifest.files),
-                disk=self.disk,
-            )
-        except StorageError as error:
-            raise DeviceDiskError(f"{error}. The old version serves on.") from error
-        except DeltaError as error:
-            with disk_errors(self.home, "removing a package that is of no use"):
-                self.disk.remove(package)
-            raise PackageError(f"The package of v{manifest.version} cannot be applied here: {error}") from error
+        return self._test(self.filler.fill((full,), before, on_progress))
 
     # --- test, confirm, revert
 
@@ -321,13 +170,13 @@ class Updater:
 
     def _confirmed(self, record: SlotRecord, tested: UpdateResult) -> None:
         state = self.states.load().raised(record.version, record.tree_hash)
-        self._report(record.offer_id, record.version, Outcome.CONFIRMED, tested, state=state)
+        self.reporter.queue_outcome(record.offer_id, record.version, Outcome.CONFIRMED, tested, state=state)
 
     def _revert(self, record: SlotRecord, filled: UpdateResult, reason: str) -> UpdateResult:
         reverted = replace(filled, decision="reverted", to_version=record.version, reason=reason)
         failed = FailedVersion(version=record.version, tree_hash=record.tree_hash, reason=reason)
         # Remember first: after a crash between the two writes, `_recover` finishes the revert instead of trying again.
-        self._report(
+        self.reporter.queue_outcome(
             record.offer_id, record.version, Outcome.REVERTED, reverted, state=self.states.load().with_failed(failed)
         )
         self.slots.revert()
@@ -362,25 +211,5 @@ class Updater:
         active = self.slots.active()
         return active.manifest.version if active else None
 
-    def _report(
-        self, offer_id: str, version: int, outcome: Outcome, result: UpdateResult, *, state: DeviceState | None = None
-    ) -> None:
-        self.reporter.queue(
-            OutcomeReport(
-                offer_id=offer_id,
-                version=version,
-                outcome=outcome,
-                reason=result.reason,
-                bytes_downloaded=result.bytes_downloaded,
-                apply_seconds=result.apply_seconds,
-            ),
-            state=state,
-        )
-
     def _note(self, decision: str) -> None:
         self.states.save(self.states.load().with_decision(decision))
-
-
-def _shifted(on_progress: Progress, done: int, length: int) -> Progress:
-    """Progress of one package of several: `done` bytes of `length` lie before it."""
-    return lambda here, _length: on_progress(done + here, length)

@@ -15,7 +15,6 @@ from client_sdk.slots import SlotRecord, SlotStore
 from client_sdk.state import StateFile
 from delta_updates import Outcome
 
-
 OpenDevice = Callable[..., Device]
 
 

@@ -1,16 +1,23 @@
 """The whole update over loopback HTTP, and everything that must not happen in it."""
 
+import contextlib
+import json
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from simulators.faulty_disk import FaultyDisk
+from simulators.mirror import mirror_of
+from simulators.network import Network, Weather
 from simulators.update_service import CREDENTIAL, FakeUpdateService, Fault
 from simulators.versions import write_tree
 
 from client_sdk import (
+    Conditions,
+    ConfigurationError,
     Device,
     DeviceDiskError,
     EnrolmentError,
@@ -18,12 +25,16 @@ from client_sdk import (
     MissingExtraError,
     OfferRefusedError,
     PackageError,
+    RefusedError,
+    RetryLaterError,
     SelfTestError,
     ServiceUnavailableError,
     UpdateInProgressError,
 )
+from client_sdk.disk import LocalDisk
 from client_sdk.lock import update_lock
-from delta_updates import Offer, VersionManifest, verify_tree
+from client_sdk.state import StateFile
+from delta_updates import ChainStep, Offer, VersionManifest, verify_tree
 
 OpenDevice = Callable[..., Device]
 
@@ -688,7 +699,7 @@ def test_the_service_continues_what_a_mirror_began(
         device = open_device()
         mirrors(tmp_path, mirror.address)
         result = device.update()
-    [(_, _, headers)] = service.package_requests()
+    [headers] = service.package_requests()
     assert headers["Range"].startswith("bytes=")
     assert headers["Range"] != "bytes=0-"
     assert result.bytes_downloaded < result.package_bytes
@@ -748,12 +759,73 @@ def test_damage_that_the_service_cannot_repair_is_told(
 # --- between the device and the service
 
 
-@pytest.mark.parametrize("where", ["metadata", "check", "package"])
+def behind(network: Network, tmp_path: Path, open_device: OpenDevice, **options: object) -> Device:
+    """A device that reaches its service through a network only."""
+    device = open_device(**options)
+    states = StateFile(tmp_path / "home", LocalDisk())
+    states.save(states.load().model_copy(update={"server_url": network.address}))
+    return device
+
+
+@pytest.mark.parametrize("where", ["/v1/metadata/", "/v1/updates/check", "/v1/targets/packages/", "/v1/targets/man"])
 def test_a_captive_portal_is_named_and_nothing_is_held_against_the_package(
     service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice, where: str
 ) -> None:
-    device = open_device()
-    with portal(service, where), pytest.raises(ServiceUnavailableError, match="captive portal"):
-        device.update()
-    assert [report.outcome for report in service.reports] == []
-    assert open_device().update().decision == "confirmed"
+    weather = Weather(is_portal=lambda path: path.startswith(where))
+    with Network(service.address, weather).running() as network:
+        device = behind(network, tmp_path, open_device)
+        with pytest.raises(ServiceUnavailableError, match="captive portal"):
+            device.update()
+        assert service.reports == []
+        network.weather = Weather()
+        assert device.update().decision == "confirmed"
+
+
+@pytest.mark.parametrize(
+    ("weather", "accident"),
+    [
+        (Weather(loss=0.4, latency_s=0.01), "loss"),
+        (Weather(bytes_per_s=30_000, latency_s=0.05), ""),  # a phone with one bar of 2G
+        (Weather(reset=0.1), "reset"),
+        (Weather(truncate=0.1), "truncate"),
+        (Weather(loss=0.02, reset=0.05, truncate=0.1), "truncate"),
+    ],
+)
+def test_bad_networks_only_cost_time(
+    service: FakeUpdateService,
+    v1: Path,
+    tmp_path: Path,
+    open_device: OpenDevice,
+    weather: Weather,
+    accident: str,
+) -> None:
+    with Network(service.address, weather, seed=3).running() as network:
+        device = behind(network, tmp_path, open_device)
+        for _ in range(40):  # every failure is one that the next poll answers
+            try:
+                result = device.update()
+                break
+            except ServiceUnavailableError:
+                continue
+    assert (result.decision, result.to_version) == ("confirmed", 1)
+    assert not accident or accident in network.accidents
+    active = device.active()
+    verify_tree(active.tree, active.manifest.files)
+
+
+def test_bits_that_flip_on_the_way_are_never_installed(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
+) -> None:
+    with Network(service.address, Weather(corrupt=0.3), seed=5).running() as network:
+        device = behind(network, tmp_path, open_device)
+        for _ in range(20):
+            # Wherever the bit was: metadata, manifest, offer or package, or a header's length.
+            with contextlib.suppress(RefusedError, RetryLaterError):
+                device.update()
+                break
+        assert "corrupt" in network.accidents
+        network.weather = Weather()
+        assert device.update().decision in {"confirmed", "up_to_date"}
+    active = device.active()
+    assert active.manifest.tree_hash == service.published[1].tree_hash
+    verify_tree(active.tree, active.manifest.files)
