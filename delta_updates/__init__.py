@@ -3,7 +3,7 @@
 Everything here works on bytes and NumPy arrays: no torch, no network, no database.
 """
 
-from delta_updates.apply import ApplyResult, apply_package
+from delta_updates.apply import ApplyProgress, ApplyResult, apply_package
 from delta_updates.build import BuildResult, build_package
 from delta_updates.disk import Disk, LocalDisk, WritableFile
 from delta_updates.errors import (
@@ -26,8 +26,10 @@ from delta_updates.offer import (
     PackageRef,
     UpdateQuery,
 )
+from delta_updates.unfinished import drop_unfinished, work_folder
 
 __all__ = [
+    "ApplyProgress",
     "ApplyResult",
     "BuildResult",
     "DeltaError",
@@ -53,8 +55,10 @@ __all__ = [
     "apply_package",
     "base_hash",
     "build_package",
+    "drop_unfinished",
     "scan_tree",
     "sha256_of",
     "tree_hash",
     "verify_tree",
+    "work_folder",
 ]
