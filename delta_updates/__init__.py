@@ -3,7 +3,7 @@
 Everything here works on bytes and NumPy arrays: no torch, no network, no database.
 """
 
-from delta_updates.apply import ApplyResult, apply_package
+from delta_updates.apply import ApplyProgress, ApplyResult, apply_package
 from delta_updates.build import BuildResult, build_package
 from delta_updates.disk import Disk, LocalDisk, WritableFile
 from delta_updates.errors import (
@@ -30,10 +30,12 @@ from delta_updates.offer import (
     UpdateQuery,
     protocol_of,
 )
+from delta_updates.unfinished import drop_unfinished, work_folder
 
 __all__ = [
     "PROTOCOL",
     "PROTOCOL_HEADER",
+    "ApplyProgress",
     "ApplyResult",
     "BuildResult",
     "ChainStep",
@@ -60,9 +62,11 @@ __all__ = [
     "apply_package",
     "base_hash",
     "build_package",
+    "drop_unfinished",
     "protocol_of",
     "scan_tree",
     "sha256_of",
     "tree_hash",
     "verify_tree",
+    "work_folder",
 ]

@@ -14,7 +14,7 @@ _OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
 
 class WritableFile(Protocol):
-    """A new file that is being written."""
+    """A file that is being written, from its beginning or from where it was left."""
 
     def write(self, data: bytes) -> None:
         """Append all of `data`."""
@@ -44,6 +44,10 @@ class Disk(Protocol):
         """Make one file, which must not exist, without following a link."""
         ...
 
+    def append(self, path: Path, length: int) -> WritableFile:
+        """Open a file, which must not be a link, to go on after its first `length` bytes; cut off what lies beyond."""
+        ...
+
     def link(self, existing: Path, new: Path) -> None:
         """Give a file a second name."""
         ...
@@ -64,9 +68,8 @@ class Disk(Protocol):
 class LocalFile:
     """A file of `LocalDisk`: unbuffered, so that a full disk is seen at the write that met it."""
 
-    def __init__(self, path: Path) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._descriptor = os.open(path, flags, 0o644)
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
 
     def write(self, data: bytes) -> None:
         """Append all of `data`, also when the kernel takes it in parts."""
@@ -98,7 +101,19 @@ class LocalDisk:
 
     def create(self, path: Path) -> WritableFile:
         """Make one file, which must not exist, without following a link."""
-        return LocalFile(path)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        return LocalFile(os.open(path, flags, 0o644))
+
+    def append(self, path: Path, length: int) -> WritableFile:
+        """Open a file, which must not be a link, to go on after its first `length` bytes; cut off what lies beyond."""
+        descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.ftruncate(descriptor, length)
+            os.lseek(descriptor, length, os.SEEK_SET)
+        except OSError:
+            os.close(descriptor)
+            raise
+        return LocalFile(descriptor)
 
     def link(self, existing: Path, new: Path) -> None:
         """Give a file a second name, and make sure that its content is on stable storage."""

@@ -158,6 +158,7 @@ class PackageReader:
 
     Attributes:
         header: What the package makes from what, checked.
+        fingerprint: Tells packages apart by header and length (hex); their records are not read for it.
 
     Raises:
         PackageFormatError: Not a package, or a damaged one.
@@ -204,7 +205,9 @@ class PackageReader:
         return taken
 
     def _read_header(self) -> PackageHeader:
-        magic, version, length, digest = _PRELUDE.unpack(self._take(_PRELUDE.size))
+        prelude = self._take(_PRELUDE.size)
+        magic, version, length, digest = _PRELUDE.unpack(prelude)
+        self.fingerprint = hashlib.sha256(prelude + self._reader.length.to_bytes(8, "little")).hexdigest()
         if magic != MAGIC or version not in _READABLE:
             raise PackageFormatError(f"not a package of format {[*_READABLE]}: magic {magic!r}, format {version}")
         self._last_kind, self._last_layout = _READABLE[version]

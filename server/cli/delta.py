@@ -81,7 +81,7 @@ def apply(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Apply a package; the result appears complete and verified, or not at all."""
+    """Apply a package; the result appears complete and verified, or not at all. Cut off, it goes on when run again."""
     source, package = _one_or_two(versions, "SOURCE and PACKAGE, or PACKAGE alone")
     _require_folder(out)
     with PackageReader(package) as reader:
@@ -97,8 +97,10 @@ def apply(
     if as_json:
         show_json(result.model_dump() | {"peak_memory_bytes": _peak_memory_bytes()})
         return
+    resumed = f", {megabytes(result.bytes_resumed)} kept from before" if result.bytes_resumed else ""
     console.print(
-        f"{out}: {megabytes(result.bytes_written)} written, {result.files_linked} files linked, {result.seconds:.1f} s"
+        f"{out}: {megabytes(result.bytes_written)} written{resumed}, {result.files_linked} files linked, "
+        f"{result.seconds:.1f} s"
     )
     if expected_hash is None:
         console.print("No --expected-hash: this is whole and undamaged, but nobody vouches for where it comes from.")

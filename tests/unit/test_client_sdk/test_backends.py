@@ -18,7 +18,7 @@ from client_sdk.backends import Backend, BackendModel, Piece, likely_backend, op
 from client_sdk.disk import LocalDisk
 from client_sdk.generation import VERSION_ADAPTER
 from client_sdk.runtime import Runtime
-from client_sdk.slots import SlotStore
+from client_sdk.slots import TREE, SlotStore
 from delta_updates import apply_package, build_package
 from model import initial_adapter, preset, save_adapter
 
@@ -48,9 +48,9 @@ def install(home: Path, tree: Path, version: int) -> SlotStore:
     if slots.pointer().highest_version < version:
         package = home / f"{version}.lmpkg"
         build_package(None, tree, package)
-        slot, target = slots.prepare()
+        slot, folder = slots.prepare()
         manifest = manifest_of(tree, version=version)
-        apply_package(None, package, target, expected_target_hash=manifest.tree_hash)
+        apply_package(None, package, folder / TREE, expected_target_hash=manifest.tree_hash)
         slots.begin_test(slot, manifest, f"o{version}")
         slots.confirm()
     return slots
