@@ -126,6 +126,7 @@ def _candidate(service: Service, run: RunRecord, *, gate: Gate) -> tuple[Version
     from safetensors.torch import load
 
     from model import save_adapter
+    from model.probe import LOGITS_FACT
     from server.federation.adapter import ADAPTER, lora_of
     from server.publishing import create_candidate
 
@@ -141,7 +142,7 @@ def _candidate(service: Service, run: RunRecord, *, gate: Gate) -> tuple[Version
         state = load(service.artifacts.path(released[-1].artifacts[ADAPTER]).read_bytes())
         save_adapter(adapter, state, lora_of(recipe))
         with console.status("Evaluating the candidate and its parent on held-out text ..."):
-            losses, name = _held_out_losses(service, run, recipe, adapter)
+            losses, name, logits = _measurements(service, run, recipe, adapter)
         result = gate.judge(candidate_loss=losses[0], parent_loss=losses[1])
         record = create_candidate(
             service.registry,
@@ -158,6 +159,7 @@ def _candidate(service: Service, run: RunRecord, *, gate: Gate) -> tuple[Version
                 "held_out_loss": round(losses[0], 6),
                 "parent_held_out_loss": round(losses[1], 6),
                 "evaluation": name,
+                LOGITS_FACT: logits,
                 "lamella": distribution_version("lamella"),
             },
             run_id=run.run_id,
@@ -165,10 +167,10 @@ def _candidate(service: Service, run: RunRecord, *, gate: Gate) -> tuple[Version
     return record, result
 
 
-def _held_out_losses(
+def _measurements(
     service: Service, run: RunRecord, recipe: Recipe, adapter: Path
-) -> tuple[tuple[float, float], str]:
-    """(candidate, parent) on the same examples, and what they are called."""
+) -> tuple[tuple[float, float], str, str]:
+    """Losses of candidate and parent on the same examples, what those are called, and what devices should compute."""
     from server.evaluation import HeldOutEvaluation
     from server.federation.bases import tree_of
 
@@ -185,7 +187,8 @@ def _held_out_losses(
         before = evaluation.loss_of_adapter(tree / "adapter")
     else:
         before = evaluation.loss_of_base()
-    return (evaluation.loss_of_adapter(adapter), before), evaluation.name
+    losses = evaluation.loss_of_adapter(adapter), before
+    return losses, evaluation.name, evaluation.expected_logits(adapter)
 
 
 def _largest_epsilon(service: Service, model: str, target_delta: float) -> float:

@@ -30,6 +30,8 @@ def test_a_device_follows_the_releases_and_a_fresh_one_ends_on_the_same_bytes(se
     service.lamella("release", service.runs()[0]["run_id"])
     second = json.loads(service.device(old, "update", "--json"))
     assert (second["from_version"], second["to_version"], second["package"]) == (1, 2, "delta")
+    # Signed where it was trained, computed again on the device.
+    assert all(result["health"]["logit_error"] < 1e-3 for result in (first, second))
     assert second["package_bytes"] < 0.1 * first["package_bytes"]
     released = service.release_adapter(seed=3)
     third = json.loads(service.device(old, "update", "--json"))
