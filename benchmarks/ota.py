@@ -243,16 +243,16 @@ def _show(figures: dict[str, Any]) -> None:
     print("|---|---|---|---|---|---|---|")
     for row in rows:
         whole = f"{row['full']['to_switch_seconds']:.1f} s" if row["full"] else "-"
-        share = row["package_bytes"] / full["package_bytes"]
+        share, wire = row["package_bytes"] / full["package_bytes"], row["wire_bytes"] / 1e6
         print(
-            f"| {row['mbits']} Mbit/s | {row['package_bytes'] / 1e6:.3f} MB | {share:.3%} | {row['wire_bytes'] / 1e6:.3f} MB | {row['to_switch_seconds']:.2f} s ({row['download_seconds']:.2f} + "
-            f"{row['apply_seconds']:.2f}) | {row['self_test_seconds']:.1f} s | {whole} |"
+            f"| {row['mbits']} Mbit/s | {row['package_bytes'] / 1e6:.3f} MB | {share:.3%} | {wire:.3f} MB "
+            f"| {row['to_switch_seconds']:.2f} s ({row['download_seconds']:.2f} + {row['apply_seconds']:.2f}) "
+            f"| {row['self_test_seconds']:.1f} s | {whole} |"
         )
     memory = statistics.median(row["peak_memory_bytes"] - row["memory_before_bytes"] for row in rows)
     disk = statistics.median(row["peak_disk_bytes"] - row["disk_before_bytes"] for row in rows)
-    print(
-        f"\nmemory above the waiting process {memory / 1e6:.0f} MB; disk above the version that serves {disk / 1e6:.1f} MB"
-    )
+    print(f"\nmemory above the waiting process {memory / 1e6:.0f} MB")
+    print(f"disk above the version that serves {disk / 1e6:.1f} MB")
     best = min(peers, key=lambda name: peers[name])
     print(f"best other tool for the file that changed: {best}, {peers[best] / 1e6:.3f} MB")
     print(
