@@ -9,15 +9,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from securesystemslib.signer import CryptoSigner
+from simulators.fake_trust import FakeTrust
 from simulators.versions import manifest_of
-from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 
 from delta_updates import Offer, OutcomeReport, PackageRef, UpdateQuery, build_package
 
@@ -62,20 +61,13 @@ class FakeUpdateService:
         self.report_status = 204
         self.metadata_status: int | None = None
         self.on_offer: Callable[[Offer], Offer] = lambda offer: offer
-        self.metadata: dict[str, bytes] = {}
         self.files: dict[str, bytes] = {}
         self.address = ""
-        self.signers = {role: CryptoSigner.generate_ed25519() for role in ("root", "targets", "snapshot", "timestamp")}
+        self.trust = FakeTrust()
+        # What is given out; tests put another dictionary here to lie.
+        self.metadata = self.trust.metadata
         self._folder = folder
-        self._targets = Targets(version=1)
-        self._snapshot = Snapshot(version=1)
-        self._timestamp = Timestamp(version=1)
-        self.root = Root(version=1, consistent_snapshot=True)
-        for role, signer in self.signers.items():
-            self.root.add_key(signer.public_key, role)
         folder.mkdir(parents=True, exist_ok=True)
-        self.sign_root()
-        self.sign()
 
     # --- what an operator does
 
@@ -107,37 +99,17 @@ class FakeUpdateService:
         return self.published[version]
 
     def add_target(self, path: str, raw: bytes, custom: dict[str, Any]) -> None:
+        """Serve a file and name it where its role is asked; `sign` then signs it."""
         self.files[path] = raw
-        self._targets.targets[path] = TargetFile(
-            len(raw), {"sha256": hashlib.sha256(raw).hexdigest()}, path, unrecognized_fields={"custom": custom}
-        )
+        self.trust.add_target(path, raw, custom)
 
     def sign(self, *, expires: datetime | None = None) -> None:
-        """Sign targets, snapshot and timestamp anew."""
-        for signed in (self._targets, self._snapshot, self._timestamp):
-            signed.version += 1
-            signed.expires = expires or _in_a_day()
-        self._snapshot.meta["targets.json"] = MetaFile(version=self._targets.version)
-        self._timestamp.snapshot_meta = MetaFile(version=self._snapshot.version)
-        self._store(f"{self._targets.version}.targets.json", self._targets, "targets")
-        self._store(f"{self._snapshot.version}.snapshot.json", self._snapshot, "snapshot")
-        self._store("timestamp.json", self._timestamp, "timestamp")
+        """Sign everything but the root anew."""
+        self.trust.sign(expires=expires)
 
-    def sign_root(self) -> None:
-        self.root.expires = _in_a_day()
-        self._store(f"{self.root.version}.root.json", self.root, "root")
-
-    def rotate(self, role: str) -> None:
-        """Replace a role's key by a new one, in a new root."""
-        old_root_signer = self.signers["root"]
-        self.root.revoke_key(self.signers[role].public_key.keyid, role)
-        self.signers[role] = CryptoSigner.generate_ed25519()
-        self.root.add_key(self.signers[role].public_key, role)
-        self.root.version += 1
-        metadata = Metadata(self.root)
-        metadata.sign(old_root_signer)
-        metadata.sign(self.signers["root"], append=True)
-        self.metadata[f"{self.root.version}.root.json"] = metadata.to_bytes()
+    def rotate(self, *roles: str) -> None:
+        """Replace keys of roles by new ones, in a new root."""
+        self.trust.rotate(*roles)
 
     def enrolment(self, folder: Path) -> Path:
         """The file for a device."""
@@ -188,11 +160,6 @@ class FakeUpdateService:
             server.shutdown()
             thread.join()
             server.server_close()
-
-    def _store(self, name: str, signed: Root | Targets | Snapshot | Timestamp, role: str) -> None:
-        metadata = Metadata(signed)
-        metadata.sign(self.signers[role])
-        self.metadata[name] = metadata.to_bytes()
 
 
 class _Server(ThreadingHTTPServer):
@@ -283,7 +250,3 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
         """Silence."""
-
-
-def _in_a_day() -> datetime:
-    return (datetime.now(UTC) + timedelta(days=1)).replace(microsecond=0)
