@@ -9,13 +9,13 @@ from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, Targets, Timest
 
 from server.errors import ConfigurationError
 from server.files import locked, make_folder, write_durably
-from server.signing.documents import Documents, to_bytes
+from server.signing.documents import Document, Documents, to_bytes
 from server.signing.keys import KeyFolder
 from server.signing.roles import ONLINE, Lifetimes, bins_of, file_name, new_packages, new_targets, require_bins
 from server.signing.sealing import Sealer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from tuf.api.metadata import Key
@@ -129,14 +129,14 @@ class _Signed:
         self,
         sealer: Sealer,
         document: str,
-        metadata: Metadata[Root] | Metadata[Targets] | Metadata[Snapshot] | Metadata[Timestamp],
+        metadata: Metadata[Document],
         delegator: Root | Targets,
     ) -> tuple[str, bytes]:
         sealer.seal(document, metadata, [delegator])
         return file_name(document, 1), to_bytes(document, metadata)
 
 
-def _root(roots: list[Key], threshold: int, *, targets: Key, online: dict[str, Key]) -> Root:
+def _root(roots: Sequence[Key], threshold: int, *, targets: Key, online: Mapping[str, Key]) -> Root:
     root = Root(consistent_snapshot=True)
     for key in roots:
         root.add_key(key, "root")

@@ -54,7 +54,7 @@ class Proposal:
     @classmethod
     def of(cls, chain: Chain, new: Mapping[str, Metadata[Any]]) -> Proposal:
         """A proposal to follow what a home has."""
-        installed = {
+        installed: dict[str, Metadata[Any]] = {
             "root": chain.root,
             "targets": chain.targets,
             "packages": chain.packages,
@@ -153,10 +153,7 @@ class Proposal:
         )
         self._check_keys(root, targets)
         # Files in `targets`, or other paths of its roles, would be a way around the releases key.
-        plain = new_targets((), ()).delegations
-        paths = {name: role.paths for name, role in plain.roles.items()} if plain and plain.roles else {}
-        found = targets.delegations.roles if targets.delegations else None
-        if targets.targets or {name: role.paths for name, role in (found or {}).items()} != paths:
+        if targets.targets or _scopes(targets) != _scopes(new_targets((), ())):
             raise SigningError("The proposed targets metadata holds files or other paths than ours. Do not sign it.")
         if bins_of(packages).bit_length != bins_of(self.installed["packages"].signed).bit_length:
             raise SigningError("The proposed metadata has another number of bins, which is fixed. Do not sign it.")
@@ -223,6 +220,12 @@ def told(missing: Missing) -> str:
 
 def _keyids(delegator: Root | Targets, document: str) -> list[str]:
     return delegator.get_delegated_role(document).keyids
+
+
+def _scopes(targets: Targets) -> dict[str, tuple[object, ...]]:
+    """What each role that `targets` delegates to may sign."""
+    roles = targets.delegations.roles if targets.delegations else None
+    return {name: (role.paths, role.terminating, role.path_hash_prefixes) for name, role in (roles or {}).items()}
 
 
 def _file_changes(before: object, after: object) -> list[str]:

@@ -1,7 +1,7 @@
 """The signed metadata of a server's home, as the running service and a publisher use it.
 
 Layout: ``keys/`` has the online keys (deltas, snapshot, timestamp), ``metadata/`` what devices fetch. Keys of root,
-targets and releases are never here: `lamella trust` makes them in a folder of their own, and only publishing asks for one.
+targets and releases are never here: `lamella trust` makes them in a folder of their own; publishing asks for one.
 
 Source: TUF specification 1.0, sections 4 (documents) and 5 (client workflow).
 """
@@ -151,8 +151,9 @@ class SignedMetadata:
     def warnings(self, within_days: int) -> tuple[str, ...]:
         """What an operator has to know: which metadata of offline keys expires within so many days, and what to do."""
         return tuple(
-            f"The {entry.document} metadata {'expires' if entry.days_left >= 0 else 'expired'} on {entry.expires:%Y-%m-%d};"
-            f" devices then refuse every update. Renew it with the offline keys: lamella trust renew {entry.document}"
+            f"The {entry.document} metadata {'expires' if entry.days_left >= 0 else 'expired'} on "
+            f"{entry.expires:%Y-%m-%d}; devices then refuse every update. Renew it with the offline keys: "
+            f"lamella trust renew {entry.document}"
             for entry in self.offline_expiry()
             if entry.days_left < within_days
         )

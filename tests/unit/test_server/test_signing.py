@@ -327,8 +327,10 @@ def test_only_metadata_is_handed_out(settings: Settings, metadata: SignedMetadat
 
 @pytest.mark.parametrize(
     "name",
-    ["2.root.json", "../keys/root.pem", "root.json", "1.root.json/", "01.root.json", "1.timestamp.json", "", "."]
-    + ["1.deltas-.json", "1.deltas-4.json", "1.deltas-../1.root.json", "1.other.json"],
+    [
+        *("2.root.json", "../keys/root.pem", "root.json", "1.root.json/", "01.root.json", "1.timestamp.json", "", "."),
+        *("1.deltas-.json", "1.deltas-4.json", "1.deltas-../1.root.json", "1.other.json"),
+    ],
 )
 def test_anything_else_is_not(metadata: SignedMetadata, name: str) -> None:
     assert metadata.document(name) is None
@@ -364,7 +366,7 @@ def test_lost_keys_are_not_quietly_replaced(settings: Settings, metadata: Signed
     for path in (settings.home / "keys").glob("timestamp-*"):
         path.unlink()
     clock.advance(hours=47)
-    with pytest.raises(SigningError, match="has not the keys to sign timestamp.*lamella trust rotate timestamp"):
+    with pytest.raises(SigningError, match=r"has not the keys to sign timestamp.*lamella trust rotate timestamp"):
         SignedMetadata.open(settings, now=clock)
 
 
@@ -388,7 +390,7 @@ def test_a_key_that_others_can_read_is_refused(settings: Settings, clock: Clock)
 def test_a_file_that_is_no_key_is_refused(settings: Settings, clock: Clock, content: str) -> None:
     next((settings.home / "keys").glob("timestamp-*.pem")).write_text(content)
     clock.advance(hours=47)
-    with pytest.raises(ConfigurationError, match="does not open|is encrypted"):
+    with pytest.raises(ConfigurationError, match=r"does not open|is encrypted"):
         SignedMetadata.open(settings, now=clock)
 
 
