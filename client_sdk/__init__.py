@@ -4,8 +4,11 @@
 """
 
 from client_sdk.backends import Ending, EngineFacts, EngineSettings, Piece, TokenLogprob
+from client_sdk.conditions import Conditions
 from client_sdk.device import Device, DeviceStatus
+from client_sdk.device_config import DeviceConfig, DownloadPolicy, SelfTestLimits
 from client_sdk.errors import (
+    ConfigurationError,
     DeclinedError,
     DeviceDiskError,
     DeviceError,
@@ -22,26 +25,33 @@ from client_sdk.errors import (
     ServiceUnavailableError,
     UpdateInProgressError,
 )
-from client_sdk.runtime import Answer, GenerationOptions
+from client_sdk.generation import GenerationOptions
+from client_sdk.health import HealthFacts
+from client_sdk.runtime import Answer
 from client_sdk.session import ChatSession
 from client_sdk.slots import ActiveVersion
 from client_sdk.transport import Limits
-from client_sdk.updater import UpdateResult
+from client_sdk.update_result import UpdateResult
 
 __all__ = [
     "ActiveVersion",
     "Answer",
     "ChatSession",
+    "Conditions",
+    "ConfigurationError",
     "DeclinedError",
     "Device",
+    "DeviceConfig",
     "DeviceDiskError",
     "DeviceError",
     "DeviceStatus",
+    "DownloadPolicy",
     "Ending",
     "EngineFacts",
     "EngineSettings",
     "EnrolmentError",
     "GenerationOptions",
+    "HealthFacts",
     "Limits",
     "MetadataError",
     "MissingExtraError",
@@ -52,6 +62,7 @@ __all__ = [
     "RefusedError",
     "RetryLaterError",
     "SelfTestError",
+    "SelfTestLimits",
     "ServiceRefusedError",
     "ServiceUnavailableError",
     "TokenLogprob",

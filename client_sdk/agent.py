@@ -1,6 +1,7 @@
-"""The agent: keeps one device up to date, with jittered polling, until it is told to stop."""
+"""The agent: keeps one device up to date and whole, with jittered polling, until it is told to stop."""
 
 import logging
+import math
 import random
 import signal
 import time
@@ -9,15 +10,20 @@ from types import FrameType
 from typing import NoReturn
 
 from client_sdk.device import Device
-from client_sdk.errors import DeviceError, EnrolmentError, OfferRefusedError
-from client_sdk.updater import UpdateResult
+from client_sdk.errors import ConfigurationError, DeviceError, EnrolmentError, OfferRefusedError
+from client_sdk.update_result import UpdateResult
 
 _MAX_DOUBLINGS = 5
 _logger = logging.getLogger(__name__)
 
 
 def run_agent(
-    device: Device, *, interval_s: float, jitter: float, sleep: Callable[[float], None] = time.sleep
+    device: Device,
+    *,
+    interval_s: float,
+    jitter: float,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
 ) -> NoReturn:
     """Update, wait, and again, until SIGTERM or SIGINT; logs one line a decision.
 
@@ -29,6 +35,7 @@ def run_agent(
         interval_s: mean seconds between two polls; it doubles with every failure in a row, up to 32 times.
         jitter: each wait is longer or shorter by up to this fraction, so that a fleet does not poll in step.
         sleep: waits.
+        clock: seconds since some fixed moment, for the interval of the scrub (`device.toml`).
 
     Raises:
         SystemExit: code 0 when told to stop.
@@ -38,10 +45,27 @@ def run_agent(
         signal.signal(signal_number, _stop)
     _logger.info("keeping %s up to date, every %.0f s", device.status().name, interval_s)
     failures = 0
+    scrubbed_at = clock()
     jittered = random.SystemRandom()
     while True:
         failures = 0 if poll(device) else min(failures + 1, _MAX_DOUBLINGS)
+        if clock() - scrubbed_at >= _scrub_interval_s(device):
+            scrubbed_at = clock()
+            scrub(device)
         sleep(interval_s * 2.0**failures * jittered.uniform(1.0 - jitter, 1.0 + jitter))
+
+
+def scrub(device: Device) -> None:
+    """Hash what is installed and repair it, and log what was found."""
+    try:
+        result = device.repair()
+    except DeviceError as error:
+        _logger.warning("%s: %s", type(error).__name__, error)
+        return
+    if result.decision == "up_to_date":
+        _logger.info("v%s is whole", result.from_version)
+    else:
+        _logger.warning("repaired: %s", describe(result))
 
 
 def poll(device: Device) -> bool:
@@ -67,6 +91,8 @@ def describe(result: UpdateResult) -> str:
     before = f"v{result.from_version}" if result.from_version else "nothing"
     if result.decision == "up_to_date":
         return f"up to date at {before}" if result.from_version else "nothing is offered to this device yet"
+    if result.decision == "postponed":
+        return f"postponed: {result.reason}. {before} serves on."
     how = ""
     if result.package:
         how = (
@@ -75,8 +101,15 @@ def describe(result: UpdateResult) -> str:
         )
     if result.decision == "reverted":
         return f"v{result.to_version} failed its self-test{how}: {result.reason} {before} serves on."
-    note = f"; the delta did not work: {result.reason}" if result.reason else ""
+    note = f"; a cheaper package did not work: {result.reason}" if result.reason else ""
     return f"{before} -> v{result.to_version} confirmed{how}{note}"
+
+
+def _scrub_interval_s(device: Device) -> float:
+    try:
+        return device.config().scrub_interval_s or math.inf
+    except ConfigurationError:
+        return math.inf  # told by every poll
 
 
 def _stop(signal_number: int, _frame: FrameType | None) -> NoReturn:

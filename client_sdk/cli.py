@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -18,10 +19,12 @@ from rich.table import Table
 
 from client_sdk.agent import describe, run_agent
 from client_sdk.backends import MAX_LOGPROBS, EngineSettings
+from client_sdk.conditions import system_conditions
 from client_sdk.device import Device
 from client_sdk.errors import DeviceError
-from client_sdk.runtime import Answer, GenerationOptions, Prompt
-from client_sdk.updater import UpdateResult
+from client_sdk.generation import GenerationOptions, Prompt
+from client_sdk.runtime import Answer
+from client_sdk.update_result import UpdateResult
 
 DEFAULT_HOME = Path("~/.lamella/device")
 
@@ -49,6 +52,7 @@ Backend = Annotated[
 ]
 Home = Annotated[Path, typer.Option("--home", envvar="LAMELLA_DEVICE_HOME", help="The device's folder.")]
 TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample among the likeliest tokens of this much mass.")]
+Metered = Annotated[bool, typer.Option("--metered", help="The connection costs money: see download.metered.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON alone, for programs.")]
 
 
@@ -81,15 +85,28 @@ def check(home: Home = DEFAULT_HOME, as_json: AsJson = False) -> None:  # noqa: 
 
 
 @app.command()
-def update(home: Home = DEFAULT_HOME, as_json: AsJson = False) -> None:  # noqa: FBT002 - a flag on the command line
+def update(
+    now: Annotated[  # noqa: FBT002 - a flag on the command line
+        bool, typer.Option("--now", help="Whatever device.toml says about battery and metered connections.")
+    ] = False,
+    metered: Metered = False,  # noqa: FBT002 - as above
+    home: Home = DEFAULT_HOME,
+    as_json: AsJson = False,  # noqa: FBT002 - as above
+) -> None:
     """Download, apply and test what is offered; the old version serves until the new one passed."""
-    result = _update_with_bar(Device(home))
-    if as_json:
-        print(json.dumps(dataclasses.asdict(result), indent=2))  # noqa: T201 - stdout is the interface
+    device = _open(home, is_metered=metered)
+    _show_result(_with_bar(lambda bar: device.update(on_progress=bar, ignore_policy=now)), as_json=as_json)
+
+
+@app.command()
+def repair(home: Home = DEFAULT_HOME, as_json: AsJson = False) -> None:  # noqa: FBT002 - a flag on the command line
+    """Hash the installed version, and replace it from the server if a file is damaged."""
+    device = _open(home)
+    result = _with_bar(lambda bar: device.repair(on_progress=bar))
+    if not as_json and result.decision == "up_to_date":
+        _say(f"v{result.from_version} is whole.")
     else:
-        _say(describe(result))
-    if result.decision == "reverted":
-        raise typer.Exit(1)
+        _show_result(result, as_json=as_json)
 
 
 @app.command()
@@ -204,11 +221,12 @@ def status(home: Home = DEFAULT_HOME, as_json: AsJson = False) -> None:  # noqa:
 def agent(
     interval_s: Annotated[float, typer.Option(min=1.0, help="Mean seconds between two polls.")] = 3600.0,
     jitter: Annotated[float, typer.Option(min=0.0, max=1.0, help="Each wait varies by up to this fraction.")] = 0.2,
+    metered: Metered = False,  # noqa: FBT002 - a flag on the command line
     home: Home = DEFAULT_HOME,
 ) -> None:
-    """Keep this device up to date until stopped; logs one line a decision."""
+    """Keep this device up to date and whole until stopped; logs one line a decision."""
     _log_to_stderr()
-    run_agent(Device(home), interval_s=interval_s, jitter=jitter)
+    run_agent(_open(home, is_metered=metered), interval_s=interval_s, jitter=jitter)
 
 
 def main() -> None:
@@ -248,7 +266,20 @@ def _sentence(error: DeviceError | OSError) -> str:
     return f"{error.filename or 'the disk'}: {error.strerror or error}. Free space, or check who may write there."
 
 
-def _update_with_bar(device: Device) -> UpdateResult:
+def _open(home: Path, *, is_metered: bool = False) -> Device:
+    return Device(home, conditions=lambda: dataclasses.replace(system_conditions(), is_metered=is_metered or None))
+
+
+def _show_result(result: UpdateResult, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(dataclasses.asdict(result), indent=2))  # noqa: T201 - stdout is the interface
+    else:
+        _say(describe(result))
+    if result.decision == "reverted":
+        raise typer.Exit(1)
+
+
+def _with_bar(run: Callable[[Callable[[int, int], None]], UpdateResult]) -> UpdateResult:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -258,7 +289,7 @@ def _update_with_bar(device: Device) -> UpdateResult:
     )
     with Progress(*columns, console=_problems, transient=True, disable=not _problems.is_terminal) as bars:
         bar = bars.add_task("Downloading", total=None)
-        return device.update(on_progress=lambda done, total: bars.update(bar, completed=done, total=total))
+        return run(lambda done, total: bars.update(bar, completed=done, total=total))
 
 
 def _as_json(answer: Answer) -> dict[str, object]:

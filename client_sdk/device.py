@@ -1,35 +1,40 @@
 """The one door for an application: enrol, check, update, generate, train, status."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from pydantic import ValidationError
-
 from client_sdk.backends import EngineFacts, EngineSettings, likely_backend
-from client_sdk.disk import Disk, LocalDisk, disk_errors, make_private_folder, replace_file
-from client_sdk.download import HttpFetcher, Progress
-from client_sdk.errors import EnrolmentError, MissingExtraError, NothingInstalledError
-from client_sdk.health import self_test
-from client_sdk.lock import update_lock
-from client_sdk.metadata import SignedCatalogue, checked_root, pinned_root_path
+from client_sdk.conditions import Conditions, ConditionsSource, system_conditions
+from client_sdk.crash_guard import CrashGuard
+from client_sdk.device_config import DeviceConfig, DownloadPolicy
+from client_sdk.disk import Disk, LocalDisk
+from client_sdk.download import Fetcher, HttpFetcher, MirroredFetcher, Progress
+from client_sdk.enrolment import enrol, read_credential, read_enrolment
+from client_sdk.errors import DeviceError, MissingExtraError, NothingInstalledError
+from client_sdk.generation import GenerationOptions, Prompt
+from client_sdk.metadata import SignedCatalogue
 from client_sdk.offers import OfferFinder
 from client_sdk.reports import Reporter
-from client_sdk.runtime import Answer, GenerationOptions, Prompt, Runtime
+from client_sdk.runtime import Answer, Runtime
+from client_sdk.self_test_process import SelfTestProcess
 from client_sdk.service import UpdateService
 from client_sdk.session import ChatSession
+from client_sdk.slot_filler import SlotFiller
 from client_sdk.slots import ActiveVersion, SlotStore
-from client_sdk.state import DeviceState, StateFile
+from client_sdk.state import StateFile
 from client_sdk.transport import Clock, Limits, Transport, checked_server_url
-from client_sdk.updater import SelfTest, Updater, UpdateResult
-from delta_updates import EnrolmentFile, EnrolRequest, Offer
+from client_sdk.update_result import UpdateResult
+from client_sdk.updater import SelfTest, Updater
+from delta_updates import Offer
 
 if TYPE_CHECKING:
     from client_sdk.local_training import AdapterArrays
     from privacy import Contribution, RoundInstructions
 
+_logger = logging.getLogger(__name__)
 _MAX_ENROLMENT_BYTES = 1 << 20
 _MAX_CREDENTIAL_BYTES = 4096
 
@@ -74,28 +79,32 @@ class Device:
         limits: Limits | None = None,
         clock: Clock | None = None,
         disk: Disk | None = None,
-        test_version: SelfTest = self_test,
+        test_version: SelfTest | None = None,
         engine: EngineSettings | None = None,
+        conditions: ConditionsSource = system_conditions,
     ) -> None:
         """Open a device's folder; touches nothing yet.
 
         Args:
             home: the device's folder; `enroll` makes it.
-            limits: how long and how often the server is bothered.
+            limits: how long and how often the server is bothered; what `device.toml` says unless given.
             clock: time for waits and deadlines of the network.
             disk: where durable changes go through.
-            test_version: the self-test of a new version.
+            test_version: the self-test of a new version; in a process of its own unless given.
             engine: which back end runs models, and how; the fastest that is installed unless said otherwise.
+            conditions: tells the battery and whether the connection is metered, for the download policy.
         """
         self.home = home.expanduser().absolute()
-        self._limits = limits or Limits()
+        self._limits = limits
         self._clock = clock
         self._disk = disk or LocalDisk()
-        self._test_version = test_version
+        self._conditions = conditions
         self._states = StateFile(self.home, self._disk)
         self._slots = SlotStore(self.home / "slots", self._disk)
         self._engine = engine or EngineSettings()
-        self._runtime = Runtime(self._slots, derived=self.home / "engine", settings=self._engine)
+        self._test_version = test_version or SelfTestProcess(self.home, self._slots)
+        guard = CrashGuard(self.home, self._states, self._slots, self._disk)
+        self._runtime = Runtime(self._slots, derived=self.home / "engine", settings=self._engine, guard=guard)
 
     # --- enrol
 
@@ -114,32 +123,20 @@ class Device:
             ServiceUnavailableError, ServiceRefusedError: the server is away, or does not take the token.
             DeviceDiskError: this disk.
         """
-        enrolment = _read_enrolment(enrolment_file)
-        server_url = checked_server_url(enrolment.server_url, allow_http=allow_http)
-        root = checked_root(enrolment.root)
-        try:
-            request = EnrolRequest(token=enrolment.token, name=name)
-        except ValidationError as error:
-            raise EnrolmentError(f"{name!r} cannot be a device's name: 1 to 64 printable characters.") from error
-        with disk_errors(self.home, "preparing the device's folder"):
-            make_private_folder(self.home)
-            make_private_folder(self.home / "trust")
-        with update_lock(self.home):
-            self._require_new(enrolment.model)
-            reply = UpdateService(self._transport_to(server_url, allow_http=allow_http)).enrol(request)
-            with disk_errors(self.home, "storing the enrolment"):
-                replace_file(self._disk, pinned_root_path(self.home / "trust"), root)
-                replace_file(self._disk, self._credential_path, reply.credential.encode())
-            # Written last: until it is there, the device is not enrolled.
-            self._states.save(
-                DeviceState(
-                    server_url=server_url,
-                    allow_http=allow_http,
-                    model=enrolment.model,
-                    device_id=reply.device_id,
-                    name=name,
-                )
-            )
+        enrolment = read_enrolment(enrolment_file)
+        transport = self._transport_to(
+            checked_server_url(enrolment.server_url, allow_http=allow_http), allow_http=allow_http
+        )
+        enrol(
+            self.home,
+            enrolment,
+            name=name,
+            transport=transport,
+            allow_http=allow_http,
+            states=self._states,
+            slots=self._slots,
+            disk=self._disk,
+        )
         return self.status()
 
     # --- update
@@ -150,18 +147,43 @@ class Device:
         Raises:
             DeviceError: see `client_sdk.errors`.
         """
-        return self._updater.check()
+        return self._updater().check()
 
-    def update(self, *, on_progress: Progress = lambda _done, _total: None) -> UpdateResult:
+    def update(
+        self, *, on_progress: Progress = lambda _done, _total: None, ignore_policy: bool = False
+    ) -> UpdateResult:
         """Bring this device to the version it is offered; the old one serves until the new one passed its self-test.
 
+        Other threads may generate meanwhile. What they ask for after this has returned is answered by the new version.
+
         Args:
-            on_progress: called with the bytes that are here and the package's length, while downloading.
+            on_progress: called with the bytes that are here and the packages' length, while downloading.
+            ignore_policy: download now, whatever `device.toml` says about battery and metered connections.
 
         Raises:
             DeviceError: see `client_sdk.errors`; the old version serves on.
         """
-        return self._updater.update(on_progress=on_progress)
+        return self._refreshed(self._updater(ignore_policy=ignore_policy).update(on_progress=on_progress))
+
+    def repair(self, *, on_progress: Progress = lambda _done, _total: None) -> UpdateResult:
+        """Hash the installed version and, where a file is damaged, bring a whole version from the server in its place.
+
+        Returns:
+            `up_to_date` when nothing was damaged, else as `update`.
+
+        Raises:
+            DeviceDiskError: damaged, and the server has nothing to repair it with.
+            DeviceError: see `client_sdk.errors`.
+        """
+        return self._refreshed(self._updater().repair(on_progress=on_progress))
+
+    def config(self) -> DeviceConfig:
+        """What `device.toml` in the home says, with the defaults of all it does not say.
+
+        Raises:
+            ConfigurationError: it cannot be read or says what cannot be.
+        """
+        return DeviceConfig.read(self.home)
 
     # --- run
 
@@ -301,14 +323,21 @@ class Device:
 
     # --- the parts
 
-    @property
-    def _credential_path(self) -> Path:
-        return self.home / "credential"
+    def _refreshed(self, result: UpdateResult) -> UpdateResult:
+        """The result, after an open model was changed for the new version."""
+        if result.decision == "confirmed":
+            try:
+                self._runtime.refresh()
+            except DeviceError as error:
+                # Not the update's failure; whoever generates next is told.
+                _logger.warning("v%s cannot be opened: %s", result.to_version, error)
+        return result
 
-    @cached_property
-    def _updater(self) -> Updater:
-        state = self._states.load()
-        transport = self._transport_to(state.server_url, allow_http=state.allow_http, credential=self._credential())
+    def _updater(self, *, ignore_policy: bool = False) -> Updater:
+        state, config = self._states.load(), self.config()
+        transport = self._transport_to(
+            state.server_url, allow_http=state.allow_http, credential=read_credential(self.home)
+        )
         service = UpdateService(transport)
         reporter = Reporter(self._states, service)
         catalogue = SignedCatalogue(self.home / "trust", transport, self._disk)
@@ -319,53 +348,32 @@ class Device:
             finder=OfferFinder(
                 states=self._states, slots=self._slots, service=service, catalogue=catalogue, reporter=reporter
             ),
-            fetcher=HttpFetcher(transport, self._disk),
+            filler=SlotFiller(
+                home=self.home,
+                slots=self._slots,
+                fetcher=self._fetcher(transport, config.download, allow_http=state.allow_http),
+                reporter=reporter,
+                disk=self._disk,
+                policy=config.download,
+                conditions=Conditions if ignore_policy else self._conditions,
+            ),
             reporter=reporter,
             self_test=self._test_version,
-            disk=self._disk,
         )
+
+    def _fetcher(self, transport: Transport, policy: DownloadPolicy, *, allow_http: bool) -> Fetcher:
+        service = HttpFetcher(transport, self._disk)
+        mirrors = [
+            HttpFetcher(self._transport_to(str(url).rstrip("/"), allow_http=allow_http), self._disk, prefix="/")
+            for url in policy.mirrors
+        ]
+        return MirroredFetcher(mirrors, service, self._disk) if mirrors else service
 
     def _transport_to(self, server_url: str, *, allow_http: bool, credential: str | None = None) -> Transport:
-        return Transport(
-            server_url, credential=credential, allow_http=allow_http, limits=self._limits, clock=self._clock
+        policy = self.config().download
+        limits = self._limits or Limits(
+            min_rate_bytes_per_s=policy.min_rate_bytes_per_s,
+            rate_window_s=policy.rate_window_s,
+            download_deadline_s=policy.deadline_s,
         )
-
-    def _credential(self) -> str:
-        try:
-            with self._credential_path.open("rb") as file:
-                return file.read(_MAX_CREDENTIAL_BYTES).decode("ascii").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise EnrolmentError(
-                f"The device's credential in {self._credential_path} cannot be read. Enrol this device again."
-            ) from error
-
-    def _require_new(self, model: str) -> None:
-        if self._states.exists():
-            state = self._states.load()
-            raise EnrolmentError(
-                f"{self.home} is already enrolled as {state.name!r} ({state.device_id}) at {state.server_url}. Use "
-                "another --home, or remove its state.json to enrol it again (versions and counter are kept)."
-            )
-        # The version counter belongs to one model: it must not judge the versions of another.
-        confirmed = self._slots.pointer().confirmed
-        if confirmed and confirmed.model != model:
-            raise EnrolmentError(
-                f"{self.home} holds a version of {confirmed.model!r}, but the enrolment file is for {model!r}. Use "
-                "another --home."
-            )
-
-
-def _read_enrolment(path: Path) -> EnrolmentFile:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_MAX_ENROLMENT_BYTES)
-    except OSError as error:
-        raise EnrolmentError(f"The enrolment file {path} cannot be read: {error.strerror}.") from error
-    try:
-        return EnrolmentFile.model_validate_json(raw)
-    except ValidationError as error:
-        # The message names the field, never its value: the file holds a token.
-        field = ".".join(str(part) for part in error.errors(include_input=False)[0]["loc"]) or "JSON"
-        raise EnrolmentError(
-            f"{path} is not an enrolment file (problem with {field}). Ask the operator for a new one."
-        ) from None
+        return Transport(server_url, credential=credential, allow_http=allow_http, limits=limits, clock=self._clock)

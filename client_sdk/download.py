@@ -1,20 +1,24 @@
 """Resumable, bounded package download: what arrived is kept and continued, also by the next process."""
 
+import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
+from urllib.parse import quote
 
 import urllib3
 
 from client_sdk.disk import Disk, disk_errors
-from client_sdk.errors import PackageError, ServiceUnavailableError
-from client_sdk.transport import CHUNK_BYTES, Backoff, Transport, raise_for_status
+from client_sdk.errors import EnrolmentError, PackageError, RefusedError, RetryLaterError, ServiceUnavailableError
+from client_sdk.service import TARGETS
+from client_sdk.transport import CHUNK_BYTES, Backoff, Transport, raise_for_status, require_no_portal
 from delta_updates.manifest import sha256_of
 
 Progress = Callable[[int, int], None]
 """Called with the bytes of a download that are on this disk, and its signed length in bytes."""
 
+_logger = logging.getLogger(__name__)
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 _MAX_ETAG_CHARS = 256
 _PARTIAL_CONTENT = 206
@@ -24,8 +28,8 @@ _RANGE_NOT_SATISFIABLE = 416
 class Fetcher(Protocol):
     """Something that brings signed files here."""
 
-    def fetch(self, url_path: str, destination: Path, *, length: int, sha256: str, on_progress: Progress) -> int:
-        """Put exactly the signed bytes at `destination`; returns how many bytes were transferred for it.
+    def fetch(self, path: str, destination: Path, *, length: int, sha256: str, on_progress: Progress) -> int:
+        """Put exactly the signed bytes of a target path at `destination`; returns how many bytes were transferred.
 
         Raises:
             ServiceUnavailableError: the service is away or too slow; what arrived is kept.
@@ -41,12 +45,21 @@ class HttpFetcher:
     What arrived lies beside the destination as `.part`, with the ETag that it belongs to as `.etag`.
     """
 
-    def __init__(self, transport: Transport, disk: Disk) -> None:
+    def __init__(self, transport: Transport, disk: Disk, *, prefix: str = TARGETS) -> None:
+        """Choose a source.
+
+        Args:
+            transport: to the update service, or to a mirror.
+            disk: what is written through.
+            prefix: URL path before a target path.
+        """
         self._transport = transport
         self._disk = disk
+        self._prefix = prefix
 
-    def fetch(self, url_path: str, destination: Path, *, length: int, sha256: str, on_progress: Progress) -> int:
+    def fetch(self, path: str, destination: Path, *, length: int, sha256: str, on_progress: Progress) -> int:
         """Put exactly the signed bytes at `destination`; see `Fetcher.fetch`."""
+        url_path = self._prefix + quote(path)
         with disk_errors(destination.parent, "storing the download"):
             if destination.exists() and sha256_of(destination) == sha256:
                 on_progress(length, length)
@@ -67,6 +80,30 @@ class HttpFetcher:
                 )
             part.finish(destination)
             return transfer.transferred_bytes
+
+
+class MirroredFetcher:
+    """`Fetcher` that asks mirrors first and the update service last; what one source sent, the next one continues.
+
+    A mirror is trusted with nothing: what it sends must have the signed hash, and it never sees the credential.
+    """
+
+    def __init__(self, mirrors: Sequence[Fetcher], service: Fetcher, disk: Disk) -> None:
+        self._mirrors = mirrors
+        self._service = service
+        self._disk = disk
+
+    def fetch(self, path: str, destination: Path, *, length: int, sha256: str, on_progress: Progress) -> int:
+        """Put exactly the signed bytes at `destination`; see `Fetcher.fetch`. Errors are those of the service."""
+        for number, mirror in enumerate(self._mirrors, start=1):
+            try:
+                return mirror.fetch(path, destination, length=length, sha256=sha256, on_progress=on_progress)
+            except (RetryLaterError, RefusedError, EnrolmentError) as error:
+                _logger.info("mirror %d of %d is of no use (%s)", number, len(self._mirrors), error)
+            # An ETag means something at its own source only; the signed hash tells whether the parts fit together.
+            with disk_errors(destination.parent, "storing the download"):
+                _Part(destination, length, self._disk).forget_source()
+        return self._service.fetch(path, destination, length=length, sha256=sha256, on_progress=on_progress)
 
 
 class _Part:
@@ -101,6 +138,9 @@ class _Part:
 
     def discard(self) -> None:
         self._disk.remove(self.path)
+        self.forget_source()
+
+    def forget_source(self) -> None:
         self._disk.remove(self._etag_path)
 
     def append(self, offset: int, chunks: Callable[[], bytes], check: Callable[[int], None]) -> None:
@@ -178,6 +218,7 @@ class _Transfer:
             self._part.discard()
             raise ServiceUnavailableError(f"{self._transport.server_url} has no bytes from {offset} on.")
         raise_for_status(response, self._transport.server_url, self._clock, self._limits)
+        require_no_portal(response, self._transport.server_url)
         if response.headers.get("Content-Encoding", "identity") != "identity":
             raise PackageError(f"The service encodes {self._url_path} although it was asked not to.")
         new_etag = response.headers.get("ETag")

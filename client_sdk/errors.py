@@ -10,6 +10,7 @@ DeviceError
 │   ├── MetadataError                signatures, expiry or versions of the signed metadata do not hold
 │   ├── PackageError                 the bytes are not what was signed
 │   └── ServiceRefusedError          a 4xx answer: the service understood and said no
+├── ConfigurationError           whoever wrote `device.toml`: it names the key
 ├── EnrolmentError               whoever sets the device up: enrol, or enrol again
 ├── DeclinedError                this device does not take part in a round, and says why; nothing was spent
 ├── DeviceDiskError              this device's disk: full, read-only or damaged
@@ -20,6 +21,7 @@ DeviceError
 """
 
 __all__ = [
+    "ConfigurationError",
     "DeclinedError",
     "DeviceDiskError",
     "DeviceError",
@@ -83,6 +85,10 @@ class ServiceRefusedError(RefusedError):
     def __init__(self, message: str, *, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+
+class ConfigurationError(DeviceError):
+    """The device's own settings cannot be read, or say what cannot be."""
 
 
 class EnrolmentError(DeviceError):

@@ -1,5 +1,7 @@
-"""Ask for an update, and verify all of the answer that can be verified without its package."""
+"""Ask for an update, and verify all of the answer that can be verified without its packages."""
 
+import dataclasses
+import logging
 from typing import NamedTuple
 
 from client_sdk import trust
@@ -11,12 +13,15 @@ from client_sdk.slots import SlotStore
 from client_sdk.state import DeviceState, StateFile
 from delta_updates import Offer, UpdateQuery, VersionManifest
 
+_logger = logging.getLogger(__name__)
+
 
 class VerifiedOffer(NamedTuple):
-    """An offer that `trust` accepted, with its signed manifest."""
+    """An offer that `trust` accepted, with its signed manifest, and the steps of its chain likewise."""
 
     offer: Offer
     manifest: VersionManifest
+    chain: tuple["VerifiedOffer", ...] = ()
 
 
 class OfferFinder:
@@ -37,8 +42,12 @@ class OfferFinder:
         self._catalogue = catalogue
         self._reporter = reporter
 
-    def find(self, *, only_full: bool = False) -> VerifiedOffer | None:
+    def find(self, *, only_full: bool = False, is_damaged: bool = False) -> VerifiedOffer | None:
         """Ask the service for an offer; None when there is nothing newer for this device.
+
+        Args:
+            only_full: take no deltas, after they did not work.
+            is_damaged: what is installed is not whole: ask as an empty device, and take the same version as well.
 
         Raises:
             RefusedError: the offer or what is signed does not hold; the service is told once.
@@ -46,6 +55,8 @@ class OfferFinder:
         """
         state = self._states.load()
         installed = self._installed(state)
+        if is_damaged:
+            installed = dataclasses.replace(installed, version=None, tree_hash=None)
         query = UpdateQuery(
             model=state.model,
             installed_version=installed.version,
@@ -60,12 +71,25 @@ class OfferFinder:
         try:
             trust.require_acceptable(offer, installed, only_full=only_full)
             self._refresh(state)
-            manifest = self._catalogue.manifest(offer.manifest_path)
-            trust.require_signed(offer, manifest, self._catalogue.signed_file(offer.package.path))
+            verified = self._verified(offer)
         except RefusedError as error:
             self._reporter.queue_failure(offer, error)
             raise
+        return verified._replace(chain=self._chain(offer, installed))
+
+    def _verified(self, offer: Offer) -> VerifiedOffer:
+        manifest = self._catalogue.manifest(offer.manifest_path)
+        trust.require_signed(offer, manifest, self._catalogue.signed_file(offer.package.path))
         return VerifiedOffer(offer, manifest)
+
+    def _chain(self, offer: Offer, installed: trust.Installed) -> tuple[VerifiedOffer, ...]:
+        """The chain's steps; none when it does not hold, as it is only the cheaper way to what is offered anyway."""
+        try:
+            trust.require_chain(offer, installed)
+            return tuple(self._verified(step) for step in trust.step_offers(offer))
+        except RefusedError as error:
+            _logger.warning("the chain of deltas to v%d is not taken: %s", offer.version, error)
+            return ()
 
     def _refresh(self, state: DeviceState) -> None:
         floor = self._catalogue.refresh(state.metadata_floor)

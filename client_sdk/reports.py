@@ -5,6 +5,7 @@ import logging
 from client_sdk.errors import DeviceDiskError, DeviceError, EnrolmentError, RetryLaterError
 from client_sdk.service import UpdateService
 from client_sdk.state import DeviceState, StateFile
+from client_sdk.update_result import UpdateResult
 from delta_updates import Offer, Outcome, OutcomeReport
 
 _MAX_REASON_CHARS = 500
@@ -21,6 +22,20 @@ class Reporter:
     def queue(self, report: OutcomeReport, *, state: DeviceState | None = None) -> None:
         """Queue a report durably, in one write with the changed `state` that it belongs to."""
         self._states.save((state or self._states.load()).with_report(report))
+
+    def queue_outcome(
+        self, offer_id: str, version: int, outcome: Outcome, result: UpdateResult, *, state: DeviceState | None = None
+    ) -> None:
+        """Queue how far an update came, as `queue` does."""
+        report = OutcomeReport(
+            offer_id=offer_id,
+            version=version,
+            outcome=outcome,
+            reason=result.reason,
+            bytes_downloaded=result.bytes_downloaded,
+            apply_seconds=result.apply_seconds,
+        )
+        self.queue(report, state=state)
 
     def queue_failure(self, offer: Offer, error: DeviceError) -> None:
         """Queue that an offer could not be used; the same failure, polled again and again, is queued once."""

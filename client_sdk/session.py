@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from typing import Unpack
 
 from client_sdk.backends import Piece
-from client_sdk.runtime import GenerationOptions, Runtime
+from client_sdk.generation import GenerationOptions
+from client_sdk.runtime import Runtime
 
 _DEFAULT_NEW_TOKENS = 256
 _SHARE_AFTER_TRIMMING = 0.75

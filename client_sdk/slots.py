@@ -5,6 +5,7 @@ slot serves) and *confirmed* (it serves). A power cut at any moment leaves the o
 of a slot are only ever filled or cleared while the pointer does not name them.
 """
 
+import errno
 import logging
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from client_sdk.disk import Disk, disk_errors, make_private_folder, replace_file
 from client_sdk.errors import DeviceDiskError
 from delta_updates import DeltaError, VersionManifest
+from delta_updates.manifest import FileEntry, sha256_of
 
 SlotName = Literal["a", "b"]
 MAX_BOOTS = 2
@@ -48,6 +50,7 @@ class SlotInTest(BaseModel):
 class Pointer(BaseModel):
     """The content of `slots/active.json`.
 
+    `previous` is the version that served before, as long as its slot holds it: the way back from one that crashes.
     `highest_version` and `highest_hash` repeat the counter of `state.json`, so that losing one file does not lose it.
     """
 
@@ -57,6 +60,7 @@ class Pointer(BaseModel):
     generation: int = 0
     confirmed: SlotRecord | None = None
     test: SlotInTest | None = None
+    previous: SlotRecord | None = None
     highest_version: int = 0
     highest_hash: str | None = None
 
@@ -130,6 +134,9 @@ class SlotStore:
         free: SlotName = "b" if pointer.confirmed and pointer.confirmed.slot == "a" else "a"
         if pointer.test and pointer.test.record.slot == free:
             raise ValueError(f"slot {free} is in test: confirm or revert it before preparing another version")
+        if pointer.previous:
+            # Named no longer before it is cleared: a pointer never names what is not whole.
+            self._save(pointer.model_copy(update={"previous": None}))
         slot_folder = self._folder / free
         with disk_errors(self._folder, "clearing the free slot"):
             make_private_folder(self._folder)
@@ -179,12 +186,13 @@ class SlotStore:
             DeviceDiskError: the disk is full, read-only or failing.
         """
         pointer = self.pointer()
-        record = _require_test(pointer).record
+        record, before = _require_test(pointer).record, pointer.confirmed
         self._save(
             pointer.model_copy(
                 update={
                     "confirmed": record,
                     "test": None,
+                    "previous": before if before and before.slot != record.slot else None,
                     "highest_version": max(pointer.highest_version, record.version),
                     "highest_hash": record.tree_hash,
                 }
@@ -201,6 +209,21 @@ class SlotStore:
         pointer = self.pointer()
         if pointer.test:
             self._save(pointer.model_copy(update={"test": None}))
+
+    def fall_back(self) -> SlotRecord | None:
+        """Let the version before the confirmed one serve again; returns it, or None when there is no way back.
+
+        The counter stays: whoever left a version does not take an older one from the service either.
+
+        Raises:
+            DeviceDiskError: the disk is full, read-only or failing.
+        """
+        pointer = self.pointer()
+        before = self.read(pointer.previous) if pointer.previous else None
+        if before is None or damaged_files(before):
+            return None
+        self._save(pointer.model_copy(update={"confirmed": pointer.previous, "previous": None}))
+        return pointer.previous
 
     def keep_counter(self, version: int, tree_hash: str | None) -> None:
         """Raise the pointer's counter to one remembered elsewhere (the pointer was lost).
@@ -219,10 +242,30 @@ class SlotStore:
             replace_file(self._disk, self._pointer_path, numbered.model_dump_json(indent=1).encode())
 
 
+def damaged_files(version: ActiveVersion) -> tuple[str, ...]:
+    """Paths of a version's files that are not what its manifest says, whatever the disk made of them.
+
+    Raises:
+        DeviceDiskError: the disk cannot be read at all.
+    """
+    with disk_errors(version.tree, "checking the installed version"):
+        return tuple(entry.path for entry in version.manifest.files if not _is_whole(version.tree, entry))
+
+
 def bytes_to_write(manifest: VersionManifest, source: ActiveVersion | None) -> int:
     """Disk bytes a version needs beside `source`, whose unchanged files are linked rather than copied."""
     have = {(entry.path, entry.sha256) for entry in source.manifest.files} if source else set()
     return sum(entry.length for entry in manifest.files if (entry.path, entry.sha256) not in have)
+
+
+def _is_whole(tree: Path, entry: FileEntry) -> bool:
+    path = tree / entry.path
+    try:
+        return path.stat().st_size == entry.length and sha256_of(path) == entry.sha256
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.EIO}:
+            return False  # lost, or on a sector that went bad
+        raise
 
 
 def _require_test(pointer: Pointer) -> SlotInTest:

@@ -7,7 +7,7 @@ from typing import Protocol
 from client_sdk.backends import Ending, EngineFacts
 from client_sdk.device import Device
 from client_sdk.errors import DeviceError, NothingInstalledError
-from client_sdk.runtime import VERSION_ADAPTER, GenerationOptions
+from client_sdk.generation import VERSION_ADAPTER, GenerationOptions
 from client_sdk.session import ChatSession
 
 _HELP = "/reset forgets the conversation, /quit ends it."

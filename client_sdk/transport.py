@@ -15,6 +15,7 @@ import urllib3
 from urllib3.exceptions import HTTPError, SSLError
 
 from client_sdk.errors import EnrolmentError, ServiceRefusedError, ServiceUnavailableError
+from delta_updates.offer import PROTOCOL, PROTOCOL_HEADER
 
 CHUNK_BYTES = 1 << 16
 _MAX_DETAIL_BYTES = 1 << 14
@@ -125,7 +126,12 @@ class Transport:
             ServiceUnavailableError: no connection, or it broke.
             ServiceRefusedError: the server answered with a redirect.
         """
-        sent = {"Accept-Encoding": "identity", "User-Agent": "lamella-device", **(headers or {})}
+        sent = {
+            "Accept-Encoding": "identity",
+            "User-Agent": "lamella-device",
+            PROTOCOL_HEADER: str(PROTOCOL),
+            **(headers or {}),
+        }
         if self._credential:
             sent["Authorization"] = f"Bearer {self._credential}"
         if body is not None:
@@ -180,6 +186,7 @@ class Transport:
     def _call_once(self, method: str, path: str, body: bytes | None, max_bytes: int) -> Answer:
         with self.open(method, path, body=body) as response:
             raise_for_status(response, self.server_url, self.clock, self.limits)
+            require_no_portal(response, self.server_url)
             return Answer(response.status, read_bounded(response, max_bytes, self.clock, self.limits))
 
     def _no_answer(self, error: Exception) -> str:
@@ -244,6 +251,19 @@ def raise_for_status(response: urllib3.BaseHTTPResponse, server_url: str, clock:
     if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
         raise EnrolmentError(f"{server_url} does not accept this device ({status}{detail}). Enrol it again.")
     raise ServiceRefusedError(f"{server_url} refused the request ({status}{detail}).", status=status)
+
+
+def require_no_portal(response: urllib3.BaseHTTPResponse, server_url: str) -> None:
+    """Refuse a web page where the service answers with none: a network's log-in page, with status 200.
+
+    Raises:
+        ServiceUnavailableError: it is one. Somebody has to log in, or the network has to change.
+    """
+    if response.headers.get("Content-Type", "").split(";")[0].strip().lower() == "text/html":
+        raise ServiceUnavailableError(
+            f"A web page came instead of an answer of {server_url}: the network may want a log-in (a captive portal). "
+            "Open a page in a browser, or try another network."
+        )
 
 
 def printable(text: str, *, max_chars: int = 300) -> str:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from client_sdk.errors import OfferRefusedError
 from delta_updates import VersionManifest
 from delta_updates.manifest import base_hash, tree_hash
-from delta_updates.offer import Offer
+from delta_updates.offer import ChainStep, Offer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +83,33 @@ def require_acceptable(offer: Offer, installed: Installed, *, only_full: bool = 
             f"The service offers a delta from v{source} to {shown}, but this device "
             f"{'asked for a full package' if only_full else f'has {have} installed'}."
         )
+
+
+def step_offers(offer: Offer) -> tuple[Offer, ...]:
+    """The steps of an offer's chain, each as an offer of its own."""
+    return tuple(
+        offer.model_copy(update={**{name: getattr(step, name) for name in ChainStep.model_fields}, "chain": ()})
+        for step in offer.chain
+    )
+
+
+def require_chain(offer: Offer, installed: Installed) -> None:
+    """Judge the chain of an offer that passed `require_acceptable`: it must lead from here to exactly what is offered.
+
+    Raises:
+        OfferRefusedError: it starts or ends elsewhere, has a gap, or goes down in between.
+    """
+    version = installed.version
+    for step in step_offers(offer):
+        _require_paths(step)
+        if version is None or step.package.source_version != version or step.version <= version:
+            raise OfferRefusedError(
+                f"The chain of v{offer.version} has a delta from v{step.package.source_version} to v{step.version}, "
+                f"where one from {'nothing' if version is None else f'v{version}'} is needed."
+            )
+        version = step.version
+    if offer.chain and (version, offer.chain[-1].tree_hash) != (offer.version, offer.tree_hash):
+        raise OfferRefusedError(f"The chain of v{offer.version} ends at v{version} or at other contents of it.")
 
 
 def require_signed(offer: Offer, manifest: VersionManifest, package: SignedFile) -> None:

@@ -10,62 +10,33 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
-from client_sdk.disk import Disk, disk_errors, make_private_folder
-from client_sdk.download import Fetcher, Progress
+from client_sdk.download import Progress
 from client_sdk.errors import (
     DeviceDiskError,
     DeviceError,
     PackageError,
-    RefusedError,
     SelfTestError,
     ServiceRefusedError,
 )
+from client_sdk.health import HealthFacts
 from client_sdk.lock import update_lock
-from client_sdk.metadata import target_url_path
 from client_sdk.offers import OfferFinder, VerifiedOffer
 from client_sdk.reports import Reporter, reason_of
-from client_sdk.slots import MAX_BOOTS, ActiveVersion, SlotRecord, SlotStore, bytes_to_write
-from client_sdk.state import DeviceState, FailedVersion, StateFile
+from client_sdk.slot_filler import PostponedError, SlotFiller
+from client_sdk.slots import MAX_BOOTS, SlotRecord, SlotStore, damaged_files
+from client_sdk.state import FailedVersion, StateFile
+from client_sdk.update_result import UpdateResult
 from delta_updates import (
-    ApplyResult,
-    DeltaError,
     Offer,
     Outcome,
-    OutcomeReport,
-    StorageError,
     VersionManifest,
-    apply_package,
 )
 
-SelfTest = Callable[[Path, VersionManifest], None]
+SelfTest = Callable[[Path, VersionManifest], HealthFacts | None]
+"""Judges a version in test: raises `SelfTestError`, or returns what it measured."""
+
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpdateResult:
-    """What one update did.
-
-    Attributes:
-        decision: `up_to_date`, `confirmed` (the new version serves) or `reverted` (it failed its self-test).
-        from_version, to_version: what served before, and what the update was about.
-        package: kind of the package that was applied.
-        package_bytes, bytes_downloaded: its signed length, and what was transferred in this process.
-        download_seconds, apply_seconds, self_test_seconds: wall time of the steps.
-        reason: why it was reverted, or why a delta gave way to the full package.
-    """
-
-    decision: Literal["up_to_date", "confirmed", "reverted"]
-    from_version: int | None = None
-    to_version: int | None = None
-    package: Literal["delta", "full"] | None = None
-    package_bytes: int = 0
-    bytes_downloaded: int = 0
-    download_seconds: float = 0.0
-    apply_seconds: float = 0.0
-    self_test_seconds: float = 0.0
-    reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +47,9 @@ class Updater:
     states: StateFile
     slots: SlotStore
     finder: OfferFinder
-    fetcher: Fetcher
+    filler: SlotFiller
     reporter: Reporter
     self_test: SelfTest
-    disk: Disk
 
     def check(self) -> Offer | None:
         """Ask for an update and verify all that can be verified without its package.
@@ -98,16 +68,32 @@ class Updater:
         Raises:
             DeviceError: see `errors.py`; the old slot serves on.
         """
+        return self._run(self._update, on_progress)
+
+    def repair(self, *, on_progress: Progress) -> UpdateResult:
+        """Hash what is installed, and where it is damaged bring a whole version in its place.
+
+        Raises:
+            DeviceDiskError: it is damaged, and the service has nothing to repair it with.
+            DeviceError: see `errors.py`; the damaged version is left as it is.
+        """
+        return self._run(self._repair, on_progress)
+
+    def _run(self, steps: Callable[[Progress], UpdateResult], on_progress: Progress) -> UpdateResult:
         with update_lock(self.home):
             try:
-                result = self._update(on_progress)
+                result = steps(on_progress)
+            except PostponedError as waiting:
+                version = self._active_version()
+                result = UpdateResult(decision="postponed", from_version=version, reason=str(waiting))
             except DeviceError as error:
                 with contextlib.suppress(DeviceError):
                     self._note(str(error))
                 raise
             finally:
                 self.reporter.deliver()
-            self._note(f"{result.decision} v{result.to_version}" if result.to_version else "nothing is offered yet")
+            shown = f"v{result.to_version}" if result.to_version else result.reason or "nothing is offered yet"
+            self._note(f"{result.decision} {shown}" if result.to_version or result.reason else shown)
             return result
 
     def _update(self, on_progress: Progress) -> UpdateResult:
@@ -120,93 +106,42 @@ class Updater:
         version = self._active_version()
         return UpdateResult(decision="up_to_date", from_version=version, to_version=version)
 
+    def _repair(self, on_progress: Progress) -> UpdateResult:
+        self._recover()
+        active = self.slots.active()
+        damaged = damaged_files(active) if active else ()
+        if active and not damaged:
+            return UpdateResult(
+                decision="up_to_date", from_version=active.manifest.version, to_version=active.manifest.version
+            )
+        found = self.finder.find(is_damaged=True)
+        if found is None:
+            raise DeviceDiskError(
+                f"{', '.join(damaged) or 'The installed version'} is damaged on this disk, and the service offers "
+                "nothing to repair it with. Tell the operator."
+            )
+        _logger.warning("%s of the installed version is damaged: repairing", ", ".join(damaged) or "all")
+        return self._install(found, on_progress)
+
     # --- download and apply
 
     def _install(self, found: VerifiedOffer, on_progress: Progress) -> UpdateResult:
+        """Fill the free slot by the cheapest way that works: chain of deltas, delta, full package. Then test it."""
         before = UpdateResult(decision="up_to_date", from_version=self._active_version())
-        try:
-            filled = self._fill_slot(found, before, on_progress)
-        except (PackageError, ServiceRefusedError) as error:
-            if found.offer.package.source_version is None:
-                raise
-            _logger.warning(
-                "the delta to v%d is of no use (%s): one try with the full package", found.offer.version, error
-            )
-            full = self.finder.find(only_full=True)
-            if full is None:
-                raise
-            filled = self._fill_slot(full, replace(before, reason=reason_of(error)), on_progress)
-        return self._test(filled)
-
-    def _fill_slot(self, found: VerifiedOffer, before: UpdateResult, on_progress: Progress) -> UpdateResult:
-        """Download and apply into the free slot, and name it *test*; returns what was measured."""
-        offer, manifest = found
-        is_delta = offer.package.source_version is not None
-        source = self.slots.active() if is_delta else None
-        try:
-            slot, tree = self.slots.prepare()
-            package, filled = self._download(found, source, before, on_progress)
-            applied = self._apply(package, source, manifest, tree)
-            self.slots.begin_test(slot, manifest, offer.offer_id)
-        except (RefusedError, DeviceDiskError) as error:
-            self.reporter.queue_failure(offer, error)
-            raise
-        filled = replace(filled, apply_seconds=applied.seconds)
-        self._report(offer.offer_id, offer.version, Outcome.APPLIED, filled)
-        with disk_errors(self.home, "removing the applied package"):
-            self.disk.remove(package)
-        return filled
-
-    def _download(
-        self, found: VerifiedOffer, source: ActiveVersion | None, before: UpdateResult, on_progress: Progress
-    ) -> tuple[Path, UpdateResult]:
-        ref = found.offer.package
-        folder = self.home / "downloads"
-        package = folder / ref.sha256
-        with disk_errors(self.home, "preparing the download"):
-            make_private_folder(folder)
-            for other in folder.iterdir():
-                if not other.name.startswith(ref.sha256):
-                    self.disk.remove(other)
-            here = sum(path.stat().st_size for path in folder.iterdir())
-            needed = max(0, ref.length - here) + bytes_to_write(found.manifest, source)
-            free = self.disk.free_bytes(self.home)
-        if needed > free:
-            raise DeviceDiskError(
-                f"v{found.offer.version} needs {needed / 1e6:.1f} MB on the disk that holds {self.home}, but only "
-                f"{free / 1e6:.1f} MB are free. Free some space and run the update again."
-            )
-        started = time.monotonic()
-        transferred = self.fetcher.fetch(
-            target_url_path(ref.path), package, length=ref.length, sha256=ref.sha256, on_progress=on_progress
-        )
-        filled = replace(
-            before,
-            to_version=found.offer.version,
-            package="full" if ref.source_version is None else "delta",
-            package_bytes=ref.length,
-            bytes_downloaded=before.bytes_downloaded + transferred,
-            download_seconds=before.download_seconds + time.monotonic() - started,
-        )
-        self._report(found.offer.offer_id, found.offer.version, Outcome.DOWNLOADED, filled)
-        return package, filled
-
-    def _apply(self, package: Path, source: ActiveVersion | None, manifest: VersionManifest, tree: Path) -> ApplyResult:
-        try:
-            return apply_package(
-                source.tree if source else None,
-                package,
-                tree,
-                expected_target_hash=manifest.tree_hash,
-                max_target_bytes=sum(entry.length for entry in manifest.files),
-                disk=self.disk,
-            )
-        except StorageError as error:
-            raise DeviceDiskError(f"{error}. The old version serves on.") from error
-        except DeltaError as error:
-            with disk_errors(self.home, "removing a package that is of no use"):
-                self.disk.remove(package)
-            raise PackageError(f"The package of v{manifest.version} cannot be applied here: {error}") from error
+        ways = [found.chain, (found,)] if found.chain else [(found,)]
+        for way in ways:
+            try:
+                return self._test(self.filler.fill(way, before, on_progress))
+            except (PackageError, ServiceRefusedError) as error:
+                if way[-1].offer.package.source_version is None:
+                    raise
+                kind = "chain of deltas" if len(way) > 1 else "delta"
+                _logger.warning("the %s to v%d is of no use (%s): another way", kind, found.offer.version, error)
+                before, last = replace(before, reason=reason_of(error)), error
+        full = self.finder.find(only_full=True)
+        if full is None:
+            raise last
+        return self._test(self.filler.fill((full,), before, on_progress))
 
     # --- test, confirm, revert
 
@@ -218,7 +153,7 @@ class Updater:
         self.slots.count_boot()
         started = time.monotonic()
         try:
-            self.self_test(version.tree, version.manifest)
+            health = self.self_test(version.tree, version.manifest)
         except SelfTestError as error:
             return self._revert(in_test.record, filled, reason_of(error))
         except (KeyboardInterrupt, SystemExit):
@@ -228,20 +163,20 @@ class Updater:
             # Not the version's fault (an optional part is missing): revert, but do not hold it against the version.
             self.slots.revert()
             raise
-        tested = replace(filled, decision="confirmed", self_test_seconds=time.monotonic() - started)
+        tested = replace(filled, decision="confirmed", self_test_seconds=time.monotonic() - started, health=health)
         record = self.slots.confirm()
         self._confirmed(record, tested)
         return tested
 
     def _confirmed(self, record: SlotRecord, tested: UpdateResult) -> None:
         state = self.states.load().raised(record.version, record.tree_hash)
-        self._report(record.offer_id, record.version, Outcome.CONFIRMED, tested, state=state)
+        self.reporter.queue_outcome(record.offer_id, record.version, Outcome.CONFIRMED, tested, state=state)
 
     def _revert(self, record: SlotRecord, filled: UpdateResult, reason: str) -> UpdateResult:
         reverted = replace(filled, decision="reverted", to_version=record.version, reason=reason)
         failed = FailedVersion(version=record.version, tree_hash=record.tree_hash, reason=reason)
         # Remember first: after a crash between the two writes, `_recover` finishes the revert instead of trying again.
-        self._report(
+        self.reporter.queue_outcome(
             record.offer_id, record.version, Outcome.REVERTED, reverted, state=self.states.load().with_failed(failed)
         )
         self.slots.revert()
@@ -275,21 +210,6 @@ class Updater:
     def _active_version(self) -> int | None:
         active = self.slots.active()
         return active.manifest.version if active else None
-
-    def _report(
-        self, offer_id: str, version: int, outcome: Outcome, result: UpdateResult, *, state: DeviceState | None = None
-    ) -> None:
-        self.reporter.queue(
-            OutcomeReport(
-                offer_id=offer_id,
-                version=version,
-                outcome=outcome,
-                reason=result.reason,
-                bytes_downloaded=result.bytes_downloaded,
-                apply_seconds=result.apply_seconds,
-            ),
-            state=state,
-        )
 
     def _note(self, decision: str) -> None:
         self.states.save(self.states.load().with_decision(decision))

@@ -17,6 +17,9 @@ from delta_updates.errors import (
 )
 from delta_updates.manifest import FileEntry, VersionManifest, base_hash, scan_tree, sha256_of, tree_hash, verify_tree
 from delta_updates.offer import (
+    PROTOCOL,
+    PROTOCOL_HEADER,
+    ChainStep,
     EnrolmentFile,
     EnrolReply,
     EnrolRequest,
@@ -25,11 +28,15 @@ from delta_updates.offer import (
     OutcomeReport,
     PackageRef,
     UpdateQuery,
+    protocol_of,
 )
 
 __all__ = [
+    "PROTOCOL",
+    "PROTOCOL_HEADER",
     "ApplyResult",
     "BuildResult",
+    "ChainStep",
     "DeltaError",
     "Disk",
     "EnrolReply",
@@ -53,6 +60,7 @@ __all__ = [
     "apply_package",
     "base_hash",
     "build_package",
+    "protocol_of",
     "scan_tree",
     "sha256_of",
     "tree_hash",

@@ -1,6 +1,16 @@
 """The words between a device and the update service; both apps parse them with these classes.
 
 Every field is bounded, and unknown fields are refused: neither side trusts the other's bytes.
+
+So the two have to agree on the fields. A device says with every request how new a protocol it speaks, in the header
+`Lamella-Protocol`; the service answers in words that this protocol has. Whoever says nothing speaks protocol 1, and
+what a device sends has no words that protocol 1 lacks. Change rule: a new field of an answer raises `PROTOCOL`, and
+goes to devices that speak it only.
+
+| protocol | adds | packages of format |
+|---|---|---|
+| 1 | | 1 and 2 |
+| 2 | `Offer.chain` | 1 and 2 |
 """
 
 from enum import StrEnum
@@ -9,6 +19,17 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from delta_updates.manifest import FileLength, ModelName, SafePath, Sha256, VersionNumber
+
+PROTOCOL = 2
+PROTOCOL_HEADER = "Lamella-Protocol"
+MAX_CHAIN = 8
+
+
+def protocol_of(header: str | None) -> int:
+    """The protocol that both sides speak, given the other's header; nonsense reads as the oldest."""
+    if header is None or not (header.isascii() and header.isdecimal()) or len(header) > 4:  # noqa: PLR2004 - bounded
+        return 1
+    return min(PROTOCOL, max(1, int(header)))
 
 
 def _check_printable(text: str) -> str:
@@ -68,8 +89,22 @@ class PackageRef(_Message):
     source_version: VersionNumber | None = None
 
 
+class ChainStep(_Message):
+    """One delta of a chain: the version that it makes, and the signed manifest of that."""
+
+    version: VersionNumber
+    tree_hash: Sha256
+    manifest_path: SafePath
+    package: PackageRef
+
+
 class Offer(_Message):
-    """Go to this version with this package. It only chooses among signed versions; the device checks signatures."""
+    """Go to this version with this package. It only chooses among signed versions; the device checks signatures.
+
+    Attributes:
+        package: a delta from what the device has, or the full package.
+        chain: deltas that lead there over other versions, and are fewer bytes than `package`. They are tried first.
+    """
 
     offer_id: Identifier
     model: ModelName
@@ -77,6 +112,11 @@ class Offer(_Message):
     tree_hash: Sha256
     manifest_path: SafePath
     package: PackageRef
+    chain: Annotated[tuple[ChainStep, ...], Field(max_length=MAX_CHAIN)] = ()
+
+    def in_protocol(self, protocol: int) -> dict[str, Any]:
+        """This offer as JSON values, in words that `protocol` has."""
+        return self.model_dump(mode="json", exclude={"chain"} if protocol < 2 else None)  # noqa: PLR2004 - see above
 
 
 class Outcome(StrEnum):

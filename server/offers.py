@@ -1,8 +1,11 @@
-"""Which package takes a device to the latest release: a pure decision."""
+"""Which packages take a device to the latest release: pure decisions."""
 
 from __future__ import annotations
 
+import heapq
 from typing import TYPE_CHECKING
+
+from delta_updates.offer import MAX_CHAIN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,3 +37,26 @@ def choose_package(
     if is_known and not query.only_full and has in by_source:
         return by_source[has]
     return by_source.get(None)
+
+
+def cheapest_chain(deltas: Sequence[PackageRecord], *, source: int, target: int) -> tuple[PackageRecord, ...]:
+    """The deltas of fewest bytes that lead from one version to another, in order; empty when none do.
+
+    A path of one delta counts as well. Source: E. W. Dijkstra, A note on two problems in connexion with graphs (1959),
+    with the number of steps bounded.
+    """
+    waiting: list[tuple[int, int, int, tuple[PackageRecord, ...]]] = [(0, 0, source, ())]
+    fewest_steps: dict[int, int] = {}
+    while waiting:
+        length, steps, version, path = heapq.heappop(waiting)
+        if version == target:
+            return path
+        # What comes later from here is longer; it is of use only with fewer steps left behind it.
+        if steps == MAX_CHAIN or fewest_steps.get(version, MAX_CHAIN) <= steps:
+            continue
+        fewest_steps[version] = steps
+        for delta in deltas:
+            if delta.source_version == version and version < delta.version <= target:
+                total = length + delta.length
+                heapq.heappush(waiting, (total, steps + 1, delta.version, (*path, delta)))
+    return ()

@@ -157,6 +157,15 @@ class Backend(Protocol):
         """
         ...
 
+    def renewed(self, adapters: Mapping[str, Path]) -> "Backend":
+        """The same base with these adapters instead. This one answers on until it is closed.
+
+        Raises:
+            DeviceError: an adapter does not fit; nothing was changed.
+            model.ModelError: as above, where it is damaged.
+        """
+        ...
+
     def facts(self) -> EngineFacts:
         """Which engine this is, as it runs now."""
         ...

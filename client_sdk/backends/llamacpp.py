@@ -4,6 +4,7 @@ The binding runs llama.cpp's server loop in a thread; requests go in and tokens 
 a port on loopback, which is closed to everybody else by a key that is drawn at random and kept nowhere.
 """
 
+import copy
 import json
 import queue
 import secrets
@@ -73,16 +74,27 @@ class LlamaCppBackend:
         self._context = min(_FIRST_CONTEXT, self._longest)
         self._meter = LoadMeter()
         self._threads = settings.threads or self._meter.threads()
-        self._adapters: dict[str, Path] = {}
+        files = {name: self._adapter_file(folder) for name, folder in model.adapters.items()}
+        keep_only(model.derived, files.values())
+        self._begin(files)
+
+    def _begin(self, adapters: dict[str, Path]) -> None:
+        self._adapters = adapters
         self._idle = threading.Condition()
         self._running = 0
         self._server: Any = None
-        self._opened_at = 0.0
         self._known: tuple[str, ...] = ()
-        for name, folder in model.adapters.items():
-            self._adapters[name] = self._adapter_file(folder)
-        keep_only(model.derived, self._adapters.values())
         self._open()
+
+    def renewed(self, adapters: Mapping[str, Path]) -> "LlamaCppBackend":
+        """A second engine on the same mapped file, with these adapters; what it adds is room for keys and values."""
+        files = {name: self._adapter_file(folder) for name, folder in adapters.items()}
+        if self._model.derived is not None:
+            # This engine may have to be opened again while it still answers.
+            keep_only(self._model.derived, {*self._adapters.values(), *files.values()})
+        other = copy.copy(self)
+        other._begin(files)  # noqa: SLF001 - another of this class
+        return other
 
     def stream(self, request: GenerationRequest) -> Iterator[Piece]:
         """Make one answer; closing the iterator stops it."""

@@ -1,7 +1,8 @@
 """Our own decoder as a back end: always there, trains elsewhere, adapters beside the packed base."""
 
+import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,6 +85,14 @@ class TorchBackend:
     def add_adapter(self, name: str, folder: Path) -> None:
         """Make an adapter known; running answers go on."""
         self._engine.add_adapter(name, folder)
+
+    def renewed(self, adapters: Mapping[str, Path]) -> "TorchBackend":
+        """The same packed base with these adapters instead: their factors are all that is read."""
+        other = copy.copy(self)
+        other._engine = self._engine.renewed()  # noqa: SLF001 - another of this class
+        for name, folder in adapters.items():
+            other.add_adapter(name, folder)
+        return other
 
     def facts(self) -> EngineFacts:
         """Which engine this is, as it runs now."""

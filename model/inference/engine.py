@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from typing import TYPE_CHECKING
 
@@ -50,10 +51,24 @@ class Engine:
         self._cache_dtype: CacheDtype = cache_dtype
         self._window = window
         self._cache_bytes = cache_bytes
-        self._adapters: dict[str, PackedAdapter] = {}
-        self._prefixes = PrefixStore(cache_bytes)
-        self._scheduler: Scheduler[RunningSequence] = Scheduler(self._run, max_batch=max_batch, max_bytes=cache_bytes)
         self._lock = threading.Lock()
+        self._begin(max_batch)
+
+    def _begin(self, max_batch: int) -> None:
+        self._adapters: dict[str, PackedAdapter] = {}
+        self._prefixes = PrefixStore(self._cache_bytes)
+        self._scheduler: Scheduler[RunningSequence] = Scheduler(
+            self._run, max_batch=max_batch, max_bytes=self._cache_bytes
+        )
+
+    def renewed(self) -> Engine:
+        """The same decoder without adapters and remembered beginnings; texts that run here run on here.
+
+        The two take turns: a decoder computes one step at a time.
+        """
+        other = copy.copy(self)
+        other._begin(self._scheduler.max_batch)  # noqa: SLF001 - another of this class
+        return other
 
     @property
     def adapters(self) -> tuple[str, ...]:

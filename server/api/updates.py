@@ -3,15 +3,24 @@
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Response
+from fastapi import APIRouter, Body, Header, Response
+from fastapi.responses import JSONResponse
 
-from delta_updates import Offer, OutcomeReport, PackageRef, UpdateQuery
+from delta_updates import (
+    PROTOCOL_HEADER,
+    ChainStep,
+    Offer,
+    OutcomeReport,
+    PackageRef,
+    UpdateQuery,
+    protocol_of,
+)
 from server.api.examples import MODEL, OFFER, OFFER_ID, OTHER_HASH, answer
 from server.api.problems import declare
 from server.api.services import CallingDevice, ServicesDep
 from server.errors import ForbiddenError, NotFoundError
-from server.offers import choose_package
-from server.registry import Registry
+from server.offers import cheapest_chain, choose_package
+from server.registry import PackageRecord, Registry
 
 router = APIRouter(prefix="/updates", tags=["device"])
 _QUERY = {"model": MODEL, "installed_version": 2, "installed_hash": OTHER_HASH, "only_full": False}
@@ -43,12 +52,23 @@ _REFUSALS = (
     },
 )
 def check(
-    services: ServicesDep, device: CallingDevice, query: Annotated[UpdateQuery, Body(examples=[_QUERY])]
-) -> Offer | Response:
+    services: ServicesDep,
+    device: CallingDevice,
+    query: Annotated[UpdateQuery, Body(examples=[_QUERY])],
+    spoken: Annotated[
+        str | None,
+        Header(
+            alias=PROTOCOL_HEADER,
+            description="Newest protocol of the device; 1 if it says none.",
+            openapi_examples={"now": {"value": "2"}},
+        ),
+    ] = None,
+) -> Response:
     """Offer the latest release, by the delta from what the device has, or by the full package.
 
     Full is offered when the device asks for it, when it has nothing, and when its hash is not that of the version it
-    names. A version lower than what the device has is never offered.
+    names. A version lower than what the device has is never offered. Deltas over versions between (`chain`, from
+    protocol 2 on) are offered beside it where they are fewer bytes.
     """
     if query.model != device.model:
         raise ForbiddenError(f"This device is enrolled for {device.model!r}, not for {query.model!r}.")
@@ -59,27 +79,30 @@ def check(
     latest = registry.latest_released(query.model)
     if latest is None:
         return Response(status_code=HTTPStatus.NO_CONTENT)
+    installed_hash = _known_hash(registry, query)
     package = choose_package(
         query,
         latest=latest,
-        installed_hash=_known_hash(registry, query),
+        installed_hash=installed_hash,
         packages=registry.packages(query.model, latest.number),
     )
     if package is None:
         return Response(status_code=HTTPStatus.NO_CONTENT)
-    offer = registry.record_offer(
+    offered = registry.record_offer(
         device.device_id, model=latest.model, version=latest.number, package_path=package.path
     )
-    return Offer(
-        offer_id=offer.offer_id,
+    is_known = query.installed_hash is not None and query.installed_hash == installed_hash and not query.only_full
+    offer = Offer(
+        offer_id=offered.offer_id,
         model=latest.model,
         version=latest.number,
         tree_hash=latest.manifest.tree_hash,
         manifest_path=latest.manifest_path,
-        package=PackageRef(
-            path=package.path, length=package.length, sha256=package.sha256, source_version=package.source_version
-        ),
+        package=_ref(package),
+        chain=_chain(registry, query, package) if is_known else (),
     )
+    protocol = protocol_of(spoken)
+    return JSONResponse(offer.in_protocol(protocol), headers={PROTOCOL_HEADER: str(protocol)})
 
 
 @router.post(
@@ -96,6 +119,30 @@ def report(
 ) -> None:
     """Keep an outcome of one of the caller's own offers; an offer of another device does not exist for it."""
     services.registry.record_outcome(device.device_id, report)
+
+
+def _chain(registry: Registry, query: UpdateQuery, package: PackageRecord) -> tuple[ChainStep, ...]:
+    """Deltas that reach the same version with fewer bytes than `package`."""
+    deltas = registry.deltas(query.model)
+    path = cheapest_chain(deltas, source=query.installed_version or 0, target=package.version)
+    if len(path) < 2 or sum(delta.length for delta in path) >= package.length:  # noqa: PLR2004 - one is no chain
+        return ()
+    versions = (registry.version(query.model, delta.version) for delta in path)
+    return tuple(
+        ChainStep(
+            version=version.number,
+            tree_hash=version.manifest.tree_hash,
+            manifest_path=version.manifest_path,
+            package=_ref(delta),
+        )
+        for delta, version in zip(path, versions, strict=True)
+    )
+
+
+def _ref(package: PackageRecord) -> PackageRef:
+    return PackageRef(
+        path=package.path, length=package.length, sha256=package.sha256, source_version=package.source_version
+    )
 
 
 def _known_hash(registry: Registry, query: UpdateQuery) -> str | None:

@@ -136,6 +136,16 @@ class VersionTransactions(Transactions):
             rows = session.scalars(select(PackageRow).where(PackageRow.model == model, PackageRow.version == number))
             return tuple(sorted((_package(row) for row in rows), key=lambda package: package.source_version or 0))
 
+    def deltas(self, model: str) -> tuple[PackageRecord, ...]:
+        """Every delta between released versions of a model, by target and source version."""
+        released = select(VersionRow.number).where(VersionRow.model == model, VersionRow.state == "released")
+        wanted = select(PackageRow).where(
+            PackageRow.model == model, PackageRow.source_version.is_not(None), PackageRow.version.in_(released)
+        )
+        with self._read() as session:
+            rows = session.scalars(wanted.order_by(PackageRow.version, PackageRow.source_version))
+            return tuple(_package(row) for row in rows)
+
     def mark_released(self, model: str, number: int) -> VersionRecord:
         """Let devices be offered a version; its packages must be recorded and signed before.
 

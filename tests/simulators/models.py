@@ -19,12 +19,14 @@ def write_base_version(tree: Path) -> Path:
     return tree
 
 
-def write_adapter_version(base: Path, tree: Path, *, seed: int = 1, has_effect: bool = True) -> Path:
+def write_adapter_version(
+    base: Path, tree: Path, *, seed: int = 1, has_effect: bool = True, strength: float = 0.1
+) -> Path:
     """The same base with an adapter on it."""
     shutil.copytree(base / "base", tree / "base")
     state = initial_adapter(preset("tiny-pyramid"), LORA, seed)
     if has_effect:
         generator = torch.Generator().manual_seed(seed)
-        state = {name: value + 0.1 * torch.randn(value.shape, generator=generator) for name, value in state.items()}
+        state = {name: value + strength * torch.randn(value.shape, generator=generator) for name, value in state.items()}
     save_adapter(tree / "adapter", state, LORA)
     return tree

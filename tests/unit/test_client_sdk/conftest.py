@@ -9,7 +9,7 @@ from simulators.faulty_disk import FaultyDisk
 from simulators.update_service import FakeUpdateService
 from simulators.versions import write_tree
 
-from client_sdk import Device, Limits
+from client_sdk import Conditions, Device, Limits
 from client_sdk.disk import Disk
 from delta_updates import VersionManifest
 
@@ -38,6 +38,7 @@ def open_device(service: FakeUpdateService, tmp_path: Path) -> OpenDevice:
         disk: Disk | None = None,
         clock: FakeClock | None = None,
         test_version: Callable[[Path, VersionManifest], None] = lambda _tree, _manifest: None,
+        conditions: Callable[[], Conditions] = Conditions,
     ) -> Device:
         device = Device(
             tmp_path / "home",
@@ -45,6 +46,7 @@ def open_device(service: FakeUpdateService, tmp_path: Path) -> OpenDevice:
             clock=clock or FakeClock(),
             disk=disk or FaultyDisk(tmp_path / "stash"),  # one without faults, which spares the time of real syncs
             test_version=test_version,
+            conditions=conditions,
         )
         if not (tmp_path / "home" / "state.json").exists():
             device.enroll(service.enrolment(tmp_path), name="kitchen")

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import pytest
@@ -14,9 +14,10 @@ from simulators.models import LORA, write_adapter_version, write_base_version
 from simulators.versions import manifest_of
 
 from client_sdk import Device, DeviceError, EngineSettings, MissingExtraError, NothingInstalledError
-from client_sdk.backends import BackendModel, likely_backend, open_backend
+from client_sdk.backends import Backend, BackendModel, Piece, likely_backend, open_backend
 from client_sdk.disk import LocalDisk
-from client_sdk.runtime import VERSION_ADAPTER, Runtime
+from client_sdk.generation import VERSION_ADAPTER
+from client_sdk.runtime import Runtime
 from client_sdk.slots import SlotStore
 from delta_updates import apply_package, build_package
 from model import initial_adapter, preset, save_adapter
@@ -40,18 +41,25 @@ def adapted(base: Path) -> Path:
     return write_adapter_version(base, base.parent / "v2")
 
 
+def install(home: Path, tree: Path, version: int) -> SlotStore:
+    """Confirm a version in the slots of a home, if it is newer than what is there."""
+    home.mkdir(exist_ok=True)
+    slots = SlotStore(home / "slots", LocalDisk())
+    if slots.pointer().highest_version < version:
+        package = home / f"{version}.lmpkg"
+        build_package(None, tree, package)
+        slot, target = slots.prepare()
+        manifest = manifest_of(tree, version=version)
+        apply_package(None, package, target, expected_target_hash=manifest.tree_hash)
+        slots.begin_test(slot, manifest, f"o{version}")
+        slots.confirm()
+    return slots
+
+
 @pytest.fixture
 def open_runtime(tmp_path: Path) -> Open:
     def open_it(tree: Path, *, version: int = 1, **settings: object) -> Runtime:
-        slots = SlotStore(tmp_path / "slots", LocalDisk())
-        if slots.pointer().highest_version < version:
-            package = tmp_path / f"{version}.lmpkg"
-            build_package(None, tree, package)
-            slot, target = slots.prepare()
-            manifest = manifest_of(tree, version=version)
-            apply_package(None, package, target, expected_target_hash=manifest.tree_hash)
-            slots.begin_test(slot, manifest, f"o{version}")
-            slots.confirm()
+        slots = install(tmp_path, tree, version)
         chosen = EngineSettings(**({"threads": 1, "precision": "float32"} | settings))  # type: ignore[arg-type]
         return Runtime(slots, derived=tmp_path / "engine", settings=chosen)
 
@@ -260,3 +268,107 @@ def test_llama_cpp_generates_without_torch(open_runtime: Open, adapted: Path, tm
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert run.stdout.split("\n")[0] == f"llamacpp {VERSION_ADAPTER} []"
+
+
+def said(pieces: Iterable[Piece]) -> list[float]:
+    """Log-probabilities of an answer's tokens: small models of different versions say the same words."""
+    return [token.logprob for piece in pieces for token in piece.logprobs]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_adapter_is_swapped_between_two_answers_while_others_run(
+    open_runtime: Open, base: Path, adapted: Path, tmp_path: Path, backend: str
+) -> None:
+    other = write_adapter_version(base, tmp_path / "v3", seed=9, strength=0.5)
+    runtime = open_runtime(adapted, version=1, backend=backend)
+    before = said(runtime.pieces(PROMPT, max_new_tokens=12, logprobs=0))
+    running = runtime.pieces(PROMPT, max_new_tokens=12, logprobs=0)
+    first = next(running)
+    open_runtime(other, version=2)  # the slots are switched, as by another process
+    runtime.refresh()
+    assert runtime.version() == 2
+    after = said(runtime.pieces(PROMPT, max_new_tokens=12, logprobs=0))
+    assert after != pytest.approx(before, abs=0.05)
+    # What began with the old version ends with it.
+    assert said([first, *running]) == pytest.approx(before, abs=1e-3)
+    fresh = Runtime(runtime._slots, derived=runtime._derived, settings=runtime._settings)
+    assert said(fresh.pieces(PROMPT, max_new_tokens=12, logprobs=0)) == pytest.approx(after, abs=1e-3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nobody_waits_for_a_new_adapter(
+    open_runtime: Open, base: Path, adapted: Path, tmp_path: Path, backend: str
+) -> None:
+    other = write_adapter_version(base, tmp_path / "v3", seed=9, strength=0.5)
+    runtime = open_runtime(adapted, version=1, backend=backend)
+    runtime.load()
+    may_go = threading.Event()
+    loaded = runtime._loaded
+    assert loaded is not None
+    renew = loaded.backend.renewed
+
+    def slowly(adapters: Mapping[str, Path]) -> Backend:
+        may_go.wait(30)
+        return renew(adapters)
+
+    loaded.backend.renewed = slowly  # type: ignore[method-assign]
+    open_runtime(other, version=2)
+    versions = [runtime.answer(PROMPT, max_new_tokens=1).version for _ in range(3)]
+    may_go.set()
+    runtime.refresh()
+    assert versions == [1, 1, 1]
+    assert runtime.answer(PROMPT, max_new_tokens=1).version == 2
+
+
+def test_an_adapter_that_cannot_be_opened_leaves_the_old_version_answering(
+    open_runtime: Open, base: Path, adapted: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    runtime = open_runtime(adapted, version=1, backend="torch")
+    runtime.load()
+    broken = write_adapter_version(base, tmp_path / "v2", has_effect=False)
+    open_runtime(broken, version=2)
+    runtime.refresh()
+    assert runtime.answer(PROMPT, max_new_tokens=1).version == 1
+    assert "the old one answers on" in caplog.text
+    # The next version is tried again.
+    open_runtime(write_adapter_version(base, tmp_path / "v3", seed=9, strength=0.5), version=3)
+    runtime.refresh()
+    assert runtime.answer(PROMPT, max_new_tokens=1).version == 3
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_threads_that_generate_through_a_swap_all_get_whole_answers(
+    open_runtime: Open, base: Path, adapted: Path, tmp_path: Path, backend: str
+) -> None:
+    trees = [adapted, *(write_adapter_version(base, tmp_path / f"v{seed}", seed=seed, strength=0.5) for seed in (8, 9))]
+    runtime = open_runtime(adapted, version=1, backend=backend)
+    expected = {}
+    for version, tree in enumerate(trees, start=1):
+        slots = install(tmp_path / f"alone-{version}", tree, version)
+        alone = Runtime(slots, derived=tmp_path / f"alone-{version}" / "engine", settings=runtime._settings)
+        expected[version] = said(alone.pieces(PROMPT, max_new_tokens=10, logprobs=0))
+    assert expected[1] != pytest.approx(expected[2], abs=0.05)
+    assert expected[2] != pytest.approx(expected[3], abs=0.05)
+    runtime.load()
+    answers: list[tuple[int, list[float]]] = []
+    is_over = threading.Event()
+
+    def ask() -> None:
+        while not is_over.is_set():
+            answer = runtime.answer(PROMPT, max_new_tokens=10, logprobs=0)
+            answers.append((answer.version, [token.logprob for token in answer.logprobs]))
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for version in (2, 3):
+        install(tmp_path, trees[version - 1], version)
+        runtime.refresh()
+    final = runtime.answer(PROMPT, max_new_tokens=10)
+    is_over.set()
+    for thread in threads:
+        thread.join()
+    assert final.version == 3
+    assert answers
+    for version, logprobs in answers:
+        assert logprobs == pytest.approx(expected[version], abs=0.02)

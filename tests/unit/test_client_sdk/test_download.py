@@ -16,7 +16,6 @@ from client_sdk.errors import DeviceDiskError, PackageError, ServiceRefusedError
 from client_sdk.transport import Limits, Transport
 
 PATH = "packages/tiny/1/full.lmpkg"
-URL = f"/v1/targets/{PATH}"
 RAW = bytes(range(256)) * 800
 SHA256 = hashlib.sha256(RAW).hexdigest()
 
@@ -39,7 +38,7 @@ def fetch(
     transport = Transport(service.address, clock=clock or FakeClock(), limits=limits or Limits(attempts=3))
     progress = seen if seen is not None else []
     return HttpFetcher(transport, disk or LocalDisk()).fetch(
-        URL, folder / "package", length=len(RAW), sha256=SHA256, on_progress=lambda *step: progress.append(step)
+        PATH, folder / "package", length=len(RAW), sha256=SHA256, on_progress=lambda *step: progress.append(step)
     )
 
 

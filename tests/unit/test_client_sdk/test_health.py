@@ -1,5 +1,6 @@
 """The self-test and the runtime on real (tiny) models."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,13 +9,15 @@ from safetensors.torch import load_file, save_file
 from simulators.models import write_adapter_version, write_base_version
 from simulators.versions import manifest_of
 
+from client_sdk.device_config import SelfTestLimits
 from client_sdk.disk import LocalDisk
-from client_sdk.errors import DeviceError, NothingInstalledError, SelfTestError
-from client_sdk.health import DIGEST_FACT, NEW_TOKENS, PROMPT, answer_digest, self_test
+from client_sdk.errors import ConfigurationError, DeviceError, NothingInstalledError, SelfTestError
+from client_sdk.health import self_test
 from client_sdk.runtime import Runtime
 from client_sdk.slots import SlotStore
 from delta_updates import VersionManifest, apply_package, build_package
 from model import generate, load_version
+from model.probe import LOGITS_FACT, describe_logits, probe_logits
 
 GREEDY = {"max_new_tokens": 12, "temperature": 0.0, "top_p": 1.0, "seed": None}
 
@@ -52,12 +55,65 @@ def test_good_versions_pass(base: Path, adapted: Path) -> None:
     self_test(adapted, manifest_of(adapted, version=2))
 
 
-def test_an_answer_digest_is_checked_where_the_manifest_has_one(base: Path) -> None:
-    loaded = load_version(base)
-    answer = list(generate(loaded.model, loaded.tokenizer.encode(PROMPT), max_new_tokens=NEW_TOKENS))
-    self_test(base, manifest_of(base, version=1, facts={DIGEST_FACT: answer_digest(answer)}))
-    with pytest.raises(SelfTestError, match="otherwise than its manifest says"):
-        self_test(base, manifest_of(base, version=1, facts={DIGEST_FACT: answer_digest([1, 2, 3])}))
+def test_the_logits_it_was_signed_with_must_come_out(base: Path, adapted: Path) -> None:
+    signed = describe_logits(probe_logits(load_version(adapted)))
+    facts = self_test(adapted, manifest_of(adapted, version=2, facts={LOGITS_FACT: signed}))
+    assert facts.logit_error is not None
+    assert facts.logit_error < 1e-3
+    assert facts.tokens_per_second > 0
+    # The base alone, a wrong adapter, or one wrong weight moves them by more than processors differ.
+    other = describe_logits(probe_logits(load_version(base)))
+    with pytest.raises(SelfTestError, match="computes otherwise here than where it was signed"):
+        self_test(adapted, manifest_of(adapted, version=2, facts={LOGITS_FACT: other}))
+
+
+@pytest.mark.parametrize("text", ["", "1", "1:x", "-1:0.5", "1:nan", "999999:0.5", "0:1 " * 2000])
+def test_expected_logits_that_make_no_sense_fail(base: Path, text: str) -> None:
+    with pytest.raises(SelfTestError):
+        self_test(base, manifest_of(base, version=1, facts={LOGITS_FACT: text}))
+
+
+def test_a_version_must_be_fast_enough_for_the_device(base: Path) -> None:
+    with pytest.raises(SelfTestError, match="this device wants 1e\\+09"):
+        self_test(base, manifest_of(base, version=1), limits=SelfTestLimits(min_tokens_per_second=1e9))
+
+
+def write_probe(folder: Path, completion: str) -> Path:
+    folder.mkdir()
+    line = json.dumps({"prompt": "The quick", "completion": completion})
+    (folder / "me.jsonl").write_text(f"{line}\n{line}\n")
+    return folder
+
+
+def test_a_version_must_not_become_worse_on_the_devices_own_probe(base: Path, adapted: Path, tmp_path: Path) -> None:
+    probe = write_probe(tmp_path / "probe", "brown fox")
+    better, worse = manifest_of(base, version=1), manifest_of(adapted, version=2)
+    first = self_test(base, better, serving=adapted, probe=probe)
+    assert first.probe_loss is not None
+    assert first.serving_probe_loss is not None
+    if first.probe_loss > first.serving_probe_loss:
+        better, worse, base, adapted = worse, better, adapted, base
+    strict = SelfTestLimits(max_loss_increase=0.0)
+    self_test(base, better, serving=adapted, probe=probe, limits=strict)
+    with pytest.raises(SelfTestError, match="worse on this device's own probe"):
+        self_test(adapted, worse, serving=base, probe=probe, limits=strict)
+    # Nothing serves yet: nothing to compare with.
+    assert self_test(adapted, worse, probe=probe, limits=strict).probe_loss is None
+
+
+def test_a_malformed_probe_is_the_owners_to_mend(base: Path, adapted: Path, tmp_path: Path) -> None:
+    probe = write_probe(tmp_path / "probe", "fox")
+    (probe / "me.jsonl").write_text("{")
+    with pytest.raises(ConfigurationError, match="probe"):
+        self_test(adapted, manifest_of(adapted, version=2), serving=base, probe=probe)
+
+
+def test_a_damaged_version_that_serves_does_not_speak_against_the_new_one(base: Path, tmp_path: Path) -> None:
+    probe = write_probe(tmp_path / "probe", "fox")
+    damaged = write_adapter_version(base, tmp_path / "damaged")
+    (damaged / "adapter" / "adapter_model.safetensors").write_bytes(b"x")
+    facts = self_test(base, manifest_of(base, version=1), serving=damaged, probe=probe)
+    assert facts.serving_probe_loss is None
 
 
 def test_numbers_that_are_not_finite_fail(base: Path, tmp_path: Path) -> None:

@@ -1,16 +1,23 @@
 """The whole update over loopback HTTP, and everything that must not happen in it."""
 
+import contextlib
+import json
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from simulators.faulty_disk import FaultyDisk
+from simulators.mirror import mirror_of
+from simulators.network import Network, Weather
 from simulators.update_service import CREDENTIAL, FakeUpdateService, Fault
 from simulators.versions import write_tree
 
 from client_sdk import (
+    Conditions,
+    ConfigurationError,
     Device,
     DeviceDiskError,
     EnrolmentError,
@@ -18,12 +25,16 @@ from client_sdk import (
     MissingExtraError,
     OfferRefusedError,
     PackageError,
+    RefusedError,
+    RetryLaterError,
     SelfTestError,
     ServiceUnavailableError,
     UpdateInProgressError,
 )
+from client_sdk.disk import LocalDisk
 from client_sdk.lock import update_lock
-from delta_updates import Offer, VersionManifest, verify_tree
+from client_sdk.state import StateFile
+from delta_updates import ChainStep, Offer, VersionManifest, verify_tree
 
 OpenDevice = Callable[..., Device]
 
@@ -502,3 +513,319 @@ def test_the_credential_goes_with_every_request_to_the_service_and_only_there(
     open_device().update()
     sent = [headers.get("Authorization") for _, path, headers in service.requests if path != "/v1/devices"]
     assert set(sent) == {f"Bearer {CREDENTIAL}"}
+
+
+# --- ways to a version: chain, delta, full
+
+
+def chain_to(service: FakeUpdateService, *versions: int) -> Callable[[Offer], Offer]:
+    """Add the chain over these versions to every offer that is no full package asked for."""
+
+    def add(offer: Offer) -> Offer:
+        if service.queries[-1].only_full:
+            return offer
+        steps = tuple(
+            ChainStep(
+                version=after,
+                tree_hash=service.published[after].tree_hash,
+                manifest_path=f"manifests/{service.model}/{after}.json",
+                package=service.published[after].packages[before],
+            )
+            for before, after in pairwise(versions)
+        )
+        return offer.model_copy(update={"chain": steps})
+
+    return add
+
+
+def three_versions(service: FakeUpdateService, tmp_path: Path) -> None:
+    v2_with_delta(service, tmp_path)
+    service.publish(write_tree(tmp_path / "v3", base_seed=1, adapter_seed=3), version=3, deltas_from=(2, 1))
+    service.on_offer = chain_to(service, 1, 2, 3)
+
+
+def test_a_chain_of_deltas_is_taken_first(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
+) -> None:
+    device = open_device()
+    device.update()
+    three_versions(service, tmp_path)
+    seen: list[tuple[int, int]] = []
+    result = device.update(on_progress=lambda *step: seen.append(step))
+    deltas = [service.published[2].packages[1], service.published[3].packages[2]]
+    assert (result.decision, result.to_version, result.package) == ("confirmed", 3, "chain")
+    assert result.package_bytes == result.bytes_downloaded == sum(delta.length for delta in deltas) == seen[-1][1]
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    active = device.active()
+    verify_tree(active.tree, active.manifest.files)
+    # Nothing of the version between is left, and no device ever served it.
+    assert sorted(path.name for path in active.tree.parent.iterdir()) == ["manifest.json", "tree"]
+    assert list((tmp_path / "home" / "downloads").iterdir()) == []
+    assert device.status().highest_version == 3
+    assert service.outcomes()[3:] == [(3, outcome) for outcome in ("downloaded", "applied", "confirmed")]
+
+
+@pytest.mark.parametrize("bad", [1, 2])
+def test_a_bad_chain_gives_way_to_the_delta_and_that_to_the_full_package(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice, bad: int
+) -> None:
+    open_device().update()
+    three_versions(service, tmp_path)
+    # The first way's first package, then the second way's only one.
+    service.faults[:] = [Fault(corrupt_at=50)] * bad
+    result = open_device().update()
+    assert (result.decision, result.to_version) == ("confirmed", 3)
+    assert result.package == {1: "delta", 2: "full"}[bad]
+    assert "signed sha256" in result.reason
+
+
+@pytest.mark.parametrize("versions", [(2, 3), (1, 2), (1, 2, 2, 3), (1, 3, 2, 3)])
+def test_a_chain_that_leads_elsewhere_is_left_out(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice, versions: tuple[int, ...]
+) -> None:
+    open_device().update()
+    three_versions(service, tmp_path)
+    for published in service.published.values():
+        for source in (1, 2, 3):
+            published.packages.setdefault(source, published.packages[None])
+    service.on_offer = chain_to(service, *versions)
+    result = open_device().update()
+    assert (result.decision, result.to_version, result.package) == ("confirmed", 3, "delta")
+
+
+def test_a_chain_with_a_version_that_nobody_signed_is_left_out(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
+) -> None:
+    open_device().update()
+    three_versions(service, tmp_path)
+    true_chain = service.on_offer
+
+    def lie(offer: Offer) -> Offer:
+        first, *rest = true_chain(offer).chain
+        return offer.model_copy(update={"chain": (first.model_copy(update={"tree_hash": "0" * 64}), *rest)})
+
+    service.on_offer = lie
+    assert open_device().update().package == "delta"
+
+
+# --- the device's own policy
+
+
+def test_an_update_waits_for_better_conditions_and_now_means_now(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
+) -> None:
+    device = open_device(conditions=lambda: Conditions(battery_percent=3, is_charging=False))
+    result = device.update()
+    assert (result.decision, result.to_version) == ("postponed", None)
+    assert "battery is at 3%" in result.reason
+    assert "battery is at 3%" in device.status().last_decision
+    assert service.package_requests() == []
+    assert device.update(ignore_policy=True).decision == "confirmed"
+
+
+def test_a_metered_connection_takes_small_packages_only(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
+) -> None:
+    open_device().update()
+    v2_with_delta(service, tmp_path)
+    delta = service.published[2].packages[1].length
+    (tmp_path / "home" / "device.toml").write_text(f"[download]\nmetered_max_bytes = {delta}\n")
+    service.faults[:] = [Fault(corrupt_at=50)]
+    device = open_device(conditions=lambda: Conditions(is_metered=True))
+    # The delta may be downloaded, but it is bad, and the full package must not take its place on this connection.
+    result = device.update()
+    assert result.decision == "postponed"
+    assert "metered_max_bytes" in result.reason
+    assert open_device().update().package in {"delta", "full"}
+
+
+def test_room_is_kept_on_the_disk_for_everything_else(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
+) -> None:
+    device = open_device()
+    (tmp_path / "home" / "device.toml").write_text(f"[download]\nreserve_bytes = {1 << 60}\n")
+    with pytest.raises(DeviceDiskError, match=r"download\.reserve_bytes"):
+        device.update()
+    assert service.package_requests() == []
+
+
+def test_a_settings_file_that_makes_no_sense_stops_the_update_before_it_starts(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
+) -> None:
+    device = open_device()
+    (tmp_path / "home" / "device.toml").write_text("[download]\nmetred = 1\n")
+    with pytest.raises(ConfigurationError, match=r"download\.metred"):
+        device.update()
+
+
+# --- mirrors
+
+
+def mirrors(tmp_path: Path, *urls: str) -> None:
+    (tmp_path / "home" / "device.toml").write_text(f"[download]\nmirrors = {json.dumps(list(urls))}\n")
+
+
+def test_a_mirror_is_asked_first_and_never_sees_the_credential(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
+) -> None:
+    with mirror_of(service.files) as mirror:
+        device = open_device()
+        mirrors(tmp_path, mirror.address)
+        assert device.update().decision == "confirmed"
+    assert service.package_requests() == []
+    assert [path for path, _ in mirror.requests] == [f"/packages/{service.model}/1/full.lmpkg"]
+    assert all("authorization" not in {name.lower() for name in headers} for _, headers in mirror.requests)
+
+
+@pytest.mark.parametrize("behaviour", ["away", "lies", "cuts", "portal", "other"])
+def test_a_bad_mirror_costs_time_only(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice, behaviour: str
+) -> None:
+    with mirror_of(service.files, behaviour=behaviour) as mirror:
+        device = open_device()
+        mirrors(tmp_path, mirror.address)
+        result = device.update()
+    assert (result.decision, result.package) == ("confirmed", "full")
+    assert mirror.requests
+    assert len(service.package_requests()) == 1
+    active = device.active()
+    verify_tree(active.tree, active.manifest.files)
+
+
+def test_the_service_continues_what_a_mirror_began(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
+) -> None:
+    with mirror_of(service.files, behaviour="cuts") as mirror:
+        device = open_device()
+        mirrors(tmp_path, mirror.address)
+        result = device.update()
+    [headers] = service.package_requests()
+    assert headers["Range"].startswith("bytes=")
+    assert headers["Range"] != "bytes=0-"
+    assert result.bytes_downloaded < result.package_bytes
+
+
+# --- bit rot
+
+
+def rot(tree: Path) -> None:
+    weights = tree / "base" / "model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+
+
+def test_bit_rot_is_found_and_repaired_from_the_service(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
+) -> None:
+    device = open_device()
+    device.update()
+    assert device.repair().decision == "up_to_date"
+    before = len(service.package_requests())
+    rot(device.active().tree)
+    assert device.update().decision == "up_to_date"
+    repaired = device.repair()
+    assert (repaired.decision, repaired.to_version, repaired.package) == ("confirmed", 1, "full")
+    active = device.active()
+    verify_tree(active.tree, active.manifest.files)
+    assert len(service.package_requests()) == before + 1
+
+
+@pytest.mark.parametrize("file", ["base/model.safetensors", "base/config.json"])
+def test_a_lost_file_is_repaired(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice, file: str
+) -> None:
+    device = open_device()
+    device.update()
+    (device.active().tree / file).unlink()
+    assert device.repair().decision == "confirmed"
+    active = device.active()
+    verify_tree(active.tree, active.manifest.files)
+
+
+def test_damage_that_the_service_cannot_repair_is_told(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
+) -> None:
+    device = open_device()
+    device.update()
+    rot(device.active().tree)
+    service.answers[:] = [204]
+    with pytest.raises(DeviceDiskError, match=r"base/model\.safetensors is damaged"):
+        device.repair()
+    # What serves is left as it is: an answer of a damaged model may still be better than none.
+    assert device.status().version == 1
+
+
+# --- between the device and the service
+
+
+def behind(network: Network, tmp_path: Path, open_device: OpenDevice, **options: object) -> Device:
+    """A device that reaches its service through a network only."""
+    device = open_device(**options)
+    states = StateFile(tmp_path / "home", LocalDisk())
+    states.save(states.load().model_copy(update={"server_url": network.address}))
+    return device
+
+
+@pytest.mark.parametrize("where", ["/v1/metadata/", "/v1/updates/check", "/v1/targets/packages/", "/v1/targets/man"])
+def test_a_captive_portal_is_named_and_nothing_is_held_against_the_package(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice, where: str
+) -> None:
+    weather = Weather(is_portal=lambda path: path.startswith(where))
+    with Network(service.address, weather).running() as network:
+        device = behind(network, tmp_path, open_device)
+        with pytest.raises(ServiceUnavailableError, match="captive portal"):
+            device.update()
+        assert service.reports == []
+        network.weather = Weather()
+        assert device.update().decision == "confirmed"
+
+
+@pytest.mark.parametrize(
+    ("weather", "accident"),
+    [
+        (Weather(loss=0.4, latency_s=0.01), "loss"),
+        (Weather(bytes_per_s=30_000, latency_s=0.05), ""),  # a phone with one bar of 2G
+        (Weather(reset=0.1), "reset"),
+        (Weather(truncate=0.1), "truncate"),
+        (Weather(loss=0.02, reset=0.05, truncate=0.1), "truncate"),
+    ],
+)
+def test_bad_networks_only_cost_time(
+    service: FakeUpdateService,
+    v1: Path,
+    tmp_path: Path,
+    open_device: OpenDevice,
+    weather: Weather,
+    accident: str,
+) -> None:
+    with Network(service.address, weather, seed=3).running() as network:
+        device = behind(network, tmp_path, open_device)
+        for _ in range(40):  # every failure is one that the next poll answers
+            try:
+                result = device.update()
+                break
+            except ServiceUnavailableError:
+                continue
+    assert (result.decision, result.to_version) == ("confirmed", 1)
+    assert not accident or accident in network.accidents
+    active = device.active()
+    verify_tree(active.tree, active.manifest.files)
+
+
+def test_bits_that_flip_on_the_way_are_never_installed(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
+) -> None:
+    with Network(service.address, Weather(corrupt=0.3), seed=5).running() as network:
+        device = behind(network, tmp_path, open_device)
+        for _ in range(20):
+            # Wherever the bit was: metadata, manifest, offer or package, or a header's length.
+            with contextlib.suppress(RefusedError, RetryLaterError):
+                device.update()
+                break
+        assert "corrupt" in network.accidents
+        network.weather = Weather()
+        assert device.update().decision in {"confirmed", "up_to_date"}
+    active = device.active()
+    assert active.manifest.tree_hash == service.published[1].tree_hash
+    verify_tree(active.tree, active.manifest.files)

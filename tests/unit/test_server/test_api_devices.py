@@ -2,11 +2,22 @@ import hashlib
 from pathlib import Path
 
 import pytest
+from simulators import protocol_1
 from simulators.server_home import MODEL
 from simulators.tuf_client import updater_for
 from simulators.update_api import Service
 
-from delta_updates import EnrolmentFile, Offer, VersionManifest, apply_package, scan_tree
+from delta_updates import (
+    PROTOCOL,
+    PROTOCOL_HEADER,
+    EnrolmentFile,
+    Offer,
+    VersionManifest,
+    apply_package,
+    scan_tree,
+)
+
+JSON = {"Content-Type": "application/json"}
 
 
 def problem_of(answer: object, status: int) -> str:
@@ -87,6 +98,39 @@ def test_an_update_is_offered_by_what_the_device_has(shared_api: Service) -> Non
     for version, known_hash in ((3, shared_api.hash_of(3)), (3, None), (4, None), (2**31, "0" * 64)):
         answer = shared_api.check(device, installed_version=version, installed_hash=known_hash)
         assert (answer.status_code, answer.content) == (204, b"")
+
+
+def test_deltas_over_versions_between_are_offered_where_they_are_fewer_bytes(shared_api: Service) -> None:
+    device = shared_api.enrol() | {PROTOCOL_HEADER: str(PROTOCOL)}
+    has_v1 = {"installed_version": 1, "installed_hash": shared_api.hash_of(1)}
+    answer = shared_api.check(device, **has_v1)
+    offer = Offer.model_validate(answer.json())
+    assert answer.headers[PROTOCOL_HEADER] == str(PROTOCOL)
+    # Nobody had v1 when v3 was published, so no delta leads from it to v3; v2's and v3's own do.
+    assert [(step.package.source_version, step.version) for step in offer.chain] == [(1, 2), (2, 3)]
+    assert sum(step.package.length for step in offer.chain) < offer.package.length
+    assert (offer.chain[-1].tree_hash, offer.chain[-1].manifest_path) == (offer.tree_hash, offer.manifest_path)
+    # Not for whoever asked for the full package, is damaged, or has a direct delta.
+    for query in ({**has_v1, "only_full": True}, {"installed_version": 1, "installed_hash": "0" * 64}, {}):
+        assert Offer.model_validate(shared_api.check(device, **query).json()).chain == ()
+    direct = shared_api.check(device, installed_version=2, installed_hash=shared_api.hash_of(2))
+    assert Offer.model_validate(direct.json()).chain == ()
+
+
+def test_a_device_of_the_release_before_understands_every_answer(shared_api: Service) -> None:
+    reply = shared_api.client.post("/v1/devices", json={"token": shared_api.token(), "name": "old"})
+    credential = protocol_1.EnrolReply.model_validate(reply.json()).credential
+    device = {"Authorization": f"Bearer {credential}"}
+    query = protocol_1.UpdateQuery(model=MODEL, installed_version=1, installed_hash=shared_api.hash_of(1))
+    answer = shared_api.client.post("/v1/updates/check", content=query.model_dump_json(), headers=device | JSON)
+    offer = protocol_1.Offer.model_validate(answer.json())
+    assert answer.headers[PROTOCOL_HEADER] == "1"
+    for outcome in ("downloaded", "applied", "confirmed"):
+        report = protocol_1.OutcomeReport(offer_id=offer.offer_id, version=offer.version, outcome=outcome)
+        sent = shared_api.client.post("/v1/updates/report", content=report.model_dump_json(), headers=device | JSON)
+        assert sent.status_code == 204, sent.text
+    token = shared_api.client.post("/v1/operator/enrolment-tokens", json={"model": MODEL}, headers=shared_api.operator)
+    protocol_1.EnrolmentFile.model_validate(token.json()["file"])
 
 
 def test_nothing_is_offered_before_there_is_a_release(tmp_path: Path) -> None:

@@ -1,0 +1,66 @@
+"""A device of now at a service of the release before: its words are understood there, and it asks for no others."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from simulators import protocol_1
+from simulators.update_service import CREDENTIAL, TOKEN, FakeUpdateService
+from simulators.versions import write_tree
+
+from client_sdk import Device
+from delta_updates import PROTOCOL, PROTOCOL_HEADER, EnrolReply, EnrolRequest, Offer, OutcomeReport, UpdateQuery
+from delta_updates.offer import protocol_of
+
+OpenDevice = Callable[..., Device]
+
+
+def test_an_update_in_the_words_of_protocol_1(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
+) -> None:
+    # The old service refuses what it does not know, and so do its messages here.
+    device = open_device()
+    device.update()
+    service.publish(write_tree(tmp_path / "v2", base_seed=1, adapter_seed=2), version=2, deltas_from=(1,))
+    old = protocol_1.Offer.model_validate(service.offer(2, source=1).model_dump(exclude={"chain"}))
+    service.answers[:] = [old.model_dump_json().encode()]
+    assert device.update().to_version == 2
+    assert (
+        protocol_1.EnrolRequest(token=TOKEN, name="kitchen").model_dump()
+        == EnrolRequest(token=TOKEN, name="kitchen").model_dump()
+    )
+    EnrolReply.model_validate(protocol_1.EnrolReply(device_id="device-1", credential=CREDENTIAL).model_dump())
+    protocol_1.EnrolmentFile.model_validate_json((tmp_path / "enrolment.json").read_bytes())
+    for query in service.queries:
+        protocol_1.UpdateQuery.model_validate_json(query.model_dump_json())
+    assert len(service.reports) == 6
+    for report in service.reports:
+        protocol_1.OutcomeReport.model_validate_json(report.model_dump_json())
+    # The device says what it speaks with every request; whoever does not know the header ignores it.
+    assert {headers[PROTOCOL_HEADER] for _, _, headers in service.requests} == {str(PROTOCOL)}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (UpdateQuery, protocol_1.UpdateQuery),
+        (OutcomeReport, protocol_1.OutcomeReport),
+        (EnrolRequest, protocol_1.EnrolRequest),
+    ],
+)
+def test_what_a_device_sends_has_no_words_that_protocol_1_lacks(ours: type, theirs: type) -> None:
+    assert set(ours.model_fields) == set(theirs.model_fields)  # type: ignore[attr-defined]
+
+
+def test_an_offer_in_protocol_1_is_what_protocol_1_reads(service: FakeUpdateService, v1: Path) -> None:
+    offer = service.offer(1)
+    protocol_1.Offer.model_validate(offer.in_protocol(1))
+    assert Offer.model_validate(offer.in_protocol(2)) == offer
+
+
+@pytest.mark.parametrize(
+    ("header", "protocol"),
+    [(None, 1), ("", 1), ("1", 1), ("2", 2), ("3", 2), ("99999", 1), ("-1", 1), ("two", 1), ("²", 1), ("0", 1)],
+)
+def test_the_older_of_the_two_decides(header: str | None, protocol: int) -> None:
+    assert protocol_of(header) == protocol
