@@ -6,12 +6,13 @@ comes after a crash replaces them.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
+from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, Targets, Timestamp
 
 from server.errors import SigningError
 from server.signing.roles import file_name, max_bytes
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _ROOT_NAME: Final = re.compile(r"([1-9][0-9]{0,8})\.root\.json")
+_HASHED: Final = frozenset({"targets", "packages", "releases", "snapshot"})
 Document = TypeVar("Document", Root, Targets, Snapshot, Timestamp)
 
 
@@ -169,6 +171,18 @@ def parse_document(raw: bytes, kind: type[Document], *, where: str) -> Metadata[
     if not isinstance(metadata.signed, kind):
         raise SigningError(f"{where} is {metadata.signed.type} metadata, not {kind.type}.")
     return metadata
+
+
+def reference(document: str, version: int, content: bytes) -> MetaFile:
+    """How a snapshot names a document, or a timestamp the snapshot.
+
+    With its hash, a document counts only if two keys agree: a stolen releases or targets key alone, in the hands of
+    whoever stands between device and server, cannot replace the bytes under a version number. Bins go without: their
+    packages prove nothing by themselves, and a hash for each would treble what every device fetches.
+    """
+    if document not in _HASHED:
+        return MetaFile(version)
+    return MetaFile(version, len(content), {"sha256": hashlib.sha256(content).hexdigest()})
 
 
 def to_bytes(document: str, metadata: Metadata[Document]) -> bytes:

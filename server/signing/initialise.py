@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, Targets, Timestamp
+from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
 
 from server.errors import ConfigurationError
 from server.files import locked, make_folder, write_durably
-from server.signing.documents import Document, Documents, to_bytes
+from server.signing.documents import Document, Documents, reference, to_bytes
 from server.signing.keys import KeyFolder
 from server.signing.roles import ONLINE, Lifetimes, bins_of, file_name, new_packages, new_targets, require_bins
 from server.signing.sealing import Sealer
@@ -111,19 +111,21 @@ class _Signed:
 
     def of(self, root: Root, targets: Targets, packages: Targets) -> dict[str, bytes]:
         bins = list(bins_of(packages).get_roles())
-        snapshot = Snapshot(
-            meta={f"{name}.json": MetaFile(1) for name in ("targets", "packages", "releases", *bins)},
-        )
         files = [
-            self._seal(self._offline, "root", Metadata(root), root),
-            self._seal(self._offline, "targets", Metadata(targets), root),
-            self._seal(self._offline, "packages", Metadata(packages), targets),
-            self._seal(self._offline, "releases", Metadata(Targets()), targets),
-            *(self._seal(self._online, name, Metadata(Targets()), packages) for name in bins),
-            self._seal(self._online, "snapshot", Metadata(snapshot), root),
-            self._seal(self._online, "timestamp", Metadata(Timestamp()), root),
+            ("root", self._seal(self._offline, "root", Metadata(root), root)),
+            ("targets", self._seal(self._offline, "targets", Metadata(targets), root)),
+            ("packages", self._seal(self._offline, "packages", Metadata(packages), targets)),
+            ("releases", self._seal(self._offline, "releases", Metadata(Targets()), targets)),
+            *((name, self._seal(self._online, name, Metadata(Targets()), packages)) for name in bins),
         ]
-        return dict(files)
+        meta = {f"{name}.json": reference(name, 1, content) for name, content in files[1:]}
+        snapshot = self._seal(self._online, "snapshot", Metadata(Snapshot(meta=meta)), root)
+        timestamp = Timestamp(snapshot_meta=reference("snapshot", 1, snapshot))
+        files += [
+            ("snapshot", snapshot),
+            ("timestamp", self._seal(self._online, "timestamp", Metadata(timestamp), root)),
+        ]
+        return {file_name(name, 1): content for name, content in files}
 
     def _seal(
         self,
@@ -131,9 +133,9 @@ class _Signed:
         document: str,
         metadata: Metadata[Document],
         delegator: Root | Targets,
-    ) -> tuple[str, bytes]:
+    ) -> bytes:
         sealer.seal(document, metadata, [delegator])
-        return file_name(document, 1), to_bytes(document, metadata)
+        return to_bytes(document, metadata)
 
 
 def _root(roots: Sequence[Key], threshold: int, *, targets: Key, online: Mapping[str, Key]) -> Root:

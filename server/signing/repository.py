@@ -148,6 +148,12 @@ class SignedMetadata:
             for document, expires in dates.items()
         )
 
+    def signed_versions(self, model: str) -> frozenset[int]:
+        """The versions of a model whose manifests are signed: the newest few, as older ones are retired."""
+        folder = f"manifests/{model}/"
+        paths = Chain(self._documents).releases.signed.targets
+        return frozenset(_version_in(path) for path in paths if path.startswith(folder))
+
     def warnings(self, within_days: int) -> tuple[str, ...]:
         """What an operator has to know: which metadata of offline keys expires within so many days, and what to do."""
         return tuple(

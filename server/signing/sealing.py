@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tuf.api.metadata import Metadata, MetaFile, Root, Targets
+from tuf.api.metadata import Metadata, Root, Targets
 
 from server.errors import SigningError
-from server.signing.documents import Document, is_signed, to_bytes
+from server.signing.documents import Document, is_signed, reference, to_bytes
 from server.signing.keys import short
 from server.signing.roles import file_name, key_role
 
@@ -85,18 +85,18 @@ def commit(
         StorageError: The disk refused; devices see the metadata of before.
     """
     roots = [chain.root.signed, *([root.signed] if root else [])]
-    files = {
-        file_name(document, metadata.signed.version): to_bytes(document, metadata)
-        for document, metadata in changed.items()
-    }
+    files = {}
     snapshot, timestamp = chain.snapshot, chain.timestamp
     if changed or root or sealer.is_due("snapshot", snapshot):
         for document, metadata in changed.items():
-            snapshot.signed.meta[f"{document}.json"] = MetaFile(version=metadata.signed.version)
+            version, content = metadata.signed.version, to_bytes(document, metadata)
+            files[file_name(document, version)] = content
+            snapshot.signed.meta[f"{document}.json"] = reference(document, version, content)
         snapshot.signed.version += 1
         sealer.seal("snapshot", snapshot, roots)
-        files[file_name("snapshot", snapshot.signed.version)] = to_bytes("snapshot", snapshot)
-    timestamp.signed.snapshot_meta = MetaFile(version=snapshot.signed.version)
+        version, content = snapshot.signed.version, to_bytes("snapshot", snapshot)
+        files[file_name("snapshot", version)] = content
+        timestamp.signed.snapshot_meta = reference("snapshot", version, content)
     timestamp.signed.version += 1
     sealer.seal("timestamp", timestamp, roots)
     files["timestamp.json"] = to_bytes("timestamp", timestamp)

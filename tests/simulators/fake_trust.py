@@ -73,17 +73,22 @@ class FakeTrust:
             if document not in without:
                 signed.version += 1
                 signed.expires = expires or in_a_day()
-                self.store(document, signed)
-            self.snapshot.meta[f"{document}.json"] = MetaFile(version=signed.version)
+                content = self.store(document, signed)
+                self.snapshot.meta[f"{document}.json"] = reference(document, signed.version, content)
         self.sign_snapshot(expires=expires)
 
     def sign_snapshot(self, *, expires: datetime | None = None) -> None:
         """Sign snapshot and timestamp anew."""
-        for signed in (self.snapshot, self.timestamp):
-            signed.version += 1
-            signed.expires = expires or in_a_day()
-        self.timestamp.snapshot_meta = MetaFile(version=self.snapshot.version)
-        self.store("snapshot", self.snapshot)
+        self.snapshot.version += 1
+        self.snapshot.expires = expires or in_a_day()
+        content = self.store("snapshot", self.snapshot)
+        self.timestamp.snapshot_meta = reference("snapshot", self.snapshot.version, content)
+        self.sign_timestamp(expires=expires)
+
+    def sign_timestamp(self, *, expires: datetime | None = None) -> None:
+        """Sign the timestamp anew."""
+        self.timestamp.version += 1
+        self.timestamp.expires = expires or in_a_day()
         self.store("timestamp", self.timestamp)
 
     def sign_root(self, *, expires: datetime | None = None) -> None:
@@ -127,11 +132,12 @@ class FakeTrust:
             setattr(thief, name, copy.deepcopy(getattr(self, name)))
         return thief
 
-    def store(self, document: str, signed: Root | Targets | Snapshot | Timestamp) -> None:
+    def store(self, document: str, signed: Root | Targets | Snapshot | Timestamp) -> bytes:
         """Sign a document with the keys of its role, and give it out."""
         role = "deltas" if document.startswith("deltas-") else "targets" if document == "packages" else document
         name = "timestamp.json" if document == "timestamp" else f"{signed.version}.{document}.json"
         self.metadata[name] = signed_bytes(signed, self.signers[role])
+        return self.metadata[name]
 
     def _delegations(self) -> Delegations:
         keys = {role: self.signers[role][0].public_key for role in ("releases", "targets")}
@@ -140,6 +146,13 @@ class FakeTrust:
             "packages": DelegatedRole("packages", [keys["targets"].keyid], 1, True, ["packages/*/*/*.lmpkg"]),
         }
         return Delegations({key.keyid: key for key in keys.values()}, roles)
+
+
+def reference(document: str, version: int, content: bytes) -> MetaFile:
+    """How a snapshot names a document, or a timestamp the snapshot: bins by version, the rest by hash as well."""
+    if document.startswith("deltas-"):
+        return MetaFile(version)
+    return MetaFile(version, len(content), {"sha256": hashlib.sha256(content).hexdigest()})
 
 
 def target_file(path: str, raw: bytes, custom: dict[str, Any]) -> TargetFile:

@@ -27,6 +27,8 @@ def write_adapter_version(
     state = initial_adapter(preset("tiny-pyramid"), LORA, seed)
     if has_effect:
         generator = torch.Generator().manual_seed(seed)
-        state = {name: value + strength * torch.randn(value.shape, generator=generator) for name, value in state.items()}
+        state = {
+            name: value + strength * torch.randn(value.shape, generator=generator) for name, value in state.items()
+        }
     save_adapter(tree / "adapter", state, LORA)
     return tree

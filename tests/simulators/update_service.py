@@ -4,8 +4,10 @@
 """
 
 import hashlib
+import itertools
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,6 +39,25 @@ class Fault:
     extra: bytes = b""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Lie:
+    """What is answered instead of the truth, on every request for a path.
+
+    Attributes:
+        body: sent once, or over and over when `is_endless`; then no length is announced.
+        byte_pause_s, header_pause_s, chunk_pause_s: waits before each byte of the body, of an endless line of the
+            header, or of an endless length of a chunk.
+    """
+
+    status: int = 200
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    is_endless: bool = False
+    byte_pause_s: float = 0.0
+    header_pause_s: float = 0.0
+    chunk_pause_s: float = 0.0
+
+
 @dataclass
 class Published:
     """One version as the service offers it."""
@@ -58,6 +79,9 @@ class FakeUpdateService:
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.faults: list[Fault] = []
         self.answers: list[Offer | int | bytes] = []
+        self.lies: dict[str, Lie] = {}
+        """By the beginning of a path, e.g. `/v1/metadata/timestamp`."""
+        self.lied_bytes = 0
         self.report_status = 204
         self.metadata_status: int | None = None
         self.on_offer: Callable[[Offer], Offer] = lambda offer: offer
@@ -174,7 +198,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._note()
-        if self.path.startswith("/v1/metadata/"):
+        lie = next((lie for path, lie in self.service.lies.items() if self.path.startswith(path)), None)
+        if lie is not None:
+            self._send_lie(lie)
+        elif self.path.startswith("/v1/metadata/"):
             raw = self.service.metadata.get(self.path.removeprefix("/v1/metadata/"))
             status = self.service.metadata_status or (404 if raw is None else 200)
             self._send(status, raw if raw is not None and status == 200 else b"no such metadata")
@@ -212,6 +239,35 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(answer, b'{"detail": "on purpose"}')
         else:
             self._send(200, answer if isinstance(answer, bytes) else answer.model_dump_json().encode())
+
+    def _send_lie(self, lie: Lie) -> None:
+        self.close_connection = True
+        self.send_response(lie.status)
+        for name, value in lie.headers.items():
+            self.send_header(name, value)
+        if lie.header_pause_s:
+            self.flush_headers()
+            self._drip(itertools.chain([b"X-Wait: "], itertools.repeat(b"1")), lie.header_pause_s)
+        if lie.chunk_pause_s:
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self._drip(itertools.repeat(b"0"), lie.chunk_pause_s)
+        if not lie.is_endless:
+            self.send_header("Content-Length", str(len(lie.body)))
+        self.end_headers()
+        if lie.byte_pause_s:
+            self._drip((bytes([byte]) for byte in lie.body), lie.byte_pause_s)
+        elif lie.is_endless:
+            self._drip(itertools.cycle([lie.body]), 0.0)
+        else:
+            self.wfile.write(lie.body)
+
+    def _drip(self, pieces: Iterator[bytes], pause_s: float) -> None:
+        """Send for as long as the device listens."""
+        for piece in pieces:
+            time.sleep(pause_s)
+            self.wfile.write(piece)
+            self.service.lied_bytes += len(piece)
 
     def _send_package(self, path: str, fault: Fault) -> None:
         raw = self.service.files[path]
