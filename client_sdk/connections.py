@@ -1,4 +1,4 @@
-"""Connections that end: a socket's time-out starts again with every byte, so a server that drips would hold us for days.
+"""Connections that end: a socket's time-out starts again with every byte, so one that drips would hold us for days.
 
 Source: the slow retrieval attack, TUF specification 1.0, section 1.5.2.
 """

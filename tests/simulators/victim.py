@@ -60,7 +60,9 @@ class Victim:
 
     def forged_version(self, thief: FakeTrust, *, version: int, seed: int = 66) -> None:
         """Offer a version of the thief's making; its manifest and package are named where their roles are asked."""
-        tree = write_tree(self.folder / f"evil-{version}", base_seed=seed)
+        tree = self.folder / f"evil-{version}"
+        if not tree.exists():
+            write_tree(tree, base_seed=seed)
         manifest = manifest_of(tree, version=version)
         path = f"packages/tiny/{version}/full.lmpkg"
         build_package(None, tree, self.folder / "evil.lmpkg")
