@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import urllib3
 
+from client_sdk.connections import must_progress
 from client_sdk.disk import Disk, disk_errors
 from client_sdk.errors import EnrolmentError, PackageError, RefusedError, RetryLaterError, ServiceUnavailableError
 from client_sdk.service import TARGETS
@@ -114,7 +115,8 @@ class _Part:
         self.length = length
         self._etag_path = destination.with_name(destination.name + ".etag")
         self._disk = disk
-        if self.size() > length:
+        # A link there would let the download be written over what it leads to.
+        if self.size() > length or self.path.is_symlink() or self._etag_path.is_symlink():
             self.discard()
 
     def size(self) -> int:
@@ -205,7 +207,8 @@ class _Transfer:
                 self._window_start = (self._clock.monotonic(), offset)
                 self._offset = offset
                 self._on_progress(offset, self._part.length)
-                self._part.append(offset, lambda: response.read1(CHUNK_BYTES), self._count)
+                with must_progress(response, every_s=self._limits.rate_window_s, progress=lambda: self._offset):
+                    self._part.append(offset, lambda: response.read1(CHUNK_BYTES), self._count)
         except ServiceUnavailableError as error:
             return error
         if self._part.size() < self._part.length:

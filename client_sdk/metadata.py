@@ -163,12 +163,21 @@ def checked_root(root: dict[str, object]) -> bytes:
     try:
         parsed = Metadata[Root].from_bytes(raw)
         parsed.signed.verify_delegate(Root.type, parsed.signed_bytes, parsed.signatures)
+        _require_distinct_keys(parsed.signed)
     except (RepositoryError, ValueError) as error:
         raise EnrolmentError(
             f"The enrolment file's root is not valid root metadata ({printable(str(error), max_chars=120)}). Ask the "
             "operator for a new enrolment file."
         ) from error
     return raw
+
+
+def _require_distinct_keys(root: Root) -> None:
+    """Refuse one key under two ids: its holder alone would be several of those who must sign."""
+    for name, role in root.roles.items():
+        values = {json.dumps(root.keys[keyid].keyval, sort_keys=True) for keyid in role.keyids}
+        if len(values) < len(role.keyids):
+            raise ValueError(f"two keys of {name} are the same key")
 
 
 def _sentence(error: Exception) -> str:

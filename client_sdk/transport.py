@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import urllib3
 from urllib3.exceptions import HTTPError, SSLError
 
+from client_sdk.connections import bounded_pool, must_progress
 from client_sdk.errors import EnrolmentError, ServiceRefusedError, ServiceUnavailableError
 from delta_updates.offer import PROTOCOL, PROTOCOL_HEADER
 
@@ -111,9 +112,9 @@ class Transport:
         self.limits = limits or Limits()
         self.clock = clock or SystemClock()
         self._credential = credential
-        self._pool = urllib3.PoolManager(
-            timeout=urllib3.Timeout(connect=self.limits.connect_timeout_s, read=self.limits.read_timeout_s),
-            retries=False,
+        self._pool = bounded_pool(
+            urllib3.Timeout(connect=self.limits.connect_timeout_s, read=self.limits.read_timeout_s),
+            header_deadline_s=self.limits.request_deadline_s,
         )
 
     @contextmanager
@@ -187,7 +188,9 @@ class Transport:
         with self.open(method, path, body=body) as response:
             raise_for_status(response, self.server_url, self.clock, self.limits)
             require_no_portal(response, self.server_url)
-            return Answer(response.status, read_bounded(response, max_bytes, self.clock, self.limits))
+            # Small answers do not have to progress, they have to be there.
+            with must_progress(response, every_s=self.limits.request_deadline_s, progress=lambda: 0):
+                return Answer(response.status, read_bounded(response, max_bytes, self.clock, self.limits))
 
     def _no_answer(self, error: Exception) -> str:
         if isinstance(error, SSLError):

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from server.api import create_app
 from server.config import Settings
+from server.signing import KeyFolder, Lifetimes, initialise
 
 PAGE: Final = Path(__file__).with_name("rest.md")
 _HEAD: Final = """\
@@ -48,7 +49,9 @@ def page() -> str:
 def document() -> dict[str, Any]:
     """The OpenAPI document of the app, made in a folder of its own and not in anybody's home."""
     with tempfile.TemporaryDirectory() as folder:
-        app = create_app(Settings(home=Path(folder) / "home", database_url=None))
+        settings = Settings(home=Path(folder) / "home", database_url=None)
+        initialise(settings.home, KeyFolder(Path(folder) / "keys"), lifetimes=Lifetimes.of(settings), bins=2)
+        app = create_app(settings)
         try:
             return app.openapi()
         finally:

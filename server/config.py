@@ -48,9 +48,34 @@ class Settings(BaseSettings):
     enrolment_hours: float = Field(
         default=24.0, gt=0, le=24 * 366, description="Hours for which an enrolment token can be used."
     )
-    root_expiry_days: int = Field(default=365, ge=1, le=3650, description="Days until signed root metadata expires.")
+    offline_keys: Path = Field(
+        default=Path("~/.lamella/offline-keys"),
+        description="Folder of the keys of root, targets and releases, outside of home. The API never reads it.",
+    )
+    passphrase_file: Path | None = Field(
+        default=None,
+        description="File with the passphrase of the offline keys, mode 0600; unset: asked for at the terminal.",
+    )
+    root_expiry_days: int = Field(
+        default=365, ge=1, le=3650, description="Days until root metadata expires; renewed with the offline keys."
+    )
     targets_expiry_days: int = Field(
-        default=90, ge=1, le=3650, description="Days until signed targets metadata expires."
+        default=365, ge=1, le=3650, description="Days until targets metadata expires; renewed with the offline keys."
+    )
+    releases_expiry_days: int = Field(
+        default=180,
+        ge=1,
+        le=3650,
+        description="Days until the signed list of releases expires; each release renews it.",
+    )
+    trust_warning_days: int = Field(
+        default=30, ge=0, le=3650, description="Days before metadata of an offline key expires that the API warns."
+    )
+    signed_versions: int = Field(
+        default=16, ge=1, le=10_000, description="Newest versions of a model that stay signed; older ones are retired."
+    )
+    deltas_expiry_days: int = Field(
+        default=30, ge=1, le=3650, description="Days until the signed lists of packages expire."
     )
     snapshot_expiry_days: int = Field(
         default=14, ge=1, le=3650, description="Days until signed snapshot metadata expires."
@@ -62,7 +87,7 @@ class Settings(BaseSettings):
         description="Hours until the signed timestamp expires: how long a device can be kept from seeing news.",
     )
 
-    @field_validator("home", "cache")
+    @field_validator("home", "cache", "offline_keys")
     @classmethod
     def _absolute(cls, folder: Path) -> Path:
         return folder.expanduser().absolute()

@@ -94,12 +94,22 @@ def secret_file(path: Path, make: Callable[[], bytes] | None = None) -> bytes:
     with locked(path.with_name(f".{path.name}.lock")):
         if make is not None and not path.exists():
             write_durably(path, make(), mode=SECRET_MODE)
-        try:
-            with path.open("rb") as file:
-                mode = os.fstat(file.fileno()).st_mode & 0o777
-                content = file.read(_MAX_SECRET_BYTES + 1)
-        except OSError as error:
-            raise StorageError(f"Could not read {path}: {error.strerror or error}.") from error
+        return read_secret(path)
+
+
+def read_secret(path: Path) -> bytes:
+    """Read a secret that must be there; needs no place to write, so it may lie on a disk mounted read-only.
+
+    Raises:
+        ConfigurationError: Others may read the file, or it is empty or too long to be a secret.
+        StorageError: The disk refused, or the file is not there.
+    """
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode & 0o777
+            content = file.read(_MAX_SECRET_BYTES + 1)
+    except OSError as error:
+        raise StorageError(f"Could not read {path}: {error.strerror or error}.") from error
     if mode & 0o077:
         raise ConfigurationError(f"{path} has mode {mode:04o}, so others can read it. Run: chmod 600 {path}")
     if not 0 < len(content) <= _MAX_SECRET_BYTES:

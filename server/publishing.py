@@ -108,7 +108,7 @@ def publish(
     Args:
         registry: Where the version is a candidate.
         artifacts: Where its files are.
-        metadata: What signs it.
+        metadata: What signs it, opened with the folder of the releases key.
         model: The model.
         version: Its candidate.
         gate: What `evaluate` answered; None for a base, or when an earlier, cut-off attempt has passed the gate.
@@ -119,6 +119,7 @@ def publish(
         GateRefusedError: The gate failed; the candidate is rejected and the registry keeps the reason.
         ConflictError: The version is rejected, or older than the latest release.
         PublishingError: A package does not rebuild the version.
+        ConfigurationError, SigningError: The releases key is not there or does not open; nothing was built.
         StorageError: The disk refused, or an artifact is damaged.
     """
     with _workspace(work) as folder:
@@ -126,6 +127,7 @@ def publish(
         if record.state != "released":
             _pass_gate(registry, record, gate)
             _require_newest(registry, record)
+            metadata.unlock_releases()
             _Publication(registry, artifacts, metadata, record, folder, on_step or _no_progress).run()
         return PublishResult(version=registry.version(model, version), packages=registry.packages(model, version))
 
@@ -158,11 +160,9 @@ class _Publication:
         self.on_step("sign", steps - 2, steps)
         manifest = self.record.manifest.to_bytes()
         manifest_digest = self.artifacts.put_bytes(manifest)
-        self.metadata.add_targets(
-            [
-                *(_package_target(package, self.record) for package in built),
-                _manifest_target(self.record, length=len(manifest), sha256=manifest_digest),
-            ]
+        self.metadata.add_release(
+            manifest=_manifest_target(self.record, length=len(manifest), sha256=manifest_digest),
+            packages=[_package_target(package, self.record) for package in built],
         )
         self.on_step("release", steps - 1, steps)
         self.registry.mark_released(model, number)

@@ -112,8 +112,14 @@ async def _keep_fresh(services: Services) -> None:
     # What has used up half of its lifetime is renewed, so an eighth leaves three more tries.
     pause_s = min(_MAX_REFRESH_S, services.settings.timestamp_expiry_hours * 3600 / 8)
     while True:
-        await asyncio.sleep(pause_s)
         try:
-            await to_thread.run_sync(services.metadata.refresh_timestamp)
+            await to_thread.run_sync(_warn_of_expiry, services)
+            await asyncio.sleep(pause_s)
+            await to_thread.run_sync(services.metadata.refresh)
         except ServerError:
             _log.exception("signed metadata could not be renewed; trying again in %.0f s", pause_s)
+
+
+def _warn_of_expiry(services: Services) -> None:
+    for warning in services.metadata.warnings(services.settings.trust_warning_days):
+        _log.warning(warning)

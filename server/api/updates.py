@@ -17,7 +17,7 @@ from delta_updates import (
 )
 from server.api.examples import MODEL, OFFER, OFFER_ID, OTHER_HASH, answer
 from server.api.problems import declare
-from server.api.services import CallingDevice, ServicesDep
+from server.api.services import CallingDevice, Services, ServicesDep
 from server.errors import ForbiddenError, NotFoundError
 from server.offers import cheapest_chain, choose_package
 from server.registry import PackageRecord, Registry
@@ -99,7 +99,7 @@ def check(
         tree_hash=latest.manifest.tree_hash,
         manifest_path=latest.manifest_path,
         package=_ref(package),
-        chain=_chain(registry, query, package) if is_known else (),
+        chain=_chain(services, query, package) if is_known else (),
     )
     protocol = protocol_of(spoken)
     return JSONResponse(offer.in_protocol(protocol), headers={PROTOCOL_HEADER: str(protocol)})
@@ -121,9 +121,11 @@ def report(
     services.registry.record_outcome(device.device_id, report)
 
 
-def _chain(registry: Registry, query: UpdateQuery, package: PackageRecord) -> tuple[ChainStep, ...]:
+def _chain(services: Services, query: UpdateQuery, package: PackageRecord) -> tuple[ChainStep, ...]:
     """Deltas that reach the same version with fewer bytes than `package`."""
-    deltas = registry.deltas(query.model)
+    registry, signed = services.registry, services.metadata.signed_versions(query.model)
+    # A device refuses a step whose manifest is not signed any more.
+    deltas = [delta for delta in registry.deltas(query.model) if delta.version in signed]
     path = cheapest_chain(deltas, source=query.installed_version or 0, target=package.version)
     if len(path) < 2 or sum(delta.length for delta in path) >= package.length:  # noqa: PLR2004 - one is no chain
         return ()

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
 from server.artifacts import LocalArtifactStore
 from server.config import Settings, load_settings
+from server.errors import ConfigurationError
+from server.files import read_secret
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from server.registry import Registry
     from server.signing import SignedMetadata
@@ -44,10 +48,36 @@ class Service:
 
     @cached_property
     def metadata(self) -> SignedMetadata:
-        """Keys and signed metadata, made on first use."""
-        from server.signing import SignedMetadata
+        """The signed metadata and its online keys; `lamella trust init` has made them."""
+        from server.signing import KeyFolder, SignedMetadata
 
-        return SignedMetadata.open(self.settings)
+        # Opened, and its passphrase asked for, only when a version is released.
+        release_keys = KeyFolder(self.settings.offline_keys, passphrase_of(self.settings))
+        return SignedMetadata.open(self.settings, release_keys=release_keys)
+
+
+def passphrase_of(settings: Settings, *, confirm: bool = False) -> Callable[[], bytes]:
+    """Where the passphrase of the offline keys comes from: the file that is set, or the person at the terminal.
+
+    Args:
+        settings: With ``passphrase_file``.
+        confirm: Ask twice, as it is a new one.
+    """
+
+    @cache
+    def ask() -> bytes:
+        if settings.passphrase_file is not None:
+            return read_secret(settings.passphrase_file).rstrip(b"\r\n")
+        if not sys.stdin.isatty():
+            raise ConfigurationError(
+                "The offline keys need a passphrase. Run this at a terminal, or put it into a file of mode 0600 and "
+                "set LAMELLA_PASSPHRASE_FILE."
+            )
+        return str(
+            typer.prompt("Passphrase of the offline keys", hide_input=True, confirmation_prompt=confirm)
+        ).encode()
+
+    return ask
 
 
 def open_service() -> Service:

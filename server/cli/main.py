@@ -29,6 +29,7 @@ from server.cli import (
     stopping,
     superlink,
     train,
+    trust,
 )
 from server.cli.console import problems
 from server.errors import ServerError
@@ -54,6 +55,7 @@ app.add_typer(runs.app, name="runs")
 app.command("release")(release.release)
 app.command("versions")(release.versions)
 app.add_typer(devices.app, name="devices")
+app.add_typer(trust.app, name="trust")
 app.add_typer(superlink.app, name="superlink")
 app.add_typer(privacy.app, name="privacy")
 app.add_typer(delta.app, name="delta")

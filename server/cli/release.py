@@ -35,6 +35,7 @@ def release(
         publish_version(service, known[0], gate=None)
     else:
         gate = Gate(margin=service.settings.gate_margin if margin is None else margin)
+        service.metadata.unlock_releases()  # before minutes of measuring
         candidate, result = _candidate(service, run, gate=gate)
         console.print(
             f"Gate: held-out loss {result.parent_loss:.4f} → {result.candidate_loss:.4f} "
@@ -85,6 +86,8 @@ def publish_version(service: Service, record: VersionRecord, *, gate: GateResult
     """Publish a candidate while telling every step."""
     from server.publishing import publish
 
+    if record.state != "released":
+        service.metadata.unlock_releases()  # a question for the passphrase, before the spinner
     with console.status("Publishing ...") as status:
         publish(
             service.registry,

@@ -14,7 +14,9 @@ from model import DocstringSource, export_users
 def prepared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An operator's home with a tiny base released as v1; copied for every test."""
     home = tmp_path_factory.mktemp("prepared") / "home"
-    Service(home).lamella("base", "pretrain", "--model", "chat", "--steps", "20")
+    operator = Service(home)
+    operator.init_trust()
+    operator.lamella("base", "pretrain", "--model", "chat", "--steps", "20")
     export_users(DocstringSource(), home / "text", users=2, held_out_users=2)
     return home
 
@@ -22,7 +24,8 @@ def prepared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def service(prepared_home: Path, tmp_path: Path) -> Iterator[Service]:
     """A service of its own, with v1 released."""
-    shutil.copytree(prepared_home, tmp_path / "home", symlinks=True)
+    for name in ("home", "home-offline"):
+        shutil.copytree(prepared_home.with_name(name), tmp_path / name, symlinks=True)
     made = Service(tmp_path / "home")
     yield made
     made.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -22,7 +23,7 @@ from server.artifacts import LocalArtifactStore
 from server.config import load_settings
 from server.publishing import Gate, create_candidate, publish
 from server.registry import Registry
-from server.signing import SignedMetadata
+from server.signing import KeyFolder, SignedMetadata
 
 SCRIPTS = Path(sys.executable).parent
 # Few and short: these tests ask whether the parts work together, not how well the model learns.
@@ -47,11 +48,26 @@ class Service:
         self.processes: list[subprocess.Popen[str]] = []
 
     @property
+    def offline_keys(self) -> Path:
+        """The operator's offline keys and their passphrase, beside the home."""
+        return self.home.with_name(f"{self.home.name}-offline")
+
+    def init_trust(self) -> None:
+        """What comes first in every new home."""
+        self.offline_keys.mkdir(mode=0o700)
+        passphrase = self.offline_keys / "passphrase"
+        passphrase.touch(mode=0o600)
+        passphrase.write_text(secrets.token_urlsafe(24))
+        self.lamella("trust", "init")
+
+    @property
     def environment(self) -> dict[str, str]:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("LAMELLA_", "FLWR_"))}
         return kept | {
             "LAMELLA_HOME": str(self.home),
             "LAMELLA_CACHE": str(self.home.parent / "cache"),
+            "LAMELLA_OFFLINE_KEYS": str(self.offline_keys),
+            "LAMELLA_PASSPHRASE_FILE": str(self.offline_keys / "passphrase"),
             "LAMELLA_PORT": str(self.port),
             "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}",
             "COLUMNS": "200",
@@ -121,7 +137,8 @@ class Service:
                 registry, artifacts, model="chat", adapter=Path(folder) / "adapter", parent=parent.number
             )
         gate = Gate(margin=0.0).judge(candidate_loss=1.0, parent_loss=1.0)
-        metadata = SignedMetadata.open(settings)
+        passphrase = (self.offline_keys / "passphrase").read_bytes()
+        metadata = SignedMetadata.open(settings, release_keys=KeyFolder(self.offline_keys, lambda: passphrase))
         publish(
             registry, artifacts, metadata, model="chat", version=candidate.number, gate=gate, work=settings.work_dir
         )

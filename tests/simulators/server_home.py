@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -15,7 +16,7 @@ from server.artifacts import LocalArtifactStore
 from server.config import Settings
 from server.publishing import Gate, create_candidate, import_base, publish
 from server.registry import GateResult, PackageRecord, Registry, VersionRecord
-from server.signing import SignedMetadata
+from server.signing import KeyFolder, Lifetimes, SignedMetadata, initialise
 
 MODEL = "tiny"
 
@@ -110,9 +111,28 @@ def make_event(
     )
 
 
+PASSPHRASE = b"a passphrase of a test"
+
+
+def offline_keys(folder: Path) -> KeyFolder:
+    """The operator's offline keys, beside the home."""
+    return KeyFolder(folder / "offline-keys", lambda: PASSPHRASE)
+
+
+def init_trust(
+    settings: Settings, keys: KeyFolder, *, bins: int = 4, now: Callable[[], datetime] | None = None
+) -> None:
+    """What `lamella trust init` does; with fewer bins, to spare the time of writing them."""
+    initialise(settings.home, keys, lifetimes=Lifetimes.of(settings), bins=bins, now=now)
+
+
 def open_home(folder: Path, **overrides: object) -> Home:
-    settings = Settings(home=folder / "home", **overrides)
-    metadata = SignedMetadata.open(settings)
+    """A home in ``folder``, with trust made on first use and with the releases key at hand."""
+    settings = Settings(home=folder / "home", offline_keys=folder / "offline-keys", **overrides)
+    keys = offline_keys(folder)
+    if not (settings.home / "metadata").exists():
+        init_trust(settings, keys)
+    metadata = SignedMetadata.open(settings, release_keys=keys)
     return Home(settings, Registry.open(settings), LocalArtifactStore(settings.artifacts_dir), metadata, folder)
 
 

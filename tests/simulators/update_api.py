@@ -4,10 +4,11 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from simulators.server_home import MODEL, Home
+from simulators.server_home import MODEL, Home, init_trust, offline_keys
 
 from server.api import create_app
 from server.config import Settings
+from server.signing import SignedMetadata
 
 with warnings.catch_warnings():
     # Starlette 1.3 names a class by the module that anyio 4.14 moved it out of.
@@ -22,9 +23,14 @@ class Service:
     """An API over a home of its own, with the callers' headers at hand."""
 
     def __init__(self, folder: Path, **settings: object) -> None:
-        self.app = create_app(Settings(home=folder / "home", **settings))
+        found = Settings(home=folder / "home", **settings)
+        if not (found.home / "metadata").exists():
+            init_trust(found, offline_keys(folder))
+        self.app = create_app(found)
         services = self.app.state.services
-        self.home = Home(services.settings, services.registry, services.artifacts, services.metadata, folder)
+        # The operator beside the service: its own view of the metadata, with the releases key.
+        metadata = SignedMetadata.open(found, release_keys=offline_keys(folder))
+        self.home = Home(found, services.registry, services.artifacts, metadata, folder)
         self.client = TestClient(self.app, raise_server_exceptions=False)
         self.operator = {"Authorization": f"Bearer {services.operator_token}"}
 

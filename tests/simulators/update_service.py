@@ -4,20 +4,21 @@
 """
 
 import hashlib
+import itertools
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from securesystemslib.signer import CryptoSigner
+from simulators.fake_trust import FakeTrust
 from simulators.versions import manifest_of
-from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 
 from delta_updates import Offer, OutcomeReport, PackageRef, UpdateQuery, build_package
 
@@ -36,6 +37,25 @@ class Fault:
     content_range: str | None = None
     corrupt_at: int | None = None
     extra: bytes = b""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lie:
+    """What is answered instead of the truth, on every request for a path.
+
+    Attributes:
+        body: sent once, or over and over when `is_endless`; then no length is announced.
+        byte_pause_s, header_pause_s, chunk_pause_s: waits before each byte of the body, of an endless line of the
+            header, or of an endless length of a chunk.
+    """
+
+    status: int = 200
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    is_endless: bool = False
+    byte_pause_s: float = 0.0
+    header_pause_s: float = 0.0
+    chunk_pause_s: float = 0.0
 
 
 @dataclass
@@ -59,23 +79,19 @@ class FakeUpdateService:
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.faults: list[Fault] = []
         self.answers: list[Offer | int | bytes] = []
+        self.lies: dict[str, Lie] = {}
+        """By the beginning of a path, e.g. `/v1/metadata/timestamp`."""
+        self.lied_bytes = 0
         self.report_status = 204
         self.metadata_status: int | None = None
         self.on_offer: Callable[[Offer], Offer] = lambda offer: offer
-        self.metadata: dict[str, bytes] = {}
         self.files: dict[str, bytes] = {}
         self.address = ""
-        self.signers = {role: CryptoSigner.generate_ed25519() for role in ("root", "targets", "snapshot", "timestamp")}
+        self.trust = FakeTrust()
+        # What is given out; tests put another dictionary here to lie.
+        self.metadata = self.trust.metadata
         self._folder = folder
-        self._targets = Targets(version=1)
-        self._snapshot = Snapshot(version=1)
-        self._timestamp = Timestamp(version=1)
-        self.root = Root(version=1, consistent_snapshot=True)
-        for role, signer in self.signers.items():
-            self.root.add_key(signer.public_key, role)
         folder.mkdir(parents=True, exist_ok=True)
-        self.sign_root()
-        self.sign()
 
     # --- what an operator does
 
@@ -107,37 +123,17 @@ class FakeUpdateService:
         return self.published[version]
 
     def add_target(self, path: str, raw: bytes, custom: dict[str, Any]) -> None:
+        """Serve a file and name it where its role is asked; `sign` then signs it."""
         self.files[path] = raw
-        self._targets.targets[path] = TargetFile(
-            len(raw), {"sha256": hashlib.sha256(raw).hexdigest()}, path, unrecognized_fields={"custom": custom}
-        )
+        self.trust.add_target(path, raw, custom)
 
     def sign(self, *, expires: datetime | None = None) -> None:
-        """Sign targets, snapshot and timestamp anew."""
-        for signed in (self._targets, self._snapshot, self._timestamp):
-            signed.version += 1
-            signed.expires = expires or _in_a_day()
-        self._snapshot.meta["targets.json"] = MetaFile(version=self._targets.version)
-        self._timestamp.snapshot_meta = MetaFile(version=self._snapshot.version)
-        self._store(f"{self._targets.version}.targets.json", self._targets, "targets")
-        self._store(f"{self._snapshot.version}.snapshot.json", self._snapshot, "snapshot")
-        self._store("timestamp.json", self._timestamp, "timestamp")
+        """Sign everything but the root anew."""
+        self.trust.sign(expires=expires)
 
-    def sign_root(self) -> None:
-        self.root.expires = _in_a_day()
-        self._store(f"{self.root.version}.root.json", self.root, "root")
-
-    def rotate(self, role: str) -> None:
-        """Replace a role's key by a new one, in a new root."""
-        old_root_signer = self.signers["root"]
-        self.root.revoke_key(self.signers[role].public_key.keyid, role)
-        self.signers[role] = CryptoSigner.generate_ed25519()
-        self.root.add_key(self.signers[role].public_key, role)
-        self.root.version += 1
-        metadata = Metadata(self.root)
-        metadata.sign(old_root_signer)
-        metadata.sign(self.signers["root"], append=True)
-        self.metadata[f"{self.root.version}.root.json"] = metadata.to_bytes()
+    def rotate(self, *roles: str) -> None:
+        """Replace keys of roles by new ones, in a new root."""
+        self.trust.rotate(*roles)
 
     def enrolment(self, folder: Path) -> Path:
         """The file for a device."""
@@ -189,11 +185,6 @@ class FakeUpdateService:
             thread.join()
             server.server_close()
 
-    def _store(self, name: str, signed: Root | Targets | Snapshot | Timestamp, role: str) -> None:
-        metadata = Metadata(signed)
-        metadata.sign(self.signers[role])
-        self.metadata[name] = metadata.to_bytes()
-
 
 class _Server(ThreadingHTTPServer):
     def handle_error(self, request: object, client_address: object) -> None:
@@ -207,7 +198,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._note()
-        if self.path.startswith("/v1/metadata/"):
+        lie = next((lie for path, lie in self.service.lies.items() if self.path.startswith(path)), None)
+        if lie is not None:
+            self._send_lie(lie)
+        elif self.path.startswith("/v1/metadata/"):
             raw = self.service.metadata.get(self.path.removeprefix("/v1/metadata/"))
             status = self.service.metadata_status or (404 if raw is None else 200)
             self._send(status, raw if raw is not None and status == 200 else b"no such metadata")
@@ -246,6 +240,35 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send(200, answer if isinstance(answer, bytes) else answer.model_dump_json().encode())
 
+    def _send_lie(self, lie: Lie) -> None:
+        self.close_connection = True
+        self.send_response(lie.status)
+        for name, value in lie.headers.items():
+            self.send_header(name, value)
+        if lie.header_pause_s:
+            self.flush_headers()
+            self._drip(itertools.chain([b"X-Wait: "], itertools.repeat(b"1")), lie.header_pause_s)
+        if lie.chunk_pause_s:
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self._drip(itertools.repeat(b"0"), lie.chunk_pause_s)
+        if not lie.is_endless:
+            self.send_header("Content-Length", str(len(lie.body)))
+        self.end_headers()
+        if lie.byte_pause_s:
+            self._drip((bytes([byte]) for byte in lie.body), lie.byte_pause_s)
+        elif lie.is_endless:
+            self._drip(itertools.cycle([lie.body]), 0.0)
+        else:
+            self.wfile.write(lie.body)
+
+    def _drip(self, pieces: Iterator[bytes], pause_s: float) -> None:
+        """Send for as long as the device listens."""
+        for piece in pieces:
+            time.sleep(pause_s)
+            self.wfile.write(piece)
+            self.service.lied_bytes += len(piece)
+
     def _send_package(self, path: str, fault: Fault) -> None:
         raw = self.service.files[path]
         etag = f'"{hashlib.sha256(raw).hexdigest()}"'
@@ -283,7 +306,3 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
         """Silence."""
-
-
-def _in_a_day() -> datetime:
-    return (datetime.now(UTC) + timedelta(days=1)).replace(microsecond=0)

@@ -307,11 +307,11 @@ def test_rotated_keys_are_followed(
 def test_a_fast_forwarded_timestamp_is_recovered_from_by_rotating_its_key(
     service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
 ) -> None:
-    service._timestamp.version = 10**6
+    service.trust.timestamp.version = 10**6
     service.sign()
     open_device().update()
     service.rotate("timestamp")
-    service._timestamp.version = 10
+    service.trust.timestamp.version = 10
     service.sign()
     v2_with_delta(service, tmp_path)
     assert open_device().update().to_version == 2

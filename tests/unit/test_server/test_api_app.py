@@ -1,20 +1,21 @@
 import json
 import logging
 import re
+import shutil
+from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
-from simulators.server_home import Clock
+from simulators.server_home import Clock, init_trust, offline_keys
 from simulators.update_api import Service, TestClient
 
 from server.api import create_app
 from server.api.middleware import Guard
 from server.config import Settings
 from server.errors import ConfigurationError
-from server.signing import SignedMetadata
 
 
 def operations(openapi: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -113,21 +114,55 @@ def test_over_https_browsers_are_told_to_stay_there(tmp_path: Path) -> None:
 
 
 def test_health_is_told(shared_api: Service) -> None:
-    assert shared_api.client.get("/v1/healthz").json() == {"status": "alive"}
-    assert shared_api.client.get("/v1/readyz").json() == {"status": "ready"}
+    assert shared_api.client.get("/v1/healthz").json() == {"status": "alive", "warnings": []}
+    assert shared_api.client.get("/v1/readyz").json() == {"status": "ready", "warnings": []}
 
 
-def test_a_service_whose_metadata_expired_is_not_ready(api: Service, clock: Clock) -> None:
-    clock.advance(days=-3000)
-    (api.home.settings.home / "metadata" / "timestamp.json").unlink()
-    for name in ("targets", "snapshot"):
-        for path in (api.home.settings.home / "metadata").glob(f"*.{name}.json"):
-            path.unlink()
-    SignedMetadata.open(api.home.settings, now=clock)
-    answer = api.client.get("/v1/readyz")
-    assert answer.status_code == 503
-    assert "Try again later" in answer.json()["detail"]
-    assert api.client.get("/v1/healthz").status_code == 200
+def test_a_service_whose_metadata_expired_is_not_ready(tmp_path: Path, clock: Clock) -> None:
+    clock.time = datetime.now(UTC) - timedelta(days=366)
+    settings = Settings(home=tmp_path / "home")
+    init_trust(settings, offline_keys(tmp_path), now=clock)
+    with Service(tmp_path) as api:
+        answer = api.client.get("/v1/readyz")
+        assert answer.status_code == 503
+        assert "Try again later" in answer.json()["detail"]
+        assert api.client.get("/v1/healthz").status_code == 200
+
+
+def test_metadata_that_expires_soon_is_warned_of(
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock.time = datetime.now(UTC) - timedelta(days=340)
+    settings = Settings(home=tmp_path / "home", releases_expiry_days=3650)
+    init_trust(settings, offline_keys(tmp_path), now=clock)
+    with caplog.at_level(logging.WARNING, "lamella.api"), Service(tmp_path) as api:
+        answer = api.client.get("/v1/readyz")
+    assert answer.status_code == 200
+    warnings = answer.json()["warnings"]
+    assert [text.split()[1] for text in warnings] == ["root", "targets", "packages"]
+    assert all("lamella trust renew" in text for text in warnings)
+    assert warnings[0] in caplog.text
+
+
+def test_the_service_runs_without_any_offline_key(api: Service) -> None:
+    shutil.rmtree(api.home.folder / "offline-keys")
+    again = create_app(api.home.settings)
+    assert again.state.services.metadata.refresh() is False
+    assert {path.name.partition("-")[0] for path in (api.home.settings.home / "keys").iterdir()} == {
+        "deltas",
+        "snapshot",
+        "timestamp",
+    }
+    again.state.services.registry.close()
+
+
+def test_a_home_without_trust_does_not_start(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="lamella trust init"):
+        create_app(Settings(home=tmp_path / "home"))
+    (tmp_path / "old" / "keys").mkdir(parents=True)
+    (tmp_path / "old" / "keys" / "root.pem").write_text("of the old layout")
+    with pytest.raises(ConfigurationError, match="Start a new home"):
+        create_app(Settings(home=tmp_path / "old"))
 
 
 def test_a_service_without_its_database_is_not_ready(api: Service, caplog: pytest.LogCaptureFixture) -> None:
@@ -171,6 +206,7 @@ def test_an_unforeseen_error_shows_nothing_of_its_inside(caplog: pytest.LogCaptu
 
 def test_an_app_that_cannot_work_does_not_start(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path / "home")
+    init_trust(settings, offline_keys(tmp_path))
     create_app(settings).state.services.registry.close()
     (settings.home / "operator.token").chmod(0o644)
     with pytest.raises(ConfigurationError, match="chmod"):
@@ -182,7 +218,7 @@ def test_the_metadata_is_renewed_while_the_app_runs(tmp_path: Path, monkeypatch:
     with Service(tmp_path) as api:
         calls = []
         metadata = api.app.state.services.metadata
-        monkeypatch.setattr(type(metadata), "refresh_timestamp", lambda self: calls.append(1))
+        monkeypatch.setattr(type(metadata), "refresh", lambda self: calls.append(1))
         while len(calls) < 2:
             api.client.get("/v1/healthz")
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 from simulators.power_cut import Fuse, FusedRegistry, FusedStore, PowerCutError
-from simulators.server_home import MODEL, Home, open_home
+from simulators.server_home import MODEL, Home, offline_keys, open_home
 from simulators.tuf_client import folder_getter, updater_for
 
 from delta_updates import apply_package, scan_tree, tree_hash
 from server.errors import ArtifactDamagedError, ConflictError, GateRefusedError, PublishingError
 from server.publishing import Gate, GateResult, PublishResult, evaluate, publish
 from server.registry import Registry
-from server.signing import SignedMetadata
+from server.signing import Lifetimes, SignedMetadata
 
 
 def put_in_field(home: Home, installed: int) -> None:
@@ -215,12 +215,17 @@ def test_a_damaged_store_is_found_before_anything_is_signed(tmp_path: Path, numb
 def publish_with_fuse(home: Home, fuse: Fuse) -> None:
     registry = FusedRegistry.open(home.settings)
     registry.fuse = fuse
-    plain = SignedMetadata.open(home.settings)
+    metadata = SignedMetadata(
+        home.settings.home,
+        lifetimes=Lifetimes.of(home.settings),
+        release_keys=offline_keys(home.folder),
+        write=fuse.write,
+    )
     try:
         publish(
             registry,
             FusedStore(home.settings.artifacts_dir, fuse),
-            SignedMetadata(home.settings.home, lifetimes=plain._lifetimes, write=fuse.write),
+            metadata,
             model=MODEL,
             version=3,
             gate=Gate(margin=0.1).judge(candidate_loss=2.0, parent_loss=2.0),
@@ -267,7 +272,7 @@ def finish_and_check(home: Home, folder: Path) -> None:
 
 def test_a_cut_at_any_step_leaves_nothing_half_released(prepared: Path, tmp_path: Path) -> None:
     operations = count_operations(copy_of(prepared, tmp_path / "clean"))
-    assert len(operations) == 16, operations
+    assert len(operations) == 18, operations
     for cut_at in range(1, len(operations) + 1):
         home, fuse = copy_of(prepared, tmp_path / f"cut-{cut_at}"), Fuse(cut_at)
         with pytest.raises(PowerCutError):
