@@ -1,5 +1,6 @@
 #!/bin/sh
-# Runs once, before everything else: the database's password, and the keys of SuperLink and gateway. What exists is kept.
+# Runs once, before everything else: the database's password, the keys of SuperLink and gateway, and those that sign
+# releases. What exists is kept.
 set -eu
 umask 077
 
@@ -13,6 +14,14 @@ fi
 
 if [ ! -e /run/authority/README.md ]; then
   lamella superlink keys --out /run/authority --host superlink --host gateway --nodes 0
+fi
+
+# Who may sign what. The keys of root, targets and releases lie in a volume that the API never sees, encrypted with a
+# passphrase in another one.
+if [ ! -e "$LAMELLA_HOME/metadata/timestamp.json" ]; then
+  rm -rf "${LAMELLA_OFFLINE_KEYS:?}"/* # of a first start that was cut off; no device knows them
+  python3 -c 'import secrets; print(secrets.token_urlsafe(32), end="")' >"$LAMELLA_PASSPHRASE_FILE"
+  lamella trust init
 fi
 
 # Each server gets its own half and no more; the authority's key stays in its volume.

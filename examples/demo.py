@@ -11,6 +11,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -91,6 +92,8 @@ class Demo:
         return clean | {
             "LAMELLA_HOME": str(self.work / "server"),
             "LAMELLA_CACHE": str(self.work.parent / "cache"),
+            "LAMELLA_OFFLINE_KEYS": str(self.work / "offline-keys"),
+            "LAMELLA_PASSPHRASE_FILE": str(self.work / "passphrase"),
             "LAMELLA_PORT": str(self.port),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
             "TOKENIZERS_PARALLELISM": "false",
@@ -272,6 +275,8 @@ def main() -> int:
 def _story(demo: Demo) -> None:
     """The product's main job, from an empty home to two devices that answer the same."""
     _say(1, "The update service starts with fresh keys; a base model becomes v1; real people's chat becomes files")
+    _make_passphrase(demo.work / "passphrase")
+    demo.run("lamella", "trust", "init")
     base = demo.start("lamella", *demo.scale.base, "--model", MODEL)
     demo.start_server()
     demo.run("lamella", "data", "export", "--data", "chitchat", "--users", str(DEVICES), "--out", "text")
@@ -307,6 +312,12 @@ def _story(demo: Demo) -> None:
     _summary(demo, last=last_step, fresh=fresh, report=folder)
 
 
+def _make_passphrase(path: Path) -> None:
+    """A person would be asked for one; nobody has to remember that of a demo."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+        file.write(secrets.token_urlsafe(24))
+
+
 def _summary(demo: Demo, *, last: dict[str, Any], fresh: dict[str, Any], report: Path) -> None:
     versions = demo.versions()
     facts = versions[-1]["facts"]
@@ -324,6 +335,7 @@ def _summary(demo: Demo, *, last: dict[str, Any], fresh: dict[str, Any], report:
         "privacy report": str(report / "report.html"),
         "API docs": f"http://127.0.0.1:{demo.port}/docs, once the service runs again",
         "everything is in": str(demo.work),
+        "keys that sign": f"{demo.work / 'offline-keys'}, encrypted; see `lamella trust show`",
     }
     table = Table(title="What happened", title_justify="left", show_header=False)
     table.add_column(style="bold", no_wrap=True)

@@ -87,6 +87,11 @@ class Settings(BaseSettings):
         description="Hours until the signed timestamp expires: how long a device can be kept from seeing news.",
     )
 
+    @field_validator("passphrase_file", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, path: object) -> object:
+        return None if path == "" else path
+
     @field_validator("home", "cache", "offline_keys")
     @classmethod
     def _absolute(cls, folder: Path) -> Path:

@@ -56,6 +56,11 @@ class Service:
         return SignedMetadata.open(self.settings, release_keys=release_keys)
 
 
+def is_at_terminal() -> bool:
+    """Whether there is somebody to ask."""
+    return sys.stdin.isatty()
+
+
 def passphrase_of(settings: Settings, *, confirm: bool = False) -> Callable[[], bytes]:
     """Where the passphrase of the offline keys comes from: the file that is set, or the person at the terminal.
 
@@ -68,7 +73,7 @@ def passphrase_of(settings: Settings, *, confirm: bool = False) -> Callable[[], 
     def ask() -> bytes:
         if settings.passphrase_file is not None:
             return read_secret(settings.passphrase_file).rstrip(b"\r\n")
-        if not sys.stdin.isatty():
+        if not is_at_terminal():
             raise ConfigurationError(
                 "The offline keys need a passphrase. Run this at a terminal, or put it into a file of mode 0600 and "
                 "set LAMELLA_PASSPHRASE_FILE."

@@ -100,11 +100,12 @@ def show(
             f"v{role.version}",
             f"{role.expires:%Y-%m-%d} ({role.days_left} days)",
             f"{role.threshold} of {len(role.keys)}",
-            "\n".join(f"{keyid[:8]}  {path or 'not on this machine'}" for keyid, path in role.keys),
+            "\n".join(f"{keyid[:8]} {'here' if path else 'elsewhere'}" for keyid, path in role.keys),
         )
         for role in found.roles
     ]
     show_table("Trust", ("role", "document", "expires", "must sign", "keys"), rows)
+    console.print(f"Here is {settings.offline_keys}, and {settings.home / 'keys'} for online keys.", soft_wrap=True)
     console.print(f"{found.versions_signed} versions are signed, their packages in {found.bins} bins. What to do next:")
     for step in found.next_steps:
         console.print(f"- {step}", markup=False, soft_wrap=True)

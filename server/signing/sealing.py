@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tuf.api.metadata import Metadata, Root, Targets
-
 from server.errors import SigningError
 from server.signing.documents import Document, is_signed, reference, to_bytes
 from server.signing.keys import short
-from server.signing.roles import file_name, key_role
+from server.signing.roles import OFFLINE, file_name, key_role
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
     from securesystemslib.signer import CryptoSigner
+    from tuf.api.metadata import Metadata, Root, Targets
 
     from server.signing.documents import Chain, Documents
     from server.signing.keys import KeyFolder
@@ -44,10 +43,11 @@ class Sealer:
             metadata.sign(signer, append=True)
         if not is_signed(metadata, document, delegators[-1]):
             role = delegators[-1].get_delegated_role(document)
+            where = "name the folder that has them (LAMELLA_OFFLINE_KEYS), " if key_role(document) in OFFLINE else ""
             raise SigningError(
                 f"{self._keys.folder} has not the keys to sign {document}: {role.threshold} of "
-                f"{', '.join(map(short, role.keyids))} ({key_role(document)}). Restore them from a backup, or replace "
-                f"them: lamella trust rotate {key_role(document)}"
+                f"{', '.join(map(short, role.keyids))} ({key_role(document)}). Restore them from a backup, {where}or "
+                f"replace them: lamella trust rotate {key_role(document)}"
             )
 
     def expiry(self, document: str) -> datetime:

@@ -132,7 +132,32 @@ def test_the_superlink_asks_for_node_keys_and_tls_and_has_no_signing_keys() -> N
     assert "--disable-runtime-dependency-installation" in command
     assert "--ssl-keyfile" in command
     assert "--insecure" not in command
-    assert not any(volume.startswith("signing-keys") for volume in SERVICES["superlink"]["volumes"])
+    assert not any(volume.startswith(("signing-keys", "offline-")) for volume in SERVICES["superlink"]["volumes"])
+
+
+def test_only_who_makes_and_who_uses_offline_keys_can_see_them() -> None:
+    def services_with(name: str) -> set[str]:
+        return {
+            service
+            for service, described in SERVICES.items()
+            if any(volume.partition(":")[0] == name for volume in described["volumes"])
+        }
+
+    assert services_with("offline-keys") == services_with("offline-secret") == {"keys", "setup"}
+    assert services_with("signing-keys") == {"keys", "api", "setup"}
+    # Both run once and are gone; what runs on and is reached from outside holds online keys only.
+    assert not {"keys", "setup"} - ONE_SHOT
+    for name in ("keys", "setup"):
+        environment = SERVICES[name]["environment"]
+        mounted = {volume.split(":")[1] for volume in SERVICES[name]["volumes"]}
+        assert environment["LAMELLA_OFFLINE_KEYS"] in mounted
+        assert environment["LAMELLA_PASSPHRASE_FILE"].rpartition("/")[0] in mounted
+        assert not environment["LAMELLA_OFFLINE_KEYS"].startswith("/var/lib/lamella")
+    text = (ROOT / "docker" / "keys.sh").read_text(encoding="utf-8")
+    assert "lamella trust init" in text
+    assert "--unencrypted" not in text
+    for folder in ("/run/offline/keys", "/run/offline/secret"):
+        assert folder in "\n".join(lineage("server"))
 
 
 def test_the_gateway_forwards_fleet_calls_and_nothing_else() -> None:
@@ -245,6 +270,8 @@ def test_readme_names_every_service_and_every_volume_with_a_secret() -> None:
         "database-secret",
         "authority",
         "signing-keys",
+        "offline-keys",
+        "offline-secret",
         "server-home",
         "superlink-tls",
         "gateway-tls",
