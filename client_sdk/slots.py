@@ -147,11 +147,13 @@ class SlotStore:
         kept = {work_folder(folder / name) for name in names}
         with disk_errors(self._folder, "clearing the free slot"):
             make_private_folder(self._folder)
-            if folder.is_dir():
+            # A link there would lead the clearing, and then the writing, to somewhere else.
+            if folder.is_dir() and not folder.is_symlink():
                 for path in folder.iterdir():
                     if path not in kept:
                         self._disk.remove(path)
             else:
+                self._disk.remove(folder)
                 self._disk.make_folder(folder)
             self._disk.sync_folder(self._folder)
         return free, folder
