@@ -2,14 +2,14 @@
 
     python benchmarks/adapters.py --base FOLDER [--states FOLDER] [--formats PATTERN] [--picture FILE] [--json]
 
-`--base` is a version that holds base/, SmolLM2-135M in fp16. Each format is a chain of releases of its own: training (LoRA
-of rank 8 on all linear layers, AdamW, real chat) starts from what devices have, the dequantised release; every `--steps`
-steps the server adds what rounding had left behind, rounds, and releases, with the code that `lamella release` runs.
+`--base` is a version that holds base/, SmolLM2-135M in fp16. Each format is a chain of releases of its own: training
+(LoRA of rank 8 on all linear layers, AdamW, real chat) starts from what devices have, the dequantised release; every
+`--steps` steps the server adds what rounding had left behind, rounds, and releases, with the code of `lamella release`.
 "no feedback" chains leave that out. `--states` keeps trained chains and losses, so that the run may be cut in pieces.
 
-Packages are those of `build_package` between trees that hold the adapter alone: base files, which never change, would add
-a line to the header. The loss is the mean over held-out people's examples; differences are paired, example by example,
-with the float32 chain after the same steps. Base weights compute in bfloat16, adapters in float32.
+Packages are those of `build_package` between trees that hold the adapter alone: base files, which never change, would
+add a line to the header. The loss is the mean over held-out people's examples; differences are paired, example by
+example, with the float32 chain after the same steps. Base weights compute in bfloat16, adapters in float32.
 """
 
 import argparse

@@ -22,7 +22,7 @@ _OUR_NAME: Final = re.compile(r"layers\.(\d{1,4})\.(attention|ffn)\.([a-z]{1,8}_
 _TO_PEFT: Final = {"attention": "self_attn", "ffn": "mlp"}
 _FROM_PEFT: Final = {peft: ours for ours, peft in _TO_PEFT.items()}
 # Of a quantised adapter. PEFT knows no such type and says so; told "LORA", it would load an adapter of zeros.
-_QUANTIZED_TYPE: Final = "LAMELLA_LORA"
+_QUANTIZED_TYPE: Final = "QUANTIZED_LORA"
 _QUANTIZED_VERSION: Final = 1
 _MAX_SHOWN: Final = 60  # characters of a foreign value
 

@@ -149,7 +149,7 @@ def test_peft_refuses_the_folder_and_loads_the_export(form: QuantizedFormat, con
     write(tree / "adapter", random_state(config), form)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises((KeyError, ValueError, TypeError), match="LAMELLA_LORA"):
+        with pytest.raises((KeyError, ValueError, TypeError), match="QUANTIZED_LORA"):
             PeftConfig.from_pretrained(str(tree / "adapter"))
     export_peft(tree / "adapter", tree / "peft")
     assert PeftConfig.from_pretrained(str(tree / "peft")).r == LORA.rank
