@@ -163,4 +163,5 @@ def _fits(wide: npt.NDArray[np.float64], kept: Floats, bits: int) -> npt.NDArray
     top, bottom = codes.max(axis=1, initial=0.0), codes.min(axis=1, initial=0.0)
     is_zero = ~wide.any(axis=1)
     fits: npt.NDArray[np.bool_] = (top <= high) & (bottom >= low)
-    return fits & (is_zero | (np.maximum(top, -bottom) > _LEAST_SHARE * high))
+    fits &= is_zero | (np.maximum(top, -bottom) > _LEAST_SHARE * high)
+    return fits
