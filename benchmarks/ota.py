@@ -1,9 +1,10 @@
 """The product's promise, measured: what an update of a language model costs a device.
 
-    python benchmarks/ota.py --adapters V2 V3
+    python benchmarks/tuned.py BASE OUT lora
+    python benchmarks/ota.py --factors OUT/adapter-40.F32 OUT/adapter-45.F32
 
-V2 and V3 are folders of adapters for SmolLM2-135M, as two releases in a row. A real update service releases the base as
-v1 and the adapters as v2 and v3, and real devices go from v2 to v3:
+The factors are an adapter (r = 8 on all linears) for SmolLM2-135M at two moments of its training. A real update service
+releases the base and, for each format, the two as releases in a row; real devices go from one to the next:
 
 * three device processes, behind networks of 3, 10 and 50 Mbit/s: bytes on the wire (everything the network carried),
   seconds until the new version is in its slot and checked, memory and disk;
@@ -33,23 +34,29 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from delta_peers import available_peers  # noqa: E402 - beside this file
 
+from model.quantized_adapter import load_quantized_adapter  # noqa: E402 - no torch in it
+
 MBITS = (3, 10, 50)
 FAULTS = 0.05
+MODEL_BYTES = 269_058_128  # SmolLM2-135M in fp16, the file that others would ship
 _WORKERS = 16
 
 
 def main() -> int:
     """Measure and print tables, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--adapters", type=Path, nargs=2, required=True, help="adapters of two releases in a row")
-    parser.add_argument("--devices", type=int, default=1000, help="simulated devices")
+    parser.add_argument("--factors", type=Path, nargs=2, required=True, help="factors of two moments, from tuned.py")
+    parser.add_argument("--formats", default="float16,int8,int4", help="what releases hold the adapter in")
+    parser.add_argument("--devices", type=int, default=1000, help="simulated devices; 0 for none")
     parser.add_argument("--json", type=Path, help="write the figures there as well")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="lamella-bench-") as folder:
+        work = Path(folder)
+        releases = {form: _write_adapters(options.factors, form, work) for form in options.formats.split(",")}
         figures = {
-            "real": _real_devices(options.adapters, Path(folder)),
-            "peers": _peers(options.adapters),
-            "fleet": _fleet(options.devices, Path(folder) / "fleet"),
+            "peers": {form: _peers(pair) for form, pair in releases.items()},
+            "real": _real_devices(releases, work),
+            "fleet": _fleet(options.devices, work / "fleet") if options.devices else None,
         }
     _show(figures)
     if options.json:
@@ -57,32 +64,48 @@ def main() -> int:
     return 0
 
 
+def _write_adapters(factors: list[Path], form: str, work: Path) -> list[Path]:
+    """The two moments as releases hold them, the second rounded onto the first one's scales where they fit."""
+    from safetensors.numpy import load_file  # noqa: PLC0415 - seconds of torch, after --help
+
+    from model import PROJECTIONS, LoRAConfig  # noqa: PLC0415 - as above
+    from server.federation.adapter import ParentRelease, write_release  # noqa: PLC0415 - as above
+
+    lora = LoRAConfig(rank=8, alpha=16.0, targets=PROJECTIONS)
+    folders: list[Path] = []
+    parent = None
+    for path in factors:
+        folders.append(work / f"{path.stem}-{form}")
+        write_release(folders[-1], load_file(path), lora, form=form, parent=parent)  # type: ignore[arg-type]
+        quantized = None if form == "float16" else load_quantized_adapter(folders[-1])
+        parent = ParentRelease({}, quantized, {})
+    return folders
+
+
 # --- real devices
 
 
-def _real_devices(adapters: list[Path], folder: Path) -> list[dict[str, Any]]:
+def _real_devices(releases: dict[str, list[Path]], folder: Path) -> list[dict[str, Any]]:
     from simulators.operator import Service  # noqa: PLC0415 - seconds of torch, after --help
 
     service = _operator(Service, folder / "home")
     service.lamella("base", "import", "--smollm2", "--model", "chat")
-    _release(service, adapters[0])
     service.serve()
-    homes = {}
-    for mbits in MBITS:
-        homes[mbits] = folder / f"device-{mbits}"
-        service.enroll(homes[mbits])
-        _update(service, homes[mbits], None)
-        _say(f"a device for {mbits} Mbit/s runs v2")
-    _release(service, adapters[1])
+    homes = {mbits: folder / f"device-{mbits}" for mbits in MBITS}
+    for home in homes.values():
+        service.enroll(home)
     rows = []
-    for mbits, home in homes.items():
-        row = {"mbits": mbits, **_update(service, home, mbits)}
-        fresh = folder / f"fresh-{mbits}"
-        service.enroll(fresh)
-        row["full"] = _update(service, fresh, mbits) if mbits != MBITS[0] else None
-        shutil.rmtree(fresh)
-        rows.append(row)
-        _say(f"{mbits} Mbit/s: {row['to_switch_seconds']:.2f} s")
+    for form, (before, after) in releases.items():
+        _release(service, before)
+        for home in homes.values():
+            _update(service, home, None)
+        _release(service, after)
+        for mbits, home in homes.items():
+            rows.append({"format": form, "mbits": mbits, **_update(service, home, mbits)})
+            _say(f"{form} at {mbits} Mbit/s: {rows[-1]['to_switch_seconds']:.2f} s")
+    fresh = folder / "fresh"
+    service.enroll(fresh)
+    rows.append({"format": "full package", "mbits": MBITS[-1], **_update(service, fresh, MBITS[-1])})
     service.close()
     return rows
 
@@ -205,6 +228,11 @@ def _clone(first: Path, home: Path, service: Any, address: str) -> Path:  # noqa
     shutil.copytree(first / "slots", home / "slots", copy_function=os.link)
     (home / "slots" / "active.json").unlink()
     shutil.copy2(first / "slots" / "active.json", home / "slots" / "active.json")
+    pointer = json.loads((first / "slots" / "active.json").read_text())
+    state = json.loads((home / "state.json").read_text())
+    # What the first device reported is not reported again by each of its copies.
+    state["confirmed_offer_id"] = pointer["confirmed"]["offer_id"]
+    (home / "state.json").write_text(json.dumps(state))
     return home
 
 
@@ -234,33 +262,33 @@ def _poll_until_done(home: Path) -> tuple[int, bool]:
 
 
 def _show(figures: dict[str, Any]) -> None:
-    rows, peers, fleet = figures["real"], figures["peers"], figures["fleet"]
-    full = next(row["full"] for row in rows if row["full"])
-    print(f"\nfull package {full['package_bytes'] / 1e6:.2f} MB")
+    *rows, full = figures["real"]
     print(
-        "| network | package | of the full package | on the wire | check, download, apply | self-test | full package |"
+        "\n| adapter in | network | package | of the fp16 model | on the wire | seconds (of it download, apply) "
+        "| self-test |"
     )
     print("|---|---|---|---|---|---|---|")
-    for row in rows:
-        whole = f"{row['full']['to_switch_seconds']:.1f} s" if row["full"] else "-"
-        share, wire = row["package_bytes"] / full["package_bytes"], row["wire_bytes"] / 1e6
+    for row in (*rows, full):
         print(
-            f"| {row['mbits']} Mbit/s | {row['package_bytes'] / 1e6:.3f} MB | {share:.3%} | {wire:.3f} MB "
-            f"| {row['to_switch_seconds']:.2f} s ({row['download_seconds']:.2f} + {row['apply_seconds']:.2f}) "
-            f"| {row['self_test_seconds']:.1f} s | {whole} |"
+            f"| {row['format']} | {row['mbits']} Mbit/s | {row['package_bytes'] / 1e6:.3f} MB "
+            f"| {row['package_bytes'] / MODEL_BYTES:.3%} | {row['wire_bytes'] / 1e6:.3f} MB "
+            f"| {row['to_switch_seconds']:.2f} ({row['download_seconds']:.2f} + {row['apply_seconds']:.2f}) "
+            f"| {row['self_test_seconds']:.1f} s |"
         )
     memory = statistics.median(row["peak_memory_bytes"] - row["memory_before_bytes"] for row in rows)
     disk = statistics.median(row["peak_disk_bytes"] - row["disk_before_bytes"] for row in rows)
     print(f"\nmemory above the waiting process {memory / 1e6:.0f} MB")
-    print(f"disk above the version that serves {disk / 1e6:.1f} MB")
-    best = min(peers, key=lambda name: peers[name])
-    print(f"best other tool for the file that changed: {best}, {peers[best] / 1e6:.3f} MB")
-    print(
-        f"{fleet['devices']} devices, one answer in twenty spoiled ({fleet['accidents']}): "
-        f"{fleet['after_one_poll']:.1%} updated at the first poll, {fleet['after_two_polls']:.1%} by the second, "
-        f"{fleet['whole_and_new']:.1%} in the end; {fleet['wire_bytes_per_device'] / 1e3:.0f} kB a device, "
-        f"{fleet['seconds']:.0f} s in all"
-    )
+    print(f"disk above the versions that were there {disk / 1e6:.1f} MB")
+    for form, sizes in figures["peers"].items():
+        best = min(sizes, key=lambda name: sizes[name])
+        print(f"best other tool for the {form} file: {best}, {sizes[best] / 1e6:.3f} MB")
+    if fleet := figures["fleet"]:
+        print(
+            f"{fleet['devices']} devices, one answer in twenty spoiled ({fleet['accidents']}): "
+            f"{fleet['after_one_poll']:.1%} updated at the first poll, {fleet['after_two_polls']:.1%} by the second, "
+            f"{fleet['whole_and_new']:.1%} in the end; {fleet['wire_bytes_per_device'] / 1e3:.0f} kB a device, "
+            f"{fleet['seconds']:.0f} s in all"
+        )
 
 
 def _say(text: str) -> None:
