@@ -75,6 +75,7 @@ class Row:
         losses: Held-out loss of each measured release, by its number.
         worse: By how much it is above the float32 chain's, paired.
         margin: 95 % of that difference.
+        rounding: By how much the last release is above its own master, and 95 % of it: what rounding alone costs.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Row:
     losses: dict[int, float]
     worse: dict[int, float]
     margin: dict[int, float]
+    rounding: tuple[float, float]
 
 
 class Bench:
@@ -101,17 +103,16 @@ class Bench:
             self._train(form)
         return tree
 
-    def losses(self, form: Format, release: int) -> "Losses":
-        """Loss of each held-out example, (examples,)."""
-        kept = self.tree(form, release).with_suffix(f".{self._examples}.npy")
+    def losses(self, form: Format, release: int, *, stage: str = "adapter") -> "Losses":
+        """Loss of each held-out example, (examples,), with a release's `adapter` or its unrounded `master`."""
+        kept = self.tree(form, release) / f"{stage}-{self._examples}.npy"
         if not kept.exists():
-            from model import adapter_state_dict, example_losses, load_adapter, load_adapter_state  # noqa: PLC0415
+            from model import example_losses, load_adapter, load_adapter_state  # noqa: PLC0415 - as below
 
-            state, _ = load_adapter(self.tree(form, release) / "adapter")
-            assert set(state) == set(adapter_state_dict(self._model))  # noqa: S101
+            state, _ = load_adapter(self.tree(form, release) / stage)
             load_adapter_state(self._model, state)
             np.save(kept, example_losses(self._model, self._held_out, batch_size=32))
-            _say(f"{form.name}: release {release}, held-out loss {np.load(kept).mean():.4f}")
+            _say(f"{form.name}: {stage} of release {release}, held-out loss {np.load(kept).mean():.4f}")
         losses: Losses = np.load(kept)
         return losses
 
@@ -200,8 +201,9 @@ class Releases:
         from server.federation.adapter import ParentRelease, master_of, write_release  # noqa: PLC0415 - as above
 
         master = master_of(trained, self._parent)
+        tensors = {name: torch.from_numpy(values) for name, values in master.items()}
+        save_adapter(folder.with_name("master"), tensors, self._lora, dtype=torch.float32)
         if self._form.stored == "float32":
-            tensors = {name: torch.from_numpy(values) for name, values in master.items()}
             save_adapter(folder, tensors, self._lora, dtype=torch.float32)
         else:
             write_release(folder, master, self._lora, form=self._form.stored, parent=self._parent)
@@ -216,6 +218,9 @@ def measure(bench: Bench, form: Format, measured: Sequence[int]) -> Row:
     """Build the packages of a chain and hold its losses against the float32 chain's."""
     trees = [bench.tree(form, number) for number in range(1, bench.releases + 1)]
     differences = {number: bench.losses(form, number) - bench.losses(FORMATS[0], number) for number in measured}
+    last = bench.releases
+    unrounded = "adapter" if form.stored == "float32" else "master"
+    rounding = bench.losses(form, last) - bench.losses(form, last, stage=unrounded)
     return Row(
         form.name,
         _package_bytes(None, trees[-1]),
@@ -223,13 +228,19 @@ def measure(bench: Bench, form: Format, measured: Sequence[int]) -> Row:
         tuple(_package_bytes(old, trees[-1]) for old in reversed(trees[:-1])),
         {number: float(bench.losses(form, number).mean()) for number in measured},
         {number: float(values.mean()) for number, values in differences.items()},
-        {number: float(_SURE * values.std(ddof=1) / len(values) ** 0.5) for number, values in differences.items()},
+        {number: _margin(values) for number, values in differences.items()},
+        (float(rounding.mean()), _margin(rounding)),
     )
+
+
+def _margin(differences: "Losses") -> float:
+    return float(_SURE * differences.std(ddof=1) / len(differences) ** 0.5)
 
 
 def _package_bytes(old: Path | None, new: Path) -> int:
     with tempfile.TemporaryDirectory() as folder:
-        return build_package(old, new, Path(folder) / "package").package_bytes
+        source = None if old is None else old / "adapter"
+        return build_package(source, new / "adapter", Path(folder) / "package").package_bytes
 
 
 def _say(text: str) -> None:
@@ -239,19 +250,23 @@ def _say(text: str) -> None:
 def lines(rows: Sequence[Row], model_bytes: int) -> Iterator[str]:
     """The tables, as Markdown."""
     measured = list(rows[0].losses)
-    yield "| release | full MB | update MB | of the fp16 model | largest | held-out loss | above float32 |"
-    yield "|---|---|---|---|---|---|---|"
+    yield (
+        "| release | full MB | update MB | of the fp16 model | largest | held-out loss | above float32 | "
+        "above its own master |"
+    )
+    yield "|---|---|---|---|---|---|---|---|"
     for row in rows:
         mean, last = float(np.mean(row.delta_bytes)), measured[-1]
-        above = f"{row.worse[last]:+.4f} ± {row.margin[last]:.4f}" if row.margin[last] else "-"
+        above = _shown(row.worse[last], row.margin[last])
         yield (
             f"| {row.name} | {row.full_bytes / 1e6:.3f} | {mean / 1e6:.3f} | {mean / model_bytes:.3%} | "
-            f"{max(row.delta_bytes) / model_bytes:.3%} | {row.losses[last]:.4f} | {above} |"
+            f"{max(row.delta_bytes) / model_bytes:.3%} | {row.losses[last]:.4f} | {above} | "
+            f"{_shown(*row.rounding)} |"
         )
     yield ""
     yield "Above float32 after each release, in nats: | " + " | ".join(f"v{number}" for number in measured)
     for row in rows[1:]:
-        yield f"{row.name} | " + " | ".join(f"{row.worse[at]:+.4f} ± {row.margin[at]:.4f}" for at in measured)
+        yield f"{row.name} | " + " | ".join(_shown(row.worse[at], row.margin[at]) for at in measured)
     for title, pick in (
         ("From v(n-1) to vn", "delta_bytes"),
         ("To the last version from so many before", "distance_bytes"),
@@ -263,6 +278,10 @@ def lines(rows: Sequence[Row], model_bytes: int) -> Iterator[str]:
         )
         for row in rows:
             yield f"{row.name} | " + " | ".join(f"{size / model_bytes:.3%}" for size in getattr(row, pick))
+
+
+def _shown(difference: float, margin: float) -> str:
+    return f"{difference:+.4f} ± {margin:.4f}" if margin else "-"
 
 
 def panels(rows: Sequence[Row], model_bytes: int) -> list[Panel]:
@@ -302,7 +321,7 @@ def main() -> None:
             examples=options.examples,
             source=options.source,
         )
-        measured = sorted({1, (options.releases + 1) // 2, options.releases})
+        measured = sorted({(options.releases + 1) // 2, options.releases})
         chosen = [form for form in FORMATS if form is FORMATS[0] or re.search(options.formats, form.name)]
         rows = [measure(bench, form, measured) for form in chosen]
     if options.picture:
