@@ -46,7 +46,7 @@ from model import (
 from model.evaluation import PerplexityResult
 from model.quantization import QuantizationPlan, dequantize_model, set_int8_inputs
 from model.quantization.calibrate import calibrate_model, calibration_windows
-from model.quantization.sensitivity import choose_kept, measure_sensitivity, without
+from model.quantization.sensitivity import choose_kept, in_four_bits, measure_sensitivity, raised, without
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -151,6 +151,15 @@ def mixed(model: LayeredTransformer, inputs: Inputs, *, share: float, **plan: An
     return chosen.stored_bytes(model.config)
 
 
+def raised_to_8(model: LayeredTransformer, inputs: Inputs, *, share: float, **plan: Any) -> float:  # noqa: ANN401  (options of the plan)
+    """GPTQ, the weights that suffer most from 4 bits in 8."""
+    chosen = uniform_plan(model.config, **plan)
+    found = measure_sensitivity(model, in_four_bits(chosen), inputs.sensitivity)
+    chosen = raised(chosen, choose_kept(found, model.config, share=share))
+    calibrate_model(model, chosen, inputs.calibration)
+    return chosen.stored_bytes(model.config)
+
+
 def int8_inputs(model: LayeredTransformer, inputs: Inputs, *, group_size: int | None) -> float:
     """int8 weights and inputs."""
     size = nearest(model, inputs, bits=8)
@@ -207,6 +216,10 @@ VARIANTS: Mapping[str, Callable[[LayeredTransformer, Inputs], float]] = {
     "int4 g64 nearest": functools.partial(nearest, bits=4, embedding_bits=8, group_size=64),
     "int4 g64 GPTQ": functools.partial(calibrated, bits=4, embedding_bits=8, group_size=64),
     "int4 g32 GPTQ, 2 % at 16": functools.partial(mixed, bits=4, embedding_bits=8, share=0.02),
+    "int4 g32 GPTQ, scales in 8": functools.partial(calibrated, bits=4, embedding_bits=8, scale_bits=8),
+    "int4 g32 GPTQ, scales in 8, 8 % in 8": functools.partial(
+        raised_to_8, bits=4, embedding_bits=8, scale_bits=8, share=0.08
+    ),
     "int4 g32 GPTQ, embedding too": functools.partial(calibrated, bits=4, embedding_bits=4),
     "llama.cpp Q8_0": functools.partial(gguf_format, body="Q8_0"),
     "llama.cpp Q4_1": functools.partial(gguf_format, body="Q4_1"),

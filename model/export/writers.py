@@ -51,7 +51,7 @@ def _in_four_bits(tree: Path, scratch: Path, *, symmetric: bool) -> Path:
     if (tree / "adapter").is_dir():
         base = scratch / "merged"
         save_checkpoint(base, *load_dense(tree), dtype=torch.float32)
-    options = QuantizationOptions(bits=4, symmetric=symmetric, embedding_bits=16)
+    options = QuantizationOptions(bits=4, symmetric=symmetric, scale_bits=16, embedding_bits=16)
     quantize_checkpoint(base, scratch / "int4", options)
     return scratch / "int4"
 

@@ -148,7 +148,13 @@ def _quantize(model: LayeredTransformer, plan: QuantizationPlan, name: str, *, h
         elif tensor_plan.group_size is None:
             quantized = gptq_int8(weight, hessian)
         else:
-            quantized = gptq_int4(weight, hessian, tensor_plan.group_size, symmetric=tensor_plan.symmetric)
+            quantized = gptq_int4(
+                weight,
+                hessian,
+                tensor_plan.group_size,
+                symmetric=tensor_plan.symmetric,
+                scale_bits=tensor_plan.scale_bits,
+            )
     except QuantizationError as error:
         raise QuantizationError(f"{name}: {error}") from error
     install(model, name, to_stored(quantized), tensor_plan)

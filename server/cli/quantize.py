@@ -25,10 +25,17 @@ def quantize(
     group_size: Annotated[int, typer.Option(help="Inputs that share a scale, with 4 bits.", min=8)] = 32,
     symmetric: Annotated[bool, typer.Option(help="Levels around zero, with 4 bits: smaller, less exact.")] = False,
     embedding_bits: Annotated[int, typer.Option(help="Of embedding and output: 4, 8 or 16.")] = 8,
+    scale_bits: Annotated[
+        int, typer.Option(help="Of a group's scale and zero, 8 or 16; symmetric levels have 16 in any case.")
+    ] = 8,
     keep_sensitive: Annotated[
-        float,
-        typer.Option(help="Share of the weights that may stay at 16 bits, the most sensitive; needs --calibrate."),
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            help="Share of the weights that may get more bits, the most sensitive; needs --calibrate. Not given: 0.08 "
+            "with 4 bits and --calibrate, none otherwise."
+        ),
+    ] = None,
+    sensitive_bits: Annotated[int, typer.Option(help="What those get: 8 or 16.")] = 8,
     calibrate: Annotated[
         Path | None,
         typer.Option(help="Text file, a few hundred lines: weights are found by GPTQ on it.", dir_okay=False),
@@ -46,8 +53,10 @@ def quantize(
         bits=bits,
         group_size=group_size,
         symmetric=symmetric,
+        scale_bits=scale_bits,
         embedding_bits=embedding_bits,
         keep_sensitive=keep_sensitive,
+        sensitive_bits=sensitive_bits,
         calibration_tokens=calibration_tokens,
     )
     with Progress(console=console, transient=True, disable=as_json) as progress:
