@@ -77,13 +77,14 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Row:
-    """One variant; `losses` are those of each token."""
+    """One variant; `losses` are those of each token, `chosen` the answers by their index."""
 
     variant: str
     megabytes: float
     quantise_s: float
     losses: list[float]
     answers: dict[str, list[bool]]
+    chosen: dict[str, list[int]] = dataclasses.field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -238,18 +239,18 @@ def measure(variant: str, inputs: Inputs) -> Row:
     if "int8 inputs" not in variant:
         dequantize_model(model)  # the same numbers, quicker
     losses = perplexity(model, inputs.token_ids, context=512, stride=512, batch_size=4).losses.tolist()
-    answers = {}
+    answers, chosen = {}, {}
     if inputs.questions and inputs.choices:
         tokenizer = Tokenizer.from_folder(inputs.base)
         model.bfloat16()
         for path in inputs.choices:
             result = choice_accuracy(model, tokenizer, read_questions(path, limit=inputs.questions))
-            answers[path.stem] = list(result.answered)
-    return Row(variant, size / 1e6, seconds, losses, answers)
+            answers[path.stem], chosen[path.stem] = list(result.answered), list(result.chosen)
+    return Row(variant, size / 1e6, seconds, losses, answers, chosen)
 
 
 def accuracy(row: Row, reference: Row, name: str) -> str:
-    """Answers that are right; and the difference in points, with 95 % of its paired distribution."""
+    """Answers that are right; the difference in points, with 95 % of its paired distribution; and the same choices."""
     right = row.answers[name]
     share = f"{sum(right) / len(right):.1%}"
     if row is reference:
@@ -257,7 +258,11 @@ def accuracy(row: Row, reference: Row, name: str) -> str:
     changes = [float(mine) - float(theirs) for mine, theirs in zip(right, reference.answers[name], strict=True)]
     mean = sum(changes) / len(changes)
     variance = sum((change - mean) ** 2 for change in changes) / max(1, len(changes) - 1)
-    return f"{share} ({100 * mean:+.1f} ± {196 * math.sqrt(variance / len(changes)):.1f})"
+    said = f"{100 * mean:+.2f} ± {196 * math.sqrt(variance / len(changes)):.2f}"
+    if name in row.chosen and name in reference.chosen:
+        same = sum(mine == theirs for mine, theirs in zip(row.chosen[name], reference.chosen[name], strict=True))
+        said += f"; same choice {same / len(changes):.1%}"
+    return f"{share} ({said})"
 
 
 def table(rows: Mapping[str, Row]) -> str:
@@ -296,7 +301,7 @@ def main() -> int:
     parser.add_argument("--choices", type=Path, action="append", default=[], help="Questions; may be given again.")
     parser.add_argument("--questions", type=int, default=200, help="Questions of each file.")
     parser.add_argument("--tokens", type=int, default=12_288, help="Tokens of the text that are scored.")
-    parser.add_argument("--calibration-tokens", type=int, default=16_384)
+    parser.add_argument("--calibration-tokens", type=int, default=32_768)
     parser.add_argument("--off-grid", action="store_true", help="Move the weights off any 4-bit grid first.")
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), metavar="VARIANT")
     parser.add_argument("--results", type=Path, help="File that keeps what was measured.")

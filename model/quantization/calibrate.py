@@ -94,7 +94,7 @@ def calibrate_model(
         _quantize(model, plan, name, hessian=cast("Tensor", sum(final.T @ final for final in finals)))
 
 
-def calibration_windows(token_ids: Sequence[int], *, window: int = 128, max_tokens: int = 16_384) -> Tensor:
+def calibration_windows(token_ids: Sequence[int], *, window: int = 128, max_tokens: int = 32_768) -> Tensor:
     """Cut a text into windows (windows, tokens), spread evenly over it.
 
     Raises:

@@ -35,8 +35,7 @@ class QuantizationOptions:
         scale_bits: Of int4's scales and zeros, 8 or 16; symmetric levels have 16 in any case.
         embedding_bits: Of the embedding and the output, 4, 8 or 16; they decide the token and suffer most from 4.
         keep_sensitive: Share of the weights, by count, that may get `sensitive_bits`, the most sensitive ones. None:
-            0.08 if there is a text to find them with, they get 8, and the others 4 and not symmetric, which is the
-            smallest choice; none otherwise.
+            0.08 where there is a text to find them with and asymmetric int4 to raise to 8 bits; none otherwise.
         sensitive_bits: 8 or 16.
         calibration_tokens: How much of the calibration text is taken.
     """
@@ -48,7 +47,7 @@ class QuantizationOptions:
     embedding_bits: int = 8
     keep_sensitive: float | None = None
     sensitive_bits: int = 8
-    calibration_tokens: int = 16_384
+    calibration_tokens: int = 32_768
 
     def __post_init__(self) -> None:
         """Refuse what cannot be done."""
@@ -70,8 +69,8 @@ class QuantizationOptions:
         """Share of the weights that may get more bits, by count."""
         if self.keep_sensitive is not None:
             return self.keep_sensitive
-        is_small = self.symmetric or self.bits == 8 or self.sensitive_bits == 16  # noqa: PLR2004  (bits)
-        return _SENSITIVE_SHARE if has_text and not is_small else 0.0
+        is_usual = self.bits == 4 and self.sensitive_bits == 8 and not self.symmetric  # noqa: PLR2004  (bits)
+        return _SENSITIVE_SHARE if has_text and is_usual else 0.0
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def quantize(
         Path | None,
         typer.Option(help="Text file, a few hundred lines: weights are found by GPTQ on it.", dir_okay=False),
     ] = None,
-    calibration_tokens: Annotated[int, typer.Option(help="How much of that text is taken.", min=1024)] = 16_384,
+    calibration_tokens: Annotated[int, typer.Option(help="How much of that text is taken.", min=1024)] = 32_768,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Write a base with weights of 8 or 4 bits; it loads, generates and trains adapters like any other."""
@@ -73,7 +73,7 @@ def quantize(
             source / "base" if is_version else source,
             out / "base" if is_version else out,
             options,
-            calibration_text=None if calibrate is None else _text(calibrate),
+            calibration_text=None if calibrate is None else read_text(calibrate),
             on_progress=on_progress,
         )
     if is_version and (source / "adapter").is_dir():
@@ -92,7 +92,12 @@ def quantize(
         console.print(f"  {name}: quantised alone {rise:+.4f} nats{', kept' if name in report.kept else ''}")
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A text file that a person gave.
+
+    Raises:
+        ConfigurationError: It cannot be read, or is no UTF-8.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -83,7 +83,9 @@ def test_what_mlx_does_not_take_is_refused(tmp_path: Path, settings: dict[str, o
         export_mlx(tmp_path, tmp_path / "mlx", **settings)
 
 
-@pytest.mark.parametrize(("kind", "bits"), [("int8", 8), ("int8", 4), ("int4", 4), ("int4-symmetric", 4), ("int4-coded", 4)])
+@pytest.mark.parametrize(
+    ("kind", "bits"), [("int8", 8), ("int8", 4), ("int4", 4), ("int4-symmetric", 4), ("int4-coded", 4)]
+)
 def test_whole_numbers_are_kept(byte_tokenizer: Tokenizer, tmp_path: Path, kind: str, bits: int) -> None:
     from model.quantization import dequantize, quantize_int4, quantize_int8
     from model.quantization.weights import to_stored

@@ -9,6 +9,7 @@ from model.quantization import (
     QuantizationPlan,
     dense_state,
     dequantize,
+    gptq,
     plan_of,
     quantize_int4,
     quantize_int8,
@@ -18,7 +19,6 @@ from model.quantization import (
 )
 from model.quantization.calibrate import calibrate_model, calibration_windows
 from model.quantization.convert import QuantizationOptions, quantize_checkpoint
-from model.quantization import gptq
 from model.quantization.gptq import gptq_int4, gptq_int8
 from model.quantization.sensitivity import Sensitivity, choose_kept, measure_sensitivity, without
 from model.quantization.weights import from_stored, to_stored
@@ -218,9 +218,7 @@ TEXT = "A few hundred lines like those that the model will see, one after the ot
 
 def test_a_checkpoint_becomes_a_smaller_one(base: Path, tmp_path: Path) -> None:
     steps = []
-    options = QuantizationOptions(
-        bits=4, group_size=8, keep_sensitive=0.1, sensitive_bits=16, calibration_tokens=512
-    )
+    options = QuantizationOptions(bits=4, group_size=8, keep_sensitive=0.1, sensitive_bits=16, calibration_tokens=512)
     report = quantize_checkpoint(
         base, tmp_path / "out", options, calibration_text=TEXT, on_progress=lambda *step: steps.append(step)
     )

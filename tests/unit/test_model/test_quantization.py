@@ -95,7 +95,7 @@ def test_scales_in_8_bits_mean_float16_numbers_and_survive_their_codes(
     assert all(torch.equal(a, b) for a, b in zip(decode_scales(*codes, tops), (near_scales, near_zeros), strict=True))
     assert (near_scales > 0).all()
     largest = tops.float()
-    # Half a code, or a whole one where 0 would have been nearer than the smallest scale there is, and float16's rounding.
+    # Half a code, or a whole one where 0 would have been nearer than the smallest scale; and float16's rounding.
     assert ((near_scales.float() - scales.float()).abs() <= largest[:, :1] * (1 / 255 + 1e-3)).all()
     assert ((near_zeros.float() - zeros.float()).abs() <= largest[:, 1:] * (0.5 / 127 + 1e-3)).all()
 
