@@ -136,7 +136,8 @@ def _descended(values: Tensor, weight: Tensor, step: Tensor, low: Tensor, hessia
         changes = torch.zeros(end - begin, moved.shape[1])
         for index in range(begin, end):
             wanted = moved[index] - gradient[index] / (diagonal[index] * step[index])
-            rounded = wanted.round_().clamp_(0, _LARGEST)
+            # Not a number only where float16 made a step zero, and then any value will do.
+            rounded = wanted.nan_to_num_().round_().clamp_(0, _LARGEST)
             changes[index - begin] = (rounded - moved[index]) * step[index]
             moved[index] = rounded
             gradient[begin:end].addr_(damped[begin:end, index], changes[index - begin])

@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 
 _SCALE_CODES: Final = 255
 _ZERO_CODES: Final = 127
+# Its 255th part is still above zero in float16.
+_SMALLEST_TOP: Final = 2.0**-14
 
 
 def tops_of(scales: Tensor, zeros: Tensor) -> Tensor:
     """The largest scale and the largest zero, by magnitude, of each row: float16 (out, 2)."""
-    return torch.stack((scales.abs().amax(1), zeros.abs().amax(1)), dim=1).half()
+    return torch.stack((scales.abs().amax(1).clamp_min(_SMALLEST_TOP), zeros.abs().amax(1)), dim=1).half()
 
 
 def encode_scales(scales: Tensor, zeros: Tensor, tops: Tensor) -> tuple[Tensor, Tensor]:

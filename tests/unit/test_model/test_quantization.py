@@ -110,6 +110,21 @@ def test_a_weight_with_scales_in_8_bits() -> None:
     assert quantize_int4(weight, 32, symmetric=True, scale_bits=8).tops is None
 
 
+def test_codes_never_mean_a_scale_of_zero() -> None:
+    for scales in ([[1.0, 1e-4]], [[1e-6, 6e-8]]):
+        found, _, _ = nearest_coded(torch.tensor(scales).half(), torch.zeros(1, 2).half())
+        assert (found > 0).all()
+
+
+@pytest.mark.parametrize("size", [1e-2, 1e-4])
+def test_a_group_without_spread_does_not_spoil_its_row(size: float) -> None:
+    weight = matrix(8, 128) * size
+    weight[:, 32:64] = 0.0
+    few, many = quantize_int4(weight, 32, scale_bits=8), quantize_int4(weight, 32)
+    assert relative_error(few, weight) < 1.05 * relative_error(many, weight)
+    assert (dequantize(few)[:, 32:64] == 0).all()
+
+
 def test_what_matters_more_errs_less() -> None:
     weight = matrix()
     importance = torch.ones(64)
