@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 _GROUP = 32
-_CALIBRATION_CHARACTERS = 200_000
+_CALIBRATION_CHARACTERS = 380_000
 
 
 @dataclass(frozen=True)
@@ -334,7 +334,7 @@ def _inputs(arguments: argparse.Namespace) -> Inputs:
         base=arguments.base,
         token_ids=tokenizer.encode(text[: arguments.tokens * 12])[: arguments.tokens],
         calibration=calibration_windows(calibration_ids, max_tokens=arguments.calibration_tokens),
-        sensitivity=calibration_windows(calibration_ids, max_tokens=512),
+        sensitivity=calibration_windows(calibration_ids, max_tokens=256),
         choices=tuple(arguments.choices),
         questions=arguments.questions,
         off_grid=arguments.off_grid,

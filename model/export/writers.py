@@ -16,6 +16,7 @@ from model.export.mlx import export_mlx
 from model.quantization.convert import QuantizationOptions, quantize_checkpoint
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 
@@ -62,4 +63,9 @@ def _in_four_bits(tree: Path, scratch: Path, *, symmetric: bool, text: str | Non
 
 # Tree, folder to fill, quantisation, scratch folder, text to calibrate int4 with -> what a runtime loads, and its
 # architecture there.
-WRITERS: Final = {"gguf": _write_gguf, "mlx": _write_mlx, "hf": _write_hf, "executorch": _write_executorch}
+WRITERS: Final[Mapping[str, Callable[[Path, Path, str, Path, str | None], tuple[Path, str]]]] = {
+    "gguf": _write_gguf,
+    "mlx": _write_mlx,
+    "hf": _write_hf,
+    "executorch": _write_executorch,
+}
