@@ -166,7 +166,9 @@ def _part_of(name: str) -> str:
 
 def _quantized(plan: QuantizationPlan) -> dict[str, int]:
     kinds = Counter(
-        f"int{entry.bits}" + ("" if entry.group_size is None else f", groups of {entry.group_size}")
+        f"int{entry.bits}"
+        + ("" if entry.group_size is None else f", groups of {entry.group_size}")
+        + (", scales of 8 bits" if entry.scale_bits == 8 else "")  # noqa: PLR2004  (coded)
         for entry in plan.tensors.values()
     )
     return dict(kinds.most_common())
