@@ -59,8 +59,9 @@ def create_candidate(
     parent: int,
     facts: Facts | None = None,
     run_id: str | None = None,
+    above: int = 0,
 ) -> VersionRecord:
-    """Add an adapter folder (PEFT's two files) on the parent's base as a candidate version.
+    """Add an adapter folder (PEFT's two files) on the parent's base as a candidate version numbered above ``above``.
 
     Raises:
         NotFoundError: There is no such parent.
@@ -73,7 +74,7 @@ def create_candidate(
         _put(artifacts, adapter / file.path, file)
     adapter_files = [file.model_copy(update={"path": f"adapter/{file.path}"}) for file in found]
     manifest = _manifest(model, [*base, *adapter_files], kind="adapter", parent=parent, facts=facts or {})
-    return registry.add_candidate(manifest, run_id=run_id)
+    return registry.add_candidate(manifest, run_id=run_id, above=above)
 
 
 def materialise(registry: Registry, artifacts: ArtifactStore, *, model: str, version: int, folder: Path) -> None:
