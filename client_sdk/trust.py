@@ -13,6 +13,8 @@ from delta_updates import VersionManifest
 from delta_updates.manifest import base_hash, tree_hash
 from delta_updates.offer import ChainStep, Offer
 
+MAX_VERSION_STEP = 1_000_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Installed:
@@ -64,6 +66,12 @@ def require_acceptable(offer: Offer, installed: Installed, *, only_full: bool = 
         raise OfferRefusedError(
             f"The service offers {shown}, older than v{installed.highest_version} which this device already confirmed. "
             "A version never goes down on a device: publish the wanted content as a newer version."
+        )
+    # Whoever has stolen the keys could use up the numbers with one version, and no later one would ever be newer.
+    if installed.highest_version and offer.version > installed.highest_version + MAX_VERSION_STEP:
+        raise OfferRefusedError(
+            f"The service offers {shown}, more than {MAX_VERSION_STEP} above v{installed.highest_version} which this "
+            "device confirmed. No fleet has that many releases: publish it under a lower number."
         )
     if offer.version == installed.highest_version and installed.highest_hash not in {None, offer.tree_hash}:
         raise OfferRefusedError(

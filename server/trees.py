@@ -60,6 +60,7 @@ def create_candidate(
     facts: Facts | None = None,
     run_id: str | None = None,
     master: bytes | None = None,
+    above: int = 0,
 ) -> VersionRecord:
     """Add an adapter folder (its two files) on the parent's base as a candidate version.
 
@@ -73,6 +74,7 @@ def create_candidate(
         run_id: The run that it comes from.
         master: The unrounded adapter, kept for the next release (`server.federation.adapter`); in no tree and no
             package.
+        above: The version gets a number above this one.
 
     Raises:
         NotFoundError: There is no such parent.
@@ -86,7 +88,7 @@ def create_candidate(
     adapter_files = [file.model_copy(update={"path": f"adapter/{file.path}"}) for file in found]
     manifest = _manifest(model, [*base, *adapter_files], kind="adapter", parent=parent, facts=facts or {})
     master_sha256 = None if master is None else artifacts.put_bytes(master)
-    return registry.add_candidate(manifest, run_id=run_id, master_sha256=master_sha256)
+    return registry.add_candidate(manifest, run_id=run_id, master_sha256=master_sha256, above=above)
 
 
 def materialise(registry: Registry, artifacts: ArtifactStore, *, model: str, version: int, folder: Path) -> None:

@@ -23,6 +23,10 @@ def release(
     margin: Annotated[
         float | None, typer.Option(help="Nats by which the held-out loss may rise (LAMELLA_GATE_MARGIN).")
     ] = None,
+    above: Annotated[
+        int,
+        typer.Option(help="Number the version above this one: the way out for devices that a thief took there.", min=0),
+    ] = 0,
 ) -> None:
     """Turn a run's adapter into a version: gate, packages that are applied and compared, signatures, release."""
     from server.publishing import Gate
@@ -36,7 +40,7 @@ def release(
     else:
         gate = Gate(margin=service.settings.gate_margin if margin is None else margin)
         service.metadata.unlock_releases()  # before minutes of measuring
-        candidate, result = _candidate(service, run, gate=gate)
+        candidate, result = _candidate(service, run, gate=gate, above=above)
         console.print(
             f"Gate: held-out loss {result.parent_loss:.4f} → {result.candidate_loss:.4f} "
             f"(may rise by {result.margin:g}): {'passed' if result.is_passed else 'failed'}"
@@ -125,7 +129,7 @@ def _from(source_version: int | None) -> str:
     return "full" if source_version is None else f"delta from v{source_version}"
 
 
-def _candidate(service: Service, run: RunRecord, *, gate: Gate) -> tuple[VersionRecord, GateResult]:
+def _candidate(service: Service, run: RunRecord, *, gate: Gate, above: int) -> tuple[VersionRecord, GateResult]:
     """Round the last round's adapter as it will be shipped, judge exactly that, and add it to the registry."""
     from safetensors.numpy import load
 
@@ -176,6 +180,7 @@ def _candidate(service: Service, run: RunRecord, *, gate: Gate) -> tuple[Version
             },
             run_id=run.run_id,
             master=master_bytes(master),
+            above=above,
         )
     return record, result
 

@@ -7,7 +7,7 @@ import math
 import re
 from typing import TYPE_CHECKING, cast
 
-from sqlalchemy import select, update
+from sqlalchemy import case, select, update
 
 from delta_updates.manifest import VersionManifest
 from server.errors import ConflictError, InvalidRecordError, NotFoundError
@@ -36,14 +36,15 @@ class VersionTransactions(Transactions):
             return tuple(session.scalars(select(ModelRow.name).order_by(ModelRow.name)))
 
     def add_candidate(
-        self, manifest: VersionManifest, *, run_id: str | None = None, master_sha256: str | None = None
+        self, manifest: VersionManifest, *, run_id: str | None = None, master_sha256: str | None = None, above: int = 0
     ) -> VersionRecord:
-        """Add a version under the model's next number, which replaces ``manifest.version``.
+        """Add a version under the model's next number, which replaces ``manifest.version`` and lies above ``above``.
 
         Args:
             manifest: What it holds.
             run_id: The run that it comes from.
             master_sha256: The unrounded adapter that it was made from, in the artifact store.
+            above: A number that is taken already, as by a thief of keys.
 
         Raises:
             NotFoundError: The parent does not exist.
@@ -55,7 +56,7 @@ class VersionTransactions(Transactions):
             number = session.scalar(
                 update(ModelRow)
                 .where(ModelRow.name == manifest.model)
-                .values(last_version=ModelRow.last_version + 1)
+                .values(last_version=case((ModelRow.last_version < above, above), else_=ModelRow.last_version) + 1)
                 .returning(ModelRow.last_version)
                 .execution_options(synchronize_session=False)
             )

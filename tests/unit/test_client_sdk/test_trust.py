@@ -46,6 +46,7 @@ def test_a_newer_version_from_what_is_installed_is_acceptable() -> None:
         # Slots lost, counter kept: nothing is installed, yet an old version stays refused.
         (an_offer(1, source=None), replace(AT_V2, version=None, tree_hash=None), "older than v2"),
         (an_offer(2, source=None), AT_V2, "same bytes"),
+        (an_offer(1_000_003, source=None), AT_V2, "more than 1000000 above v2"),
         (an_offer(), replace(AT_V2, failed_versions=frozenset({3})), "failed its self-test"),
         (an_offer(4), replace(AT_V2, failed_hashes=frozenset({HASH})), "failed its self-test"),
         (an_offer(source=1), AT_V2, "has v2 installed"),
@@ -70,6 +71,11 @@ def test_a_package_path_of_another_version_is_refused(path: str) -> None:
     moved = offer.model_copy(update={"package": offer.package.model_copy(update={"path": path})})
     with pytest.raises(OfferRefusedError, match="points at"):
         require_acceptable(moved, AT_V2)
+
+
+def test_a_large_step_is_acceptable_up_to_the_bound_and_on_an_empty_device() -> None:
+    require_acceptable(an_offer(1_000_002, source=None), AT_V2)
+    require_acceptable(an_offer(2**30, source=None), Installed(model="tiny"))
 
 
 def test_the_lost_version_itself_may_come_back() -> None:

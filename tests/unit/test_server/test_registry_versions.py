@@ -29,6 +29,12 @@ def test_numbers_count_up_per_model_and_are_in_the_manifest(registry: Registry) 
     assert [version.number for version in registry.versions(MODEL, after=1, limit=1)] == [2]
 
 
+def test_a_number_can_be_asked_to_lie_above_another(registry: Registry) -> None:
+    assert registry.add_candidate(make_manifest(), above=9).number == 10
+    assert registry.add_candidate(make_manifest(base="b")).number == 11
+    assert registry.add_candidate(make_manifest(base="c"), above=5).number == 12
+
+
 def test_a_number_is_given_out_once_also_to_many_at_once(registry: Registry) -> None:
     with ThreadPoolExecutor(8) as pool:
         records = list(pool.map(lambda _: add_base(registry), range(24)))
