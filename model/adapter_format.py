@@ -32,8 +32,9 @@ ADAPTER_FORMATS: Final[tuple[AdapterFormat, ...]] = get_args(AdapterFormat)
 QuantizedFormat = Literal["int8", "int4"]
 BITS: Final[Mapping[str, int]] = {"int8": 8, "int4": 4}
 
-# New scales leave room for the largest number to grow: while a scale is kept, what did not move has not changed.
-_HEADROOM: Final = 1.25
+# The level that a new scale gives the largest number. There is room above it: while numbers grow into it the scale is
+# kept, and what did not move has not changed.
+_FIRST_LEVEL: Final[Mapping[int, int]] = {8: 102, 4: 6}
 # A scale is kept until the largest code has fallen to this share of the levels: a bit is lost by then.
 _LEAST_SHARE: Final = 0.5
 _MIDDLE_OF_4: Final = 8
@@ -95,7 +96,7 @@ def quantize_factor(
     if bits == BITS["int4"] and values.shape[1] % 2:
         raise AdapterError(f"{name} has {values.shape[1]} numbers a rank, int4 needs pairs; choose int8 for this model")
     wide = values.astype(np.float64)
-    scales = _fresh_scales(wide, bits, name)
+    scales = _new_scales(wide, bits, name)
     if kept is not None and kept.shape == scales.shape:
         scales = np.where(_fits(wide, kept, bits), kept, scales)
     low, high = _levels(bits)
@@ -142,14 +143,13 @@ def _levels(bits: int) -> tuple[int, int]:
     return -(1 << (bits - 1)), (1 << (bits - 1)) - 1
 
 
-def _fresh_scales(wide: npt.NDArray[np.float64], bits: int, name: str) -> Floats:
-    """The smallest scale whose outermost levels are within half a scale of all values, and room above it."""
-    low, high = _levels(bits)
-    needed = np.maximum(wide.max(axis=1, initial=0.0) / (high + 0.5), wide.min(axis=1, initial=0.0) / (low - 0.5))
-    if float(needed.max(initial=0.0)) * _HEADROOM > _LARGEST_SCALE:
-        raise AdapterError(f"{name} has values up to {np.abs(wide).max():.3g}, too large for int{bits}; train it anew")
+def _new_scales(wide: npt.NDArray[np.float64], bits: int, name: str) -> Floats:
+    largest = np.abs(wide).max(axis=1, initial=0.0)
+    needed = largest / _FIRST_LEVEL[bits]
+    if float(needed.max(initial=0.0)) > _LARGEST_SCALE:
+        raise AdapterError(f"{name} has values up to {largest.max():.3g}, too large for int{bits}; train it anew")
     # A component that is all zeros has any scale.
-    scales: Floats = np.where(needed > 0, np.maximum(needed * _HEADROOM, _SMALLEST_SCALE), 1.0).astype(np.float32)
+    scales: Floats = np.where(needed > 0, np.maximum(needed, _SMALLEST_SCALE), 1.0).astype(np.float32)
     return scales
 
 
