@@ -228,7 +228,7 @@ class FaultyDisk(LocalDisk):
 
 @dataclass
 class _Name:
-    """A change of a folder that was not synced yet, the way back, and the paths that it takes: the first is the name."""
+    """A change of a folder that was not synced yet, and the way back with the paths that it takes, the name first."""
 
     paths: list[Path]
     undo: Callable[..., None]
