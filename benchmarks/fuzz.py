@@ -3,10 +3,11 @@
     python benchmarks/fuzz.py --mutations 1000000 [--first 0] [--seed 0] [--workers 2] [--json]
     python benchmarks/fuzz.py --case 4711 [--seed 0]            # one case again, with its traceback; --keep FILE
 
-Each case is a tiny package with good checksums and bad contents (`package_mutations.py`), read whole and applied to a
-copy of its source. What is right: an error of `delta_updates`, or exactly the tree that the header promises. What is
-wrong, and makes this end with 1: another exception, a dead process, more than --seconds for a case, a changed source,
-a file outside the target, work left behind, or more memory than --megabytes above the interpreter.
+Each case is a tiny package with good checksums and bad contents (`package_mutations.py`): read whole, applied beside
+its source, and applied in place to a copy of it. What is right: an error of `delta_updates` that leaves everything as
+it was, or exactly the tree that the header promises, both ways. What is wrong, and makes this end with 1: another
+exception, a dead process, more than --seconds for a case, a changed source, a file outside the target, work left
+behind, or more memory than --megabytes above the interpreter.
 """
 
 import argparse
@@ -33,8 +34,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from package_mutations import mutated
 from tiny_versions import tiny_versions
 
-from delta_updates import DeltaError, apply_package, build_package, verify_tree
-from delta_updates.package import PackageReader
+from delta_updates import DeltaError, apply_in_place, apply_package, build_package, verify_tree
+from delta_updates.package import PackageHeader, PackageReader
 
 _PIECE = 2_000
 _MAX_TARGET_BYTES = 32 << 20
@@ -74,7 +75,7 @@ class Sandbox:
         self._seed = seed
         home = folder / "1/2/3/4/5/6"
         self.source, self.slots, self._package = home / "source", home / "slots", home / "package"
-        self._target = self.slots / "target"
+        self._target, self._tree, self._journal = (self.slots / name for name in ("target", "tree", "journal"))
         self.slots.mkdir(parents=True)
         old, new = tiny_versions()
         for name, files in (("source", old), ("new", new)):
@@ -99,29 +100,33 @@ class Sandbox:
             WrongError: What must never be.
         """
         self._package.write_bytes(raw)
-        outcome = self._outcome()
-        shutil.rmtree(self._target, ignore_errors=True)
-        if self._seen() != self._before:
-            raise WrongError(f"{outcome}, and then: {sorted(set(self._seen()) ^ set(self._before))}")
-        return outcome
-
-    def _outcome(self) -> str:
         try:
             with PackageReader(self._package) as reader:
                 header = reader.header
-                for packaged in header.files:
-                    for _ in reader.records(packaged):
-                        pass
-                reader.finish()
+                is_readable = self._is_readable(reader)
         except DeltaError as error:
-            self._apply(must_fail=True)
-            return f"read: {type(error).__name__}"
-        return self._apply()
+            # The others would begin with the same header, and end there.
+            return f"header: {type(error).__name__}"
+        beside, in_place = self._apply_beside(header), self._apply_in_place(header)
+        if (beside == "applied") != (in_place == "applied") or (beside == "applied" and not is_readable):
+            raise WrongError(f"readable: {is_readable}, beside its source: {beside}, in place: {in_place}")
+        if (after := self._seen()) != self._before:
+            raise WrongError(f"{beside}, {in_place}, and then: {sorted(set(after) ^ set(self._before))}")
+        return beside if beside == in_place else f"{beside}, in place: {in_place}"
 
-    def _apply(self, *, must_fail: bool = False) -> str:
+    @staticmethod
+    def _is_readable(reader: PackageReader) -> bool:
         try:
-            with PackageReader(self._package) as reader:
-                header = reader.header
+            for packaged in reader.header.files:
+                for _ in reader.records(packaged):
+                    pass
+            reader.finish()
+        except DeltaError:
+            return False
+        return True
+
+    def _apply_beside(self, header: PackageHeader) -> str:
+        try:
             apply_package(
                 self.source,
                 self._package,
@@ -132,24 +137,45 @@ class Sandbox:
         except DeltaError as error:
             if self._target.exists():
                 raise WrongError(f"a target after {error!r}") from error
-            return f"apply: {type(error).__name__}"
-        if must_fail:
-            raise WrongError("applied, although reading it fails")
+            return type(error).__name__
         verify_tree(self._target, [packaged.file for packaged in header.files])
+        shutil.rmtree(self._target)
+        return "applied"
+
+    def _apply_in_place(self, header: PackageHeader) -> str:
+        if not self._tree.exists():
+            shutil.copytree(self.source, self._tree)
+            self._tree_before = list(_walk(str(self._tree)))
+        try:
+            apply_in_place(
+                self._tree,
+                self._package,
+                self._journal,
+                expected_target_hash=header.target_hash,
+                max_target_bytes=_MAX_TARGET_BYTES,
+            )
+        except DeltaError as error:
+            if list(_walk(str(self._tree))) != self._tree_before:
+                raise WrongError(f"a changed tree after {error!r}") from error
+            return type(error).__name__
+        verify_tree(self._tree, [packaged.file for packaged in header.files])
+        shutil.rmtree(self._tree)
         return "applied"
 
     def _seen(self) -> list[tuple[str, int, int, int]]:
-        """Every path but the package's, with what changes when its content does."""
-        return list(_walk(str(self._top), skip=str(self._package)))
+        """Every path, but the package and the copy of the source, with what changes when its content does."""
+        return list(_walk(str(self._top), skip=(str(self._package), str(self._tree))))
 
 
-def _walk(folder: str, *, skip: str) -> Iterator[tuple[str, int, int, int]]:
+def _walk(folder: str, *, skip: tuple[str, ...] = ()) -> Iterator[tuple[str, int, int, int]]:
     with os.scandir(folder) as entries:
         for entry in entries:
+            if entry.path in skip:
+                continue
             if entry.is_dir(follow_symlinks=False):
                 yield entry.path, 0, 0, 0
                 yield from _walk(entry.path, skip=skip)
-            elif entry.path != skip:
+            else:
                 status = entry.stat(follow_symlinks=False)
                 yield entry.path, status.st_size, status.st_mtime_ns, status.st_ino
 

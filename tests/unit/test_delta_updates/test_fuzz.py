@@ -30,8 +30,8 @@ def test_mutated_packages_never_do_harm(fuzz: dict[str, Any]) -> None:
     assert report.slowest_s < 5
     # They get past every hash but the last, and some are harmless.
     assert report.outcomes["applied"] > 50
-    assert report.outcomes["apply: IntegrityError"] > 50
-    assert report.outcomes["apply: PackageFormatError"] > 100
+    assert report.outcomes["IntegrityError"] > 50
+    assert report.outcomes["PackageFormatError"] > 500
 
 
 def test_a_reader_that_forgets_a_check_is_noticed(fuzz: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
