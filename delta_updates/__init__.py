@@ -15,6 +15,7 @@ from delta_updates.errors import (
     StorageError,
     TensorFileError,
 )
+from delta_updates.in_place import InPlaceResult, apply_in_place, changing_folder
 from delta_updates.manifest import FileEntry, VersionManifest, base_hash, scan_tree, sha256_of, tree_hash, verify_tree
 from delta_updates.offer import (
     PROTOCOL,
@@ -45,6 +46,7 @@ __all__ = [
     "EnrolRequest",
     "EnrolmentFile",
     "FileEntry",
+    "InPlaceResult",
     "IntegrityError",
     "LocalDisk",
     "Offer",
@@ -59,9 +61,11 @@ __all__ = [
     "UpdateQuery",
     "VersionManifest",
     "WritableFile",
+    "apply_in_place",
     "apply_package",
     "base_hash",
     "build_package",
+    "changing_folder",
     "drop_unfinished",
     "protocol_of",
     "scan_tree",

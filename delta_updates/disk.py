@@ -29,6 +29,22 @@ class WritableFile(Protocol):
         ...
 
 
+class EditableFile(Protocol):
+    """A file that is changed where it lies."""
+
+    def write_at(self, offset: int, data: bytes) -> None:
+        """Put all of `data` at `offset`; the file grows where it must."""
+        ...
+
+    def sync(self) -> None:
+        """Return once the content is on stable storage."""
+        ...
+
+    def close(self) -> None:
+        """Close it; a second call does nothing."""
+        ...
+
+
 class Disk(Protocol):
     """What applying and building change on a disk. Every method raises OSError when it fails."""
 
@@ -46,6 +62,10 @@ class Disk(Protocol):
 
     def append(self, path: Path, length: int) -> WritableFile:
         """Open a file, which must not be a link, to go on after its first `length` bytes; cut off what lies beyond."""
+        ...
+
+    def edit(self, path: Path) -> EditableFile:
+        """Open a file, made when missing and never a link, to change it where it lies."""
         ...
 
     def link(self, existing: Path, new: Path) -> None:
@@ -76,6 +96,13 @@ class LocalFile:
         rest = memoryview(data)
         while rest:
             rest = rest[os.write(self._descriptor, rest) :]
+
+    def write_at(self, offset: int, data: bytes) -> None:
+        """Put all of `data` at `offset`; the file grows where it must."""
+        rest = memoryview(data)
+        while rest:
+            written = os.pwrite(self._descriptor, rest, offset)
+            rest, offset = rest[written:], offset + written
 
     def sync(self) -> None:
         """Return once the content is on stable storage."""
@@ -114,6 +141,10 @@ class LocalDisk:
             os.close(descriptor)
             raise
         return LocalFile(descriptor)
+
+    def edit(self, path: Path) -> EditableFile:
+        """Open a file, made when missing and never a link, to change it where it lies."""
+        return LocalFile(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644))
 
     def link(self, existing: Path, new: Path) -> None:
         """Give a file a second name, and make sure that its content is on stable storage."""

@@ -48,7 +48,7 @@ def drop_unfinished(target: Path, *, disk: Disk | None = None) -> None:
     folder = work_folder(target)
     with disk_errors(f"dropping the unfinished {target.name}"), contextlib.ExitStack() as stack:
         if folder.is_dir():
-            stack.enter_context(_locked(folder))
+            stack.enter_context(alone_in(folder))
         (disk or LocalDisk()).remove(folder)
 
 
@@ -72,7 +72,7 @@ class Unfinished:
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             if self._folder.is_dir():
-                stack.enter_context(_locked(self._folder))
+                stack.enter_context(alone_in(self._folder))
             self._read_journal()
             self.is_resumed = self._good_length > 0
             if not self.is_resumed:
@@ -92,7 +92,7 @@ class Unfinished:
         """Make the folder and its journal where they are missing, and remove what is none of `files`."""
         if not self._folder.is_dir():
             self._disk.make_folder(self._folder)
-            self._stack.enter_context(_locked(self._folder))
+            self._stack.enter_context(alone_in(self._folder))
             self._disk.sync_folder(self._folder.parent)
         if self.is_resumed:
             self._journal = self._disk.append(self._journal_path, self._good_length)
@@ -187,8 +187,12 @@ class Unfinished:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder alone; the kernel lets go of it however this process ends."""
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold the folder alone; the kernel lets go of it however this process ends.
+
+    Raises:
+        StorageError: Another process holds it.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         try:

@@ -50,7 +50,7 @@ def import_base(
     return registry.add_candidate(_manifest(model, files, kind="base", parent=None, facts=facts or {}))
 
 
-def create_candidate(
+def create_candidate(  # noqa: PLR0913 - the facts of a version, each by its name
     registry: Registry,
     artifacts: ArtifactStore,
     *,

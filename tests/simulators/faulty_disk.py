@@ -135,6 +135,14 @@ class FaultyDisk(LocalDisk):
         self._resize(descriptor, length)
         return _File(self, path, descriptor, length)
 
+    def edit(self, path: Path) -> "_File":
+        self._operate(f"edit {path.name}")
+        is_new = not path.exists()
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        if is_new:
+            self._note_new(path)
+        return _File(self, path, descriptor, 0)
+
     def sync_file(self, path: Path) -> None:
         self.sync(path)
 
@@ -228,7 +236,7 @@ class FaultyDisk(LocalDisk):
 
 @dataclass
 class _Name:
-    """A change of a folder that was not synced yet, the way back, and the paths it takes: the first is the name."""
+    """A change of a folder that was not synced yet, and the way back with the paths that it takes, the name first."""
 
     paths: list[Path]
     undo: Callable[..., None]
@@ -279,6 +287,9 @@ class _File(RawIOBase):
         written = self._disk.write(self._path, self._descriptor, self._position, bytes(data))
         self._position += written
         return written
+
+    def write_at(self, offset: int, data: bytes) -> None:
+        self._disk.write(self._path, self._descriptor, offset, bytes(data))
 
     def sync(self) -> None:
         self._disk.sync(self._path)
