@@ -3,11 +3,11 @@
     python benchmarks/fuzz.py --mutations 1000000 [--first 0] [--seed 0] [--workers 2] [--json]
     python benchmarks/fuzz.py --case 4711 [--seed 0]            # one case again, with its traceback; --keep FILE
 
-Each case is a tiny package with good checksums and bad contents (`package_mutations.py`): read whole, applied beside
-its source, and applied in place to a copy of it. What is right: an error of `delta_updates` that leaves everything as
-it was, or exactly the tree that the header promises, both ways. What is wrong, and makes this end with 1: another
-exception, a dead process, more than --seconds for a case, a changed source, a file outside the target, work left
-behind, or more memory than --megabytes above the interpreter.
+Each case is a tiny package with good checksums and bad contents (`package_mutations.py`), full or a delta. It is read
+whole, and then applied: even cases beside their source, odd ones in place to a copy of it. What is right: an error of
+`delta_updates` that leaves everything as it was, or exactly the tree that the header promises. What is wrong, and makes
+this end with 1: another exception, a dead process, more than --seconds for a case, a changed source, a file outside the
+target, work left behind, or more memory than --megabytes above the interpreter.
 """
 
 import argparse
@@ -91,9 +91,9 @@ class Sandbox:
 
     def run(self, case: int) -> str:
         """Return what became of a case; raises what `run_bytes` raises."""
-        return self.run_bytes(mutated(self.packages, case, seed=self._seed))
+        return self.run_bytes(mutated(self.packages, case, seed=self._seed), in_place=case % 2 == 1)
 
-    def run_bytes(self, raw: bytes) -> str:
+    def run_bytes(self, raw: bytes, *, in_place: bool) -> str:
         """Return what became of a package.
 
         Raises:
@@ -107,12 +107,12 @@ class Sandbox:
         except DeltaError as error:
             # The others would begin with the same header, and end there.
             return f"header: {type(error).__name__}"
-        beside, in_place = self._apply_beside(header), self._apply_in_place(header)
-        if (beside == "applied") != (in_place == "applied") or (beside == "applied" and not is_readable):
-            raise WrongError(f"readable: {is_readable}, beside its source: {beside}, in place: {in_place}")
+        outcome = self._apply_in_place(header) if in_place else self._apply_beside(header)
+        if outcome == "applied" and not is_readable:
+            raise WrongError("applied, although it cannot be read")
         if (after := self._seen()) != self._before:
-            raise WrongError(f"{beside}, {in_place}, and then: {sorted(set(after) ^ set(self._before))}")
-        return beside if beside == in_place else f"{beside}, in place: {in_place}"
+            raise WrongError(f"{outcome}, and then: {sorted(set(after) ^ set(self._before))}")
+        return f"{'in place' if in_place else 'beside'}: {outcome}"
 
     @staticmethod
     def _is_readable(reader: PackageReader) -> bool:

@@ -38,7 +38,8 @@ DEFAULT_MAX_SCRATCH_BYTES = 64 << 20
 class InPlaceResult(BaseModel):
     """What an in-place apply did.
 
-    `bytes_moved` is what had to change place or content, `scratch_bytes` the most that lay in the journal's folder.
+    `bytes_moved` is what had to change place or content (none: it was the target already), `scratch_bytes` the most that
+    lay in the journal's folder, and `steps_resumed` what calls that were cut off had done.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -96,9 +97,9 @@ def apply_in_place(
     return InPlaceResult(
         target_hash=reader.header.target_hash,
         seconds=time.monotonic() - started,
-        bytes_moved=sum(chunk.length for chunk in moves.chunks),
-        scratch_bytes=moves.scratch_bytes,
-        steps_resumed=resumed,
+        bytes_moved=0 if resumed is None else sum(chunk.length for chunk in moves.chunks),
+        scratch_bytes=0 if resumed is None else moves.scratch_bytes,
+        steps_resumed=resumed or 0,
     )
 
 
@@ -123,8 +124,8 @@ class _Change:
         self.old, self.new = self.folder / "old", self.folder / "new"
         self.done_bytes = self.header.target_bytes - sum(chunk.length for chunk in self.moves.chunks)
 
-    def run(self, max_scratch_bytes: int) -> int:
-        """Do what is left to do; return how many steps were done before."""
+    def run(self, max_scratch_bytes: int) -> int | None:
+        """Do what is left to do; return how many steps were done before, None when there was nothing to do."""
         fingerprint = self.reader.sha256()
         is_begun = self.journal.is_verified or self.old.exists()
         if self.journal.package != fingerprint or not is_begun:
@@ -134,7 +135,7 @@ class _Change:
                 if not self._is_there():
                     raise
                 self._tidy()
-                return 0
+                return None
             if self.folder.exists():
                 self.disk.remove(self.folder)
             self.journal.begin(fingerprint)

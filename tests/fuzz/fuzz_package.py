@@ -33,7 +33,8 @@ def main() -> None:
             return made if len(made) <= most else raw
 
         def check(raw: bytes) -> None:
-            box.run_bytes(raw)
+            for in_place in (False, True):
+                box.run_bytes(raw, in_place=in_place)
 
         atheris.Setup([*sys.argv, "-max_len=65536"], check, custom_mutator=mutator)
         atheris.Fuzz()
