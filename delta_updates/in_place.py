@@ -38,8 +38,8 @@ DEFAULT_MAX_SCRATCH_BYTES = 64 << 20
 class InPlaceResult(BaseModel):
     """What an in-place apply did.
 
-    `bytes_moved` is what had to change place or content (none: it was the target already), `scratch_bytes` the most that
-    lay in the journal's folder, and `steps_resumed` what calls that were cut off had done.
+    `bytes_moved` is what had to change place or content (none: it was the target already), `scratch_bytes` the most
+    that lay in the journal's folder, and `steps_resumed` what calls that were cut off had done.
     """
 
     model_config = ConfigDict(frozen=True)

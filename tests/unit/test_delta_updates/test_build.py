@@ -55,7 +55,7 @@ def test_every_file_is_made_in_the_way_that_fits(trees: tuple[Path, Path], tmp_p
     built = build_package(*trees, tmp_path / "package")
 
     assert _methods(tmp_path / "package") == {
-        "adapter/adapter_model.safetensors": "full",
+        "adapter/adapter_model.safetensors": "tensors",
         "adapter/empty": "full",
         "adapter/notes.txt": "full",
         "base/config.json": "same",

@@ -25,20 +25,20 @@ def fuzz() -> Iterator[dict[str, Any]]:
 
 def test_mutated_packages_never_do_harm(fuzz: dict[str, Any]) -> None:
     with fuzz["sandbox"](seed=0) as box:
-        report = fuzz["run_cases"](box, 0, 2500)
+        report = fuzz["run_cases"](box, 0, 1600)
     assert report.failures == []
     assert report.slowest_s < 5
     # They get past every hash but the last, and some are harmless.
     for way in ("beside", "in place"):
         assert report.outcomes[f"{way}: applied"] > 50
         assert report.outcomes[f"{way}: IntegrityError"] > 50
-        assert report.outcomes[f"{way}: PackageFormatError"] > 300
+        assert report.outcomes[f"{way}: PackageFormatError"] > 200
 
 
 def test_a_reader_that_forgets_a_check_is_noticed(fuzz: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(package, "_check_parts", lambda *_: None)
     with fuzz["sandbox"](seed=0) as box:
-        assert fuzz["run_cases"](box, 0, 1000).failures
+        assert fuzz["run_cases"](box, 0, 600).failures
 
 
 def test_an_exception_of_another_kind_is_noticed(fuzz: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,9 @@
-"""`lamella delta apply`, killed again and again with SIGKILL: it goes on, and ends in the complete target."""
+"""Applying in real processes: killed again and again it ends in the complete target, and it takes little memory."""
 
 import contextlib
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from delta_updates import build_package, scan_tree, verify_tree, work_folder
+from delta_updates import build_package, changing_folder, scan_tree, tree_hash, verify_tree, work_folder
 
 pytestmark = pytest.mark.slow
 
@@ -75,3 +76,56 @@ def test_killed_at_random_moments_it_ends_complete(
     assert result["bytes_resumed"] > 32 << 20
     verify_tree(out, scan_tree(target))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_killed_in_place_it_ends_complete(versions: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    source, target, package = versions
+    tree, draw, kills = tmp_path / "tree", random.Random(1), 0
+    shutil.copytree(source, tree)
+    while True:
+        process = start(tree, package, "--in-place")
+        begun = time.monotonic()
+        while not changing_folder(tree).exists() and process.poll() is None and time.monotonic() < begun + 60:
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0.5, 2.5))
+        if kills < 8:
+            process.send_signal(signal.SIGKILL)
+        printed, told = process.communicate(timeout=120)
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, told
+        kills += 1
+        # Gone, or whole: the source before the first change, the target after the last.
+        if tree.exists():
+            assert tree_hash(scan_tree(tree)) in {tree_hash(scan_tree(source)), tree_hash(scan_tree(target))}
+    result = json.loads(printed)
+    assert kills >= 2
+    assert result["steps_resumed"] > 0 or result["bytes_moved"] == 0
+    verify_tree(tree, scan_tree(target))
+    assert [path.name for path in tmp_path.iterdir()] == ["tree"]
+
+
+MEASURED = """
+import resource, sys
+from pathlib import Path
+from delta_updates import apply_in_place, apply_package
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+source, package, out, digest = *map(Path, sys.argv[1:4]), sys.argv[4]
+if out.name == "in-place":
+    apply_in_place(source, package, out, expected_target_hash=digest)
+else:
+    apply_package(source, package, out, expected_target_hash=digest)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="counts memory in another unit")
+@pytest.mark.parametrize("out", ["beside", "in-place"])
+def test_memory_does_not_grow_with_the_model(versions: tuple[Path, Path, Path], tmp_path: Path, out: str) -> None:
+    source, target, package = versions
+    tree = tmp_path / "tree"
+    shutil.copytree(source, tree)
+    command = [sys.executable, "-c", MEASURED, tree, package, tmp_path / out, tree_hash(scan_tree(target))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    # Of 200 MB; the interpreter with its imports is not counted.
+    assert int(done.stdout) * 1024 < 96_000_000
