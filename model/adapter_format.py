@@ -162,6 +162,6 @@ def _fits(wide: npt.NDArray[np.float64], kept: Floats, bits: int) -> npt.NDArray
     codes = np.rint(wide / kept[:, None].astype(np.float64))
     top, bottom = codes.max(axis=1, initial=0.0), codes.min(axis=1, initial=0.0)
     is_zero = ~wide.any(axis=1)
-    fits: npt.NDArray[np.bool_] = (top <= high) & (bottom >= low)
-    fits &= is_zero | (np.maximum(top, -bottom) > _LEAST_SHARE * high)
+    is_used = is_zero | (np.maximum(top, -bottom) > _LEAST_SHARE * high)
+    fits: npt.NDArray[np.bool_] = (top <= high) & (bottom >= low) & is_used
     return fits
