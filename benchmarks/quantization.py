@@ -221,6 +221,9 @@ VARIANTS: Mapping[str, Callable[[LayeredTransformer, Inputs], float]] = {
     "int4 g32 GPTQ, scales in 8, 8 % in 8": functools.partial(
         raised_to_8, bits=4, embedding_bits=8, scale_bits=8, share=0.08
     ),
+    "int4 g32 GPTQ, scales in 8, 20 % in 8": functools.partial(
+        raised_to_8, bits=4, embedding_bits=8, scale_bits=8, share=0.2
+    ),
     "int4 g32 GPTQ, embedding too": functools.partial(calibrated, bits=4, embedding_bits=4),
     "llama.cpp Q8_0": functools.partial(gguf_format, body="Q8_0"),
     "llama.cpp Q4_1": functools.partial(gguf_format, body="Q4_1"),
