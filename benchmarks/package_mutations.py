@@ -85,7 +85,7 @@ class RawPackage:
 
     header: Any
     records: list[RawRecord] = field(default_factory=list)
-    format: int = 2
+    format: int = 3
 
     @classmethod
     def parsed(cls, raw: bytes) -> "RawPackage":
@@ -390,7 +390,7 @@ def _move_records(package: RawPackage, draw: random.Random) -> None:
                 halves = ((first, offset), (length - first, offset + first))
                 records[at : at + 1] = [replace(whole, length=size, parts=[(start, size)]) for size, start in halves]
         case _:
-            package.format = draw.choice((0, 1, 1, 2, 3, (1 << 32) - 1))
+            package.format = draw.choice((0, 1, 2, 2, 3, 4, (1 << 32) - 1))
 
 
 _MUTATIONS: tuple[Callable[[RawPackage, random.Random], None], ...] = (

@@ -9,8 +9,8 @@ goes to devices that speak it only.
 
 | protocol | adds | packages of format |
 |---|---|---|
-| 1 | | 1 and 2 |
-| 2 | `Offer.chain` | 1 and 2 |
+| 1 | | 1 to 3 |
+| 2 | `Offer.chain` | 1 to 3 |
 """
 
 from enum import StrEnum

@@ -29,7 +29,7 @@ from delta_updates.manifest import (
 from delta_updates.reading import RandomReader
 
 MAGIC = b"\x89LMPKG\r\n"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MAX_HEADER_BYTES = 4 << 20
 MAX_PARTS = 1 << 16
 # zstd's own bound for what it cannot compress (n + n/256 + 64), rounded up.
@@ -38,6 +38,7 @@ MAX_FRAME_BYTES = MAX_PLAIN_BYTES + MAX_PLAIN_BYTES // 128
 # What devices may still be sent, and the last kind and layout that each format knows.
 _READABLE: dict[int, tuple[ElementKind, Layout]] = {
     1: (ElementKind.WORDS8, Layout.LEADING),
+    2: (ElementKind.FLOAT8_E5M2, Layout.CLASSES),
     FORMAT_VERSION: (max(ElementKind), max(Layout)),
 }
 

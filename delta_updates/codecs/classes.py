@@ -3,10 +3,11 @@
 The context of a value is something that the reader knows already (for a float its old exponent, which governs how many
 steps it moves). Neighbouring contexts form classes; each class has streams of its own, so that zstd finds it an entropy
 code of its own, and says how its symbols are split into bytes (`digits`). In a class of nearly nothing but zeros only
-the others are coded, with the gaps between them.
+the others are coded, with the gaps between them. Where leading symbols would leave out more than they say (of weights
+that were zero, and are not any more), the class is *wide*: its symbols are the values' highest bytes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from delta_updates.codecs.digits import DIGITS, WHOLE, add_tails, digits_of, escapes, head_count, split
 from delta_updates.codecs.elements import Patterns
 from delta_updates.codecs.grouping import count_pairs, merge_neighbours
-from delta_updates.codecs.information import Counts
+from delta_updates.codecs.information import UNIT_BITS, Counts, information
 from delta_updates.codecs.leading import GAPS, VALUES
 from delta_updates.codecs.streams import Streams
 from delta_updates.errors import PackageFormatError
@@ -25,6 +26,7 @@ Places = NDArray[np.intp]
 
 _ENTRY = np.dtype([("first", "<u2"), ("mode", "u1"), ("coded", "<u4")])
 _SPARSE = 0x80
+_WIDE = 0x40
 _GAP_WIDTH = 4
 _MAX_CONTEXT = 0xFFFF
 _RARE_SHARE = 8
@@ -39,6 +41,7 @@ class _Class:
     radix: int
     is_sparse: bool
     coded: int
+    is_wide: bool = False
 
     @property
     def known_size(self) -> int | None:
@@ -59,26 +62,32 @@ def arrange_classes(values: Patterns, contexts: Contexts) -> list[bytes]:
     """Return `values`, shape (n,), of at most 4 bytes, as streams; `contexts` has the same shape."""
     symbols = VALUES.symbols_of(values)
     classes = _choose_classes(symbols, contexts)
+    places = _places(classes, contexts)
+    classes = [_widened(one, symbols, values, where) for one, where in zip(classes, places, strict=True)]
     gaps: list[NDArray[np.uint32]] = []
-    heads, tails, large = [], [], []
-    for one, places in zip(classes, _places(classes, contexts), strict=True):
-        chosen = symbols.take(places)
+    heads, tails, large, wide = [], [], [], []
+    for one, where in zip(classes, places, strict=True):
+        chosen = _tops(values.take(where)) if one.is_wide else symbols.take(where)
         if one.is_sparse:
             nonzero = np.flatnonzero(chosen)
             gaps.append(np.diff(nonzero, prepend=-1).astype(np.uint32) - np.uint32(1))
             chosen = chosen.take(nonzero) - np.uint8(1)
-        coded = places.take(nonzero) if one.is_sparse else places
         head, tail = split(chosen, one.radix)
         heads.append(head.tobytes())
         tails.append(tail.tobytes())
-        large.append(coded.take(np.flatnonzero(chosen >= VALUES.own - one.is_sparse)))
-    rests = np.concatenate(large)
+        if one.is_wide:
+            wide.append(where)
+        else:
+            coded = where.take(nonzero) if one.is_sparse else where
+            large.append(coded.take(np.flatnonzero(chosen >= VALUES.own - one.is_sparse)))
+    rests = _joined(large)
     return [
         _table(classes),
         *_arrange_gaps(gaps),
         *heads,
         *tails,
         *VALUES.rest_streams(symbols.take(rests), values.take(rests)),
+        *_low_planes(values.take(_joined(wide))),
     ]
 
 
@@ -94,13 +103,22 @@ def restore_classes(streams: Streams, contexts: Contexts, width: int) -> Pattern
         if one.coded > len(where) or not (one.is_sparse or one.coded == len(where)):
             raise PackageFormatError(f"class codes {one.coded} values of {len(where)}")
     _restore_gaps(classes, places, streams)
-    coded = VALUES.values_of(_restore_symbols(classes, streams), streams, width)
+    symbols = _restore_symbols(classes, streams)
     values = np.zeros(len(contexts), dtype=f"<u{width}")
-    start = 0
-    for where in places:
-        values[where] = coded[start : start + len(where)]
-        start += len(where)
+    for is_wide in (False, True):
+        chosen = [number for number, one in enumerate(classes) if one.is_wide == is_wide]
+        parts = [symbols[number] for number in chosen]
+        joined = parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, dtype=np.uint8), *parts])
+        coded = _add_low_planes(joined, streams, width) if is_wide else VALUES.values_of(joined, streams, width)
+        start = 0
+        for number in chosen:
+            values[places[number]] = coded[start : start + len(places[number])]
+            start += len(places[number])
     return values
+
+
+def _joined(places: list[Places]) -> Places:
+    return np.concatenate([np.zeros(0, dtype=np.intp), *places])
 
 
 def _places(classes: list[_Class], contexts: Contexts) -> list[Places]:
@@ -134,6 +152,39 @@ def _shape(first: int, last: int, counts: Counts) -> _Class:
     return _Class(first, last, _radix(coded), is_sparse, int(coded.sum()))
 
 
+def _widened(one: _Class, symbols: NDArray[np.uint8], values: Patterns, where: Places) -> _Class:
+    """Return the class, wide if that takes fewer bits."""
+    low_bits = 8 * (values.itemsize - 1)
+    if one.is_sparse or not low_bits or not len(where):
+        return one
+    counts = np.bincount(symbols.take(where), minlength=256).astype(np.int64)
+    rest_bits = int((counts * VALUES.rest_bits).sum())
+    # A leading symbol says at least a little: only where it leaves out as much as the low bytes is there a choice.
+    if rest_bits <= low_bits * len(where):
+        return one
+    tops = np.bincount(_tops(values.take(where)), minlength=256).astype(np.int64)
+    narrow = int(information(counts)) + (rest_bits << UNIT_BITS)
+    wide = int(information(tops)) + (low_bits * len(where) << UNIT_BITS)
+    return replace(one, is_wide=True, radix=_radix(tops)) if wide < narrow else one
+
+
+def _tops(values: Patterns) -> NDArray[np.uint8]:
+    return (values >> values.dtype.type(8 * (values.itemsize - 1))).astype(np.uint8)
+
+
+def _low_planes(values: Patterns) -> list[bytes]:
+    """Return all bytes but the highest, lowest first, each as a stream."""
+    return [(values >> values.dtype.type(8 * place)).astype(np.uint8).tobytes() for place in range(values.itemsize - 1)]
+
+
+def _add_low_planes(tops: NDArray[np.uint8], streams: Streams, width: int) -> Patterns:
+    number = np.dtype(f"<u{width}")
+    values: Patterns = tops.astype(number) << number.type(8 * (width - 1))
+    for place in range(width - 1):
+        values |= streams.take(len(tops)).astype(number) << number.type(8 * place)
+    return values
+
+
 def _radix(counts: Counts) -> int:
     """Return the radix that codes such symbols in the fewest bytes, as measured on normal steps of all widths."""
     total, zeros, ones = int(counts.sum()), int(counts[:1].sum()), int(counts[1:2].sum())
@@ -145,7 +196,7 @@ def _radix(counts: Counts) -> int:
 
 
 def _table(classes: list[_Class]) -> bytes:
-    entries = [(one.first, one.radix | one.is_sparse * _SPARSE, one.coded) for one in classes]
+    entries = [(one.first, one.radix | one.is_sparse * _SPARSE | one.is_wide * _WIDE, one.coded) for one in classes]
     return bytes([len(classes)]) + np.array(entries, dtype=_ENTRY).tobytes()
 
 
@@ -157,11 +208,13 @@ def _read_table(streams: Streams) -> list[_Class]:
         raise PackageFormatError(f"classes begin at contexts {firsts}, which do not increase from 0")
     lasts = [first - 1 for first in firsts[1:]] + [_MAX_CONTEXT]
     classes = [
-        _Class(first, last, mode & ~_SPARSE, bool(mode & _SPARSE), coded)
+        _Class(first, last, mode & ~(_SPARSE | _WIDE), bool(mode & _SPARSE), coded, bool(mode & _WIDE))
         for (first, mode, coded), last in zip(entries, lasts, strict=True)
     ]
     if any(one.radix not in DIGITS for one in classes):
         raise PackageFormatError(f"classes use radices {sorted({one.radix for one in classes})}; {list(DIGITS)} exist")
+    if any(one.is_wide and one.is_sparse for one in classes):
+        raise PackageFormatError("a sparse class cannot be wide")
     return classes
 
 
@@ -189,7 +242,7 @@ def _restore_gaps(classes: list[_Class], places: list[Places], streams: Streams)
         start += one.coded
 
 
-def _restore_symbols(classes: list[_Class], streams: Streams) -> NDArray[np.uint8]:
+def _restore_symbols(classes: list[_Class], streams: Streams) -> list[NDArray[np.uint8]]:
     digits = [digits_of(streams.take(head_count(one.coded, one.radix)), one.coded, one.radix) for one in classes]
     for number, one in enumerate(classes):
         where = escapes(digits[number], one.radix)
@@ -199,4 +252,4 @@ def _restore_symbols(classes: list[_Class], streams: Streams) -> NDArray[np.uint
             if int(digits[number].max()) == np.iinfo(np.uint8).max:
                 raise PackageFormatError("symbol above 255 in a sparse class")
             digits[number] = digits[number] + np.uint8(1)
-    return digits[0] if len(digits) == 1 else np.concatenate(digits)
+    return digits

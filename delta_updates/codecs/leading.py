@@ -28,6 +28,7 @@ class Scale:
 
     Attributes:
         own: How many values are their own symbol; from here on a value has a rest.
+        rest_bits: How many bits each of 256 symbols leaves out.
     """
 
     def __init__(self, bits: int) -> None:
@@ -38,6 +39,7 @@ class Scale:
         # What each symbol says: how far its leading bits are shifted, and those bits.
         self._shift_of = np.where(symbols < self.own, 0, symbols // self._steps - 1).astype(np.uint8)
         self._lead_of = np.where(symbols < self.own, symbols, self._steps + symbols % self._steps).astype(np.uint8)
+        self.rest_bits = self._shift_of.astype(np.int64)
         self._symbol_of = self._compute(np.arange(1 << 8 * _TABLE_WIDTH, dtype=np.uint32))
 
     def symbols_of(self, values: Patterns) -> Symbols:

@@ -59,6 +59,36 @@ def test_a_class_stands_near_its_entropy(share: float, spread: float) -> None:
     assert size < 1.05 * (int(information(counts)) / (1 << UNIT_BITS) + rests) + 2500
 
 
+@pytest.mark.parametrize("dtype", ["<u2", "<u4"])
+def test_values_far_from_where_they_were_have_wide_classes(dtype: str) -> None:
+    # Weights that were zero: c holds the sign, the mantissa and, on top, the exponent of the new value.
+    weights = np.random.default_rng(0).normal(0, 1e-3, 100_000).astype("<f4")
+    patterns = weights.view("<u4") if dtype == "<u4" else (weights.view("<u4") >> 16).astype("<u2")
+    top = patterns.dtype.type(8 * patterns.itemsize - 1)
+    values = patterns << patterns.dtype.type(1) | patterns >> top
+    contexts = np.zeros(len(values), np.uint8)
+    plain = b"".join(streams := arrange_classes(values, contexts))
+    assert plain[3] & 0x40
+    exponents = np.bincount(values >> (8 * values.itemsize - 8)).astype(np.int64)
+    ideal = int(information(exponents)) / (1 << UNIT_BITS) / 8 + len(values) * (values.itemsize - 1)
+    assert len(pack(streams, level=1)) < 1.05 * ideal + 200
+    assert np.array_equal(restore_classes(Streams(plain), contexts, values.itemsize), values)
+
+
+def test_narrow_and_wide_classes_side_by_side() -> None:
+    draw = np.random.default_rng(0)
+    contexts = draw.choice([0, 5, 9, 40], 50_000).astype(np.uint8)
+    wide = draw.integers(0x6000, 0x8000, len(contexts))
+    steps = draw.integers(0, 4, len(contexts)) * (draw.random(len(contexts)) < 0.1)
+    values = np.where(np.isin(contexts, [0, 9]), wide, steps).astype("<u2")
+    plain = b"".join(arrange_classes(values, contexts))
+    modes = [plain[3 + 7 * number] for number in range(plain[0])]
+    assert [bool(mode & 0x40) for mode in modes] == [True, False, True, False]
+    streams = Streams(plain)
+    assert np.array_equal(restore_classes(streams, contexts, 2), values)
+    streams.finish()
+
+
 def test_unused_and_rare_contexts_cost_no_class_each() -> None:
     draw = np.random.default_rng(1)
     values, contexts = draw.integers(0, 9, 5000).astype("<u2"), draw.integers(0, 256, 5000).astype(np.uint8)
@@ -93,6 +123,9 @@ def test_at_most_255_classes() -> None:
         (b"\1" + _entry(0, 0, 4) + b"\0\0\0\x70", "too high for values of 2 bytes"),
         (b"\1" + _entry(0, 0, 4) + b"\0\0\0\x10", "ends inside"),
         (b"\1" + _entry(0, 0, 4) + bytes(5), "its streams end"),
+        (b"\1" + _entry(0, 0x40, 4) + bytes(7), "ends inside"),
+        (b"\1" + _entry(0, 0x40, 4) + bytes(9), "its streams end"),
+        (b"\1" + _entry(0, 0xC0, 4) + bytes(40), "cannot be wide"),
     ],
 )
 def test_what_no_builder_writes_is_refused(plain: bytes, reason: str) -> None:
@@ -103,6 +136,7 @@ def test_what_no_builder_writes_is_refused(plain: bytes, reason: str) -> None:
 def test_the_smallest_payloads_by_hand() -> None:
     assert _restore(b"\1" + _entry(0, 0, 3) + b"\0\7\x10\x80", [9, 9, 9]) == [0, 7, 17]
     assert _restore(b"\2" + _entry(0, 0x82, 1) + _entry(5, 3, 2) + b"\1\1\x08\0\0\5", [0, 5, 0, 6]) == [0, 2, 2, 7]
+    assert _restore(b"\1" + _entry(0, 0x40, 2) + b"\x61\x00\x23\x45", [9, 9]) == [0x6123, 0x45]
 
 
 def test_a_payload_of_many_classes_takes_no_time_or_memory() -> None:

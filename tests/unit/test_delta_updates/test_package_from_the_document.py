@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zstandard
-from simulators import format_1
+from simulators import old_formats
 from simulators.version_trees import safetensors_file, source_and_target, write_tree
 
 from delta_updates import apply_package, build_package, scan_tree, tree_hash
@@ -21,6 +21,8 @@ Versions = tuple[dict[str, bytes], dict[str, bytes]]
 _WIDTH = {0: 1, 1: 2, 2: 2, 3: 4, 4: 2, 5: 4, 6: 8, 7: 1, 8: 1, 9: 1, 10: 1}
 _EXPONENT = {1: (10, 5), 2: (7, 8), 3: (23, 8), 9: (3, 4), 10: (2, 5)}
 _DIGITS = {2: 8, 3: 5, 4: 4, 6: 3, 16: 2}
+# The widths of values that had wide classes in what was read.
+WIDE_SEEN: set[int] = set()
 
 
 class _Bytes:
@@ -40,7 +42,7 @@ class _Bytes:
 
 
 def read_package(
-    raw: bytes, source: dict[str, bytes], version: int = 2
+    raw: bytes, source: dict[str, bytes], version: int = 3
 ) -> tuple[dict[str, bytes], set[tuple[int, int, int]]]:
     """Return the target's files by path, and which (codec, kind, layout) were met."""
     package, met = _Bytes(raw), set()
@@ -170,15 +172,24 @@ def _classes(stream: _Bytes, count: int, width: int, exponents: list[int]) -> li
             coded.append(places[j][at])
         places[j] = coded
     assert [len(where) for where in places] == [coded for _, _, coded in table]
-    radices = [mode % 128 for _, mode, _ in table]
+    wide = [j for j in range(number) if table[j][1] % 128 >= 64]
+    assert not set(wide) & set(sparse)
+    WIDE_SEEN.update({width} if wide else ())
+    radices = [mode % 64 for _, mode, _ in table]
     digits = [_heads(stream, len(where), radix) for where, radix in zip(places, radices, strict=True)]
     for j, radix in enumerate(radices):
         digits[j] = [d + stream.take(1)[0] if radix and d == radix - 1 else d for d in digits[j]]
-    symbols = [digit + (j in sparse) for j in range(number) for digit in digits[j]]
-    coded = [i for where in places for i in where]
+    narrow = [j for j in range(number) if j not in wide]
+    symbols = [digit + (j in sparse) for j in narrow for digit in digits[j]]
     values = [0] * count
-    for i, value in zip(coded, _leading(stream, symbols, width, 8), strict=True):
+    for i, value in zip((i for j in narrow for i in places[j]), _leading(stream, symbols, width, 8), strict=True):
         values[i] = value
+    tops = [(i, digit) for j in wide for i, digit in zip(places[j], digits[j], strict=True)]
+    for i, top in tops:
+        values[i] = top << (width - 8)
+    for place in range(0, width - 8, 8):
+        for (i, _), byte in zip(tops, stream.take(len(tops)), strict=True):
+            values[i] += byte << place
     return values
 
 
@@ -245,6 +256,13 @@ def all_kinds() -> Versions:
             views = {"F16": "<f2", "F32": "<f4", "BF16": "<u2"}[dtype]
             source[f"{name}.{label}"] = safetensors_file({"w": (dtype, old.view(views))})
             target[f"{name}.{label}"] = safetensors_file({"w": (dtype, moved.view(views))})
+    for dtype, form in (("F16", "<f2"), ("F32", "<f4"), ("BF16", "<u2")):
+        # Weights that were zero, among others that stay as they are.
+        old = draw.normal(0, 0.02, 3000).astype("<f4") * (draw.random(3000) < 0.7)
+        moved = np.where(old == 0, draw.normal(0, 1e-3, 3000).astype("<f4"), old)
+        for tensors, values in ((source, old), (target, moved)):
+            cast = (values.view("<u4") >> 16).astype("<u2") if dtype == "BF16" else values.astype(form)
+            tensors[f"zeros.{dtype}"] = safetensors_file({"w": (dtype, cast)})
     for dtype in ("I8", "U8", "F8_E4M3", "F8_E5M2"):
         old, shares = draw.integers(0, 256, 3000), {"some": 0.05, "most": 0.6}
         for label, share in shares.items():
@@ -267,6 +285,7 @@ def test_the_document_is_enough_to_read_a_delta(all_kinds: Versions, tmp_path: P
     assert {codec for codec, _, _ in met} == {0, 1, 2, 3}
     assert {kind for codec, kind, _ in met if codec == 2} == {1, 2, 3, 7, 8, 9, 10}
     assert {layout for codec, _, layout in met if codec == 2} == {4}
+    assert sorted(WIDE_SEEN) == [16, 32]
     assert {layout for codec, _, layout in met if codec == 1} == {0, 2}
 
 
@@ -281,17 +300,18 @@ def test_the_document_is_enough_to_read_a_full_package(all_kinds: Versions, tmp_
     assert {1, 2, 3, 6} <= {kind for _, kind, layout in met if layout == 2}
 
 
-def test_a_package_of_format_1_stays_readable(tmp_path: Path) -> None:
-    source, target = format_1.versions()
-    package = format_1.PACKAGE.read_bytes()
+@pytest.mark.parametrize(("version", "layouts"), [(1, {1, 3}), (2, {4})])
+def test_a_package_of_an_old_format_stays_readable(tmp_path: Path, version: int, layouts: set[int]) -> None:
+    source, target = old_formats.versions()
+    package = old_formats.PACKAGES[version]
 
-    files, met = read_package(package, source, version=1)
+    files, met = read_package(package.read_bytes(), source, version=version)
     old = write_tree(tmp_path / "v1", source)
     wanted = tree_hash(scan_tree(write_tree(tmp_path / "v2", target)))
-    apply_package(old, format_1.PACKAGE, tmp_path / "made", expected_target_hash=wanted)
+    apply_package(old, package, tmp_path / "made", expected_target_hash=wanted)
 
     assert files == target
-    assert {layout for codec, _, layout in met if codec == 2} == {1, 3}
+    assert {layout for codec, _, layout in met if codec == 2} == layouts
     assert {(path.name, path.read_bytes()) for path in (tmp_path / "made").iterdir()} == set(target.items())
 
 

@@ -1,10 +1,10 @@
-"""Two versions whose package in format 1 was kept: `format_1.package`, written before format 2 existed."""
+"""Two versions whose packages in formats 1 and 2 were kept, each written before the next format existed."""
 
 import hashlib
 import json
 from pathlib import Path
 
-PACKAGE = Path(__file__).with_suffix(".package")
+PACKAGES = {number: Path(__file__).with_name(f"format_{number}.package") for number in (1, 2)}
 # Elements, how many of 128 moved, how far.
 _SHARES = {"some": (6000, 60, 1), "spread": (500, 128, 60), "flat": (500, 128, 1 << 15)}
 _WIDTHS = {"F16": 2, "BF16": 2, "F32": 4}
