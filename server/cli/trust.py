@@ -267,7 +267,8 @@ def _install(settings: Settings, proposal: Proposal) -> None:
     if not _ceremonies(settings).publish(proposal):
         console.print("This is published already.")
         return
-    names = ", ".join(f"{name} v{metadata.signed.version}" for name, metadata in proposal.new.items())
+    root_first = sorted(proposal.new.items(), key=lambda item: (item[0] != "root", item[0]))
+    names = ", ".join(f"{name} v{metadata.signed.version}" for name, metadata in root_first)
     console.print(f"Published: {names}. Devices see it at their next check.")
 
 
