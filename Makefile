@@ -35,7 +35,7 @@ contracts: .venv/dev.stamp
 	$(BIN)/lint-imports
 
 unit: .venv/dev.stamp
-	$(BIN)/pytest -q -m "not slow"
+	$(BIN)/pytest -q -n 2 --dist loadfile -m "not slow"
 
 bench: .venv/dev.stamp
 	$(BIN)/python benchmarks/run.py

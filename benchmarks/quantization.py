@@ -46,13 +46,13 @@ from model import (
 from model.evaluation import PerplexityResult
 from model.quantization import QuantizationPlan, dequantize_model, set_int8_inputs
 from model.quantization.calibrate import calibrate_model, calibration_windows
-from model.quantization.sensitivity import choose_kept, measure_sensitivity, without
+from model.quantization.sensitivity import choose_kept, in_four_bits, measure_sensitivity, raised, without
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 _GROUP = 32
-_CALIBRATION_CHARACTERS = 200_000
+_CALIBRATION_CHARACTERS = 380_000
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,14 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Row:
-    """One variant; `losses` are those of each token."""
+    """One variant; `losses` are those of each token, `chosen` the answers by their index."""
 
     variant: str
     megabytes: float
     quantise_s: float
     losses: list[float]
     answers: dict[str, list[bool]]
+    chosen: dict[str, list[int]] = dataclasses.field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -151,6 +152,15 @@ def mixed(model: LayeredTransformer, inputs: Inputs, *, share: float, **plan: An
     return chosen.stored_bytes(model.config)
 
 
+def raised_to_8(model: LayeredTransformer, inputs: Inputs, *, share: float, **plan: Any) -> float:  # noqa: ANN401  (options of the plan)
+    """GPTQ, the weights that suffer most from 4 bits in 8."""
+    chosen = uniform_plan(model.config, **plan)
+    found = measure_sensitivity(model, in_four_bits(chosen), inputs.sensitivity)
+    chosen = raised(chosen, choose_kept(found, model.config, share=share))
+    calibrate_model(model, chosen, inputs.calibration)
+    return chosen.stored_bytes(model.config)
+
+
 def int8_inputs(model: LayeredTransformer, inputs: Inputs, *, group_size: int | None) -> float:
     """int8 weights and inputs."""
     size = nearest(model, inputs, bits=8)
@@ -207,6 +217,13 @@ VARIANTS: Mapping[str, Callable[[LayeredTransformer, Inputs], float]] = {
     "int4 g64 nearest": functools.partial(nearest, bits=4, embedding_bits=8, group_size=64),
     "int4 g64 GPTQ": functools.partial(calibrated, bits=4, embedding_bits=8, group_size=64),
     "int4 g32 GPTQ, 2 % at 16": functools.partial(mixed, bits=4, embedding_bits=8, share=0.02),
+    "int4 g32 GPTQ, scales in 8": functools.partial(calibrated, bits=4, embedding_bits=8, scale_bits=8),
+    "int4 g32 GPTQ, scales in 8, 8 % in 8": functools.partial(
+        raised_to_8, bits=4, embedding_bits=8, scale_bits=8, share=0.08
+    ),
+    "int4 g32 GPTQ, scales in 8, 20 % in 8": functools.partial(
+        raised_to_8, bits=4, embedding_bits=8, scale_bits=8, share=0.2
+    ),
     "int4 g32 GPTQ, embedding too": functools.partial(calibrated, bits=4, embedding_bits=4),
     "llama.cpp Q8_0": functools.partial(gguf_format, body="Q8_0"),
     "llama.cpp Q4_1": functools.partial(gguf_format, body="Q4_1"),
@@ -225,18 +242,18 @@ def measure(variant: str, inputs: Inputs) -> Row:
     if "int8 inputs" not in variant:
         dequantize_model(model)  # the same numbers, quicker
     losses = perplexity(model, inputs.token_ids, context=512, stride=512, batch_size=4).losses.tolist()
-    answers = {}
+    answers, chosen = {}, {}
     if inputs.questions and inputs.choices:
         tokenizer = Tokenizer.from_folder(inputs.base)
         model.bfloat16()
         for path in inputs.choices:
             result = choice_accuracy(model, tokenizer, read_questions(path, limit=inputs.questions))
-            answers[path.stem] = list(result.answered)
-    return Row(variant, size / 1e6, seconds, losses, answers)
+            answers[path.stem], chosen[path.stem] = list(result.answered), list(result.chosen)
+    return Row(variant, size / 1e6, seconds, losses, answers, chosen)
 
 
 def accuracy(row: Row, reference: Row, name: str) -> str:
-    """Answers that are right; and the difference in points, with 95 % of its paired distribution."""
+    """Answers that are right; the difference in points, with 95 % of its paired distribution; and the same choices."""
     right = row.answers[name]
     share = f"{sum(right) / len(right):.1%}"
     if row is reference:
@@ -244,7 +261,11 @@ def accuracy(row: Row, reference: Row, name: str) -> str:
     changes = [float(mine) - float(theirs) for mine, theirs in zip(right, reference.answers[name], strict=True)]
     mean = sum(changes) / len(changes)
     variance = sum((change - mean) ** 2 for change in changes) / max(1, len(changes) - 1)
-    return f"{share} ({100 * mean:+.1f} ± {196 * math.sqrt(variance / len(changes)):.1f})"
+    said = f"{100 * mean:+.2f} ± {196 * math.sqrt(variance / len(changes)):.2f}"
+    if name in row.chosen and name in reference.chosen:
+        same = sum(mine == theirs for mine, theirs in zip(row.chosen[name], reference.chosen[name], strict=True))
+        said += f"; same choice {same / len(changes):.1%}"
+    return f"{share} ({said})"
 
 
 def table(rows: Mapping[str, Row]) -> str:
@@ -283,7 +304,7 @@ def main() -> int:
     parser.add_argument("--choices", type=Path, action="append", default=[], help="Questions; may be given again.")
     parser.add_argument("--questions", type=int, default=200, help="Questions of each file.")
     parser.add_argument("--tokens", type=int, default=12_288, help="Tokens of the text that are scored.")
-    parser.add_argument("--calibration-tokens", type=int, default=16_384)
+    parser.add_argument("--calibration-tokens", type=int, default=32_768)
     parser.add_argument("--off-grid", action="store_true", help="Move the weights off any 4-bit grid first.")
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), metavar="VARIANT")
     parser.add_argument("--results", type=Path, help="File that keeps what was measured.")
@@ -316,7 +337,7 @@ def _inputs(arguments: argparse.Namespace) -> Inputs:
         base=arguments.base,
         token_ids=tokenizer.encode(text[: arguments.tokens * 12])[: arguments.tokens],
         calibration=calibration_windows(calibration_ids, max_tokens=arguments.calibration_tokens),
-        sensitivity=calibration_windows(calibration_ids, max_tokens=512),
+        sensitivity=calibration_windows(calibration_ids, max_tokens=256),
         choices=tuple(arguments.choices),
         questions=arguments.questions,
         off_grid=arguments.off_grid,

@@ -1,6 +1,6 @@
 """Every benchmark, one after the other: what `make bench` runs.
 
-    python benchmarks/run.py                                                # packages, generation, training
+    python benchmarks/run.py                                                # packages, adapters, generation, training
     python benchmarks/run.py --text wiki.valid.txt --choices arc_easy.jsonl # and what fewer bits cost
 
 Converts SmolLM2 from the installed package first, so that whole models are measured too. About half an hour on two
@@ -30,6 +30,7 @@ def main() -> int:
         base = str(tree / "base")
         scripts = [
             ["deltas.py", "--base", str(tree)],
+            ["adapters.py", "--base", str(tree)],
             ["runtime.py", "--base", base],
             ["runtime.py", "--random", "openelm-270m"],
             ["training.py", "--base", base],

@@ -12,7 +12,7 @@ from client_sdk.download import Fetcher, Progress
 from client_sdk.errors import DeviceDiskError, PackageError, RefusedError
 from client_sdk.offers import VerifiedOffer
 from client_sdk.reports import Reporter
-from client_sdk.slots import ActiveVersion, SlotStore, bytes_to_write
+from client_sdk.slots import TREE, ActiveVersion, SlotStore, bytes_to_write
 from client_sdk.update_result import UpdateResult
 from delta_updates import ApplyResult, DeltaError, Outcome, StorageError, VersionManifest, apply_package
 
@@ -38,10 +38,12 @@ class SlotFiller:
         offer = way[-1].offer
         source = self.slots.active() if way[0].offer.package.source_version is not None else None
         try:
-            slot, tree = self.slots.prepare()
-            packages, filled = self._download(way, source, before, on_progress)
-            for step, package in zip(way, packages, strict=True):
-                target = tree if step is way[-1] else tree.with_name(f"v{step.offer.version}")
+            # Versions between get a folder of their own beside the last one's.
+            names = [*(f"v{step.offer.version}" for step in way[:-1]), TREE]
+            slot, folder = self.slots.prepare(*names)
+            packages, filled = self._download(way, source, folder, before, on_progress)
+            for step, package, name in zip(way, packages, names, strict=True):
+                target = folder / name
                 applied = self._apply(package, source, step.manifest, target)
                 filled = replace(filled, apply_seconds=filled.apply_seconds + applied.seconds)
                 source = ActiveVersion(target, step.manifest)
@@ -51,16 +53,15 @@ class SlotFiller:
             raise
         self.reporter.queue_outcome(offer.offer_id, offer.version, Outcome.APPLIED, filled)
         with disk_errors(self.home, "removing the applied packages"):
-            for step, package in zip(way, packages, strict=True):
-                self.disk.remove(package)
-                if step is not way[-1]:
-                    self.disk.remove(tree.with_name(f"v{step.offer.version}"))
+            for leftover in (*packages, *(folder / name for name in names[:-1])):
+                self.disk.remove(leftover)
         return filled
 
     def _download(
         self,
         way: tuple[VerifiedOffer, ...],
         source: ActiveVersion | None,
+        slot_folder: Path,
         before: UpdateResult,
         on_progress: Progress,
     ) -> tuple[list[Path], UpdateResult]:
@@ -68,7 +69,7 @@ class SlotFiller:
         offer = way[-1].offer
         refs = [step.offer.package for step in way]
         length = sum(ref.length for ref in refs)
-        self._make_ready(way, source, length)
+        self._make_ready(way, source, slot_folder, length)
         kind: Literal["delta", "chain", "full"] = "full" if refs[0].source_version is None else "delta"
         started, done = time.monotonic(), 0
         filled = replace(
@@ -94,7 +95,9 @@ class SlotFiller:
         self.reporter.queue_outcome(offer.offer_id, offer.version, Outcome.DOWNLOADED, filled)
         return packages, filled
 
-    def _make_ready(self, way: tuple[VerifiedOffer, ...], source: ActiveVersion | None, length: int) -> None:
+    def _make_ready(
+        self, way: tuple[VerifiedOffer, ...], source: ActiveVersion | None, slot_folder: Path, length: int
+    ) -> None:
         """Remove what is left of other downloads, and refuse what has no room here, before the first byte.
 
         Raises:
@@ -109,7 +112,8 @@ class SlotFiller:
                 if not other.name.startswith(wanted):
                     self.disk.remove(other)
             missing = max(0, length - sum(path.stat().st_size for path in folder.iterdir()))
-            free = self.disk.free_bytes(self.home)
+            # What an apply that was cut off made already needs no room any more.
+            free = self.disk.free_bytes(self.home) + _bytes_under(slot_folder)
         if waiting := reason_to_wait(self.policy, self.conditions(), package_bytes=missing):
             raise PostponedError(f"v{way[-1].offer.version} waits: {waiting}")
         needed = missing
@@ -144,3 +148,7 @@ class SlotFiller:
 def _shifted(on_progress: Progress, done: int, length: int) -> Progress:
     """Progress of one package of several: `done` bytes of `length` lie before it."""
     return lambda here, _length: on_progress(done + here, length)
+
+
+def _bytes_under(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and path.lstat().st_nlink == 1)

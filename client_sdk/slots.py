@@ -16,10 +16,14 @@ from client_sdk.disk import Disk, disk_errors, make_private_folder, replace_file
 from client_sdk.errors import DeviceDiskError
 from delta_updates import DeltaError, VersionManifest
 from delta_updates.manifest import FileEntry, sha256_of
+from delta_updates.unfinished import work_folder
 
 SlotName = Literal["a", "b"]
 MAX_BOOTS = 2
 """A version in test gets one try and, after a crash of the process, one retry."""
+
+TREE = "tree"
+"""Name of the version's folder in its slot."""
 
 _MAX_POINTER_BYTES = 1 << 16
 _logger = logging.getLogger(__name__)
@@ -101,7 +105,7 @@ class SlotStore:
 
     def tree_of(self, record: SlotRecord) -> Path:
         """The folder with the files of a slot's version."""
-        return self._folder / record.slot / "tree"
+        return self._folder / record.slot / TREE
 
     def read(self, record: SlotRecord) -> ActiveVersion | None:
         """A slot's version, or None when its files are not those the pointer names (lost or cut short).
@@ -124,8 +128,10 @@ class SlotStore:
         confirmed = self.pointer().confirmed
         return self.read(confirmed) if confirmed else None
 
-    def prepare(self) -> tuple[SlotName, Path]:
-        """Clear the slot that does not serve; returns its name and the folder its tree goes to (not yet there).
+    def prepare(self, *names: str) -> tuple[SlotName, Path]:
+        """Clear the slot that does not serve; returns its name and the folder where trees go (not yet there).
+
+        What an apply that was cut off left for trees of these names stays, so that it can go on.
 
         Raises:
             DeviceDiskError: the disk is failing.
@@ -137,13 +143,20 @@ class SlotStore:
         if pointer.previous:
             # Named no longer before it is cleared: a pointer never names what is not whole.
             self._save(pointer.model_copy(update={"previous": None}))
-        slot_folder = self._folder / free
+        folder = self._folder / free
+        kept = {work_folder(folder / name) for name in names}
         with disk_errors(self._folder, "clearing the free slot"):
             make_private_folder(self._folder)
-            self._disk.remove(slot_folder)
-            self._disk.make_folder(slot_folder)
+            # A link there would lead the clearing, and then the writing, to somewhere else.
+            if folder.is_dir() and not folder.is_symlink():
+                for path in folder.iterdir():
+                    if path not in kept:
+                        self._disk.remove(path)
+            else:
+                self._disk.remove(folder)
+                self._disk.make_folder(folder)
             self._disk.sync_folder(self._folder)
-        return free, slot_folder / "tree"
+        return free, folder
 
     def begin_test(self, slot: SlotName, manifest: VersionManifest, offer_id: str) -> SlotInTest:
         """Name a filled slot as *test*. The old slot keeps serving.

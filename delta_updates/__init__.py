@@ -3,7 +3,7 @@
 Everything here works on bytes and NumPy arrays: no torch, no network, no database.
 """
 
-from delta_updates.apply import ApplyResult, apply_package
+from delta_updates.apply import ApplyProgress, ApplyResult, apply_package
 from delta_updates.build import BuildResult, build_package
 from delta_updates.disk import Disk, LocalDisk, WritableFile
 from delta_updates.errors import (
@@ -15,6 +15,7 @@ from delta_updates.errors import (
     StorageError,
     TensorFileError,
 )
+from delta_updates.in_place import InPlaceResult, apply_in_place, changing_folder
 from delta_updates.manifest import FileEntry, VersionManifest, base_hash, scan_tree, sha256_of, tree_hash, verify_tree
 from delta_updates.offer import (
     PROTOCOL,
@@ -30,10 +31,12 @@ from delta_updates.offer import (
     UpdateQuery,
     protocol_of,
 )
+from delta_updates.unfinished import drop_unfinished, work_folder
 
 __all__ = [
     "PROTOCOL",
     "PROTOCOL_HEADER",
+    "ApplyProgress",
     "ApplyResult",
     "BuildResult",
     "ChainStep",
@@ -43,6 +46,7 @@ __all__ = [
     "EnrolRequest",
     "EnrolmentFile",
     "FileEntry",
+    "InPlaceResult",
     "IntegrityError",
     "LocalDisk",
     "Offer",
@@ -57,12 +61,16 @@ __all__ = [
     "UpdateQuery",
     "VersionManifest",
     "WritableFile",
+    "apply_in_place",
     "apply_package",
     "base_hash",
     "build_package",
+    "changing_folder",
+    "drop_unfinished",
     "protocol_of",
     "scan_tree",
     "sha256_of",
     "tree_hash",
     "verify_tree",
+    "work_folder",
 ]

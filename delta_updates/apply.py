@@ -1,34 +1,38 @@
-"""Make a target version from a source version and a package: streamed, checked, all or nothing."""
+"""Make a target version from a source version and a package: streamed, checked, resumed, all or nothing."""
 
 import contextlib
-import errno
-import hashlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from delta_updates.codecs import CODECS, CodecName
 from delta_updates.disk import Disk, LocalDisk, disk_errors
-from delta_updates.errors import IntegrityError, PackageLimitError, SourceMismatchError, StorageError
-from delta_updates.manifest import FileEntry
-from delta_updates.package import PackagedFile, PackageHeader, PackageReader, Record
-from delta_updates.reading import RandomReader
-from delta_updates.workers import in_order
+from delta_updates.errors import DeltaError, IntegrityError, PackageLimitError, StorageError
+from delta_updates.manifest import verify_tree
+from delta_updates.package import PackageHeader, PackageReader
+from delta_updates.sources import open_sources
+from delta_updates.tree_writer import TreeWriter
+from delta_updates.unfinished import Unfinished
 
 DEFAULT_MAX_TARGET_BYTES = 64 << 30
-_LINKS_DO_NOT_WORK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES, errno.ENOSYS}
+
+ApplyProgress = Callable[[int, int], None]
 
 
 class ApplyResult(BaseModel):
-    """What applying did: the target's tree hash, seconds, bytes written and files linked instead of written."""
+    """What applying did: the target's tree hash, seconds, and what became of its bytes.
+
+    `bytes_written` were made now and `bytes_resumed` by an apply that was cut off; `files_linked` needed no bytes.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     target_hash: str
     seconds: float
     bytes_written: int
+    bytes_resumed: int
     files_linked: int
 
 
@@ -41,11 +45,14 @@ def apply_package(
     max_target_bytes: int = DEFAULT_MAX_TARGET_BYTES,
     workers: int = 1,
     disk: Disk | None = None,
+    on_progress: ApplyProgress | None = None,
 ) -> ApplyResult:
     """Make `target` from `source` and `package`; afterwards it is there completely and durably, or not at all.
 
-    Work happens in a folder beside `target`, which an apply that was cut off may have left and the next one removes.
-    Memory is constant. Files that did not change are hard links to the source's: never edit a version in place.
+    Work happens in a folder beside `target` (`work_folder`). When it is cut off, or the disk fails, what was made stays
+    there, and the next apply of the same package verifies it and goes on; an apply of another package, and an error
+    that means "these bytes are bad", remove it. Memory is constant. Files that did not change are hard links to the
+    source's: never edit a version in place.
 
     Args:
         source: The version to start from; None for a full package.
@@ -55,45 +62,117 @@ def apply_package(
         max_target_bytes: Refuse a package that makes more.
         workers: How many chunks are computed at a time; each takes 15 to 80 MB.
         disk: What is written through; the real disk when None.
+        on_progress: Called with the bytes of the target that are done, and all of them. What it raises ends the apply,
+            as a cut does.
 
     Raises:
         PackageFormatError: Drop these bytes (PackageLimitError: they ask for too much).
         SourceMismatchError: The source is not what the package starts from: ask for the full package.
         IntegrityError: The result is not what was expected.
-        StorageError: The disk failed, is full, or `target` is in the way.
+        StorageError: The disk failed, is full, or `target` is in the way; call it again when that is repaired.
     """
     started = time.monotonic()
-    disk = disk or LocalDisk()
-    with disk_errors(f"applying {package.name}"), contextlib.ExitStack() as stack:
-        reader = stack.enter_context(PackageReader(package))
-        _check_promise(reader.header, expected_target_hash, max_target_bytes)
-        sources = stack.enter_context(_open_sources(source, reader.header))
-        work = _make_room(target, reader.header, disk)
-        try:
-            writer = _TreeWriter(work, sources, workers, disk)
-            for packaged in reader.header.files:
-                writer.write(packaged, reader)
-            reader.finish()
-            _publish(work, target, writer.folders, disk)
-        except BaseException:
-            for leftover in (work, target):
-                with contextlib.suppress(OSError):
-                    disk.remove(leftover)
-            raise
-    return ApplyResult(
-        target_hash=reader.header.target_hash,
-        seconds=time.monotonic() - started,
-        bytes_written=writer.bytes_written,
-        files_linked=writer.files_linked,
+    order = _Order(
+        source, package, target, expected_target_hash, max_target_bytes, workers, disk or LocalDisk(), on_progress
     )
+    with disk_errors(f"applying {package.name}"):
+        # What an earlier apply left may have been made from other records: then it ends in another hash, once.
+        result = order.run() or order.run()
+    if result is None:
+        raise IntegrityError(f"what was kept of {target} is changed while it is used; drop it and try again")
+    return result.model_copy(update={"seconds": time.monotonic() - started})
 
 
-def work_folder(target: Path) -> Path:
-    """Return where an unfinished apply of `target` lies."""
-    return target.with_name(f".{target.name}.applying")
+@dataclass(frozen=True)
+class _Order:
+    source: Path | None
+    package: Path
+    target: Path
+    expected_target_hash: str
+    max_target_bytes: int
+    workers: int
+    disk: Disk
+    on_progress: ApplyProgress | None
+
+    def run(self) -> ApplyResult | None:
+        """Return what was done; None when it must be done again, without what was kept."""
+        with contextlib.ExitStack() as stack:
+            reader = stack.enter_context(PackageReader(self.package))
+            header = reader.header
+            check_promise(header, self.expected_target_hash, self.max_target_bytes)
+            sources = stack.enter_context(open_sources(self.source, header))
+            work = stack.enter_context(Unfinished(self.target, reader.fingerprint, self.disk))
+            if self._is_published(work, header):
+                self.disk.sync_folder(self.target.parent)
+                work.remove()
+                return _result(header, bytes_resumed=header.target_bytes)
+            self._require_room(work, header)
+            writer = TreeWriter(work, sources, workers=self.workers, disk=self.disk, on_progress=self._teller(header))
+            try:
+                work.begin([packaged.file for packaged in header.files])
+                for packaged in header.files:
+                    writer.write(packaged, reader)
+                reader.finish()
+            except StorageError:
+                raise
+            except DeltaError as error:
+                with contextlib.suppress(OSError):
+                    work.remove()
+                if isinstance(error, IntegrityError) and writer.bytes_resumed:
+                    return None
+                raise
+            self._publish(work, writer)
+            return _result(
+                header,
+                bytes_written=writer.bytes_written,
+                bytes_resumed=writer.bytes_resumed,
+                files_linked=writer.files_linked,
+            )
+
+    def _teller(self, header: PackageHeader) -> Callable[[int], None]:
+        on_progress, total = self.on_progress, header.target_bytes
+        return lambda done: on_progress(done, total) if on_progress else None
+
+    def _is_published(self, work: Unfinished, header: PackageHeader) -> bool:
+        """Return whether an earlier apply was cut off after its very last step but one."""
+        if not work.is_resumed or work.tree.exists() or not self.target.is_dir():
+            return False
+        try:
+            verify_tree(self.target, [packaged.file for packaged in header.files])
+        except IntegrityError:
+            return False
+        return True
+
+    def _require_room(self, work: Unfinished, header: PackageHeader) -> None:
+        target = self.target
+        if target.is_symlink() or (target.exists() and not (target.is_dir() and not any(target.iterdir()))):
+            raise StorageError(f"{target} is in the way; remove it before applying")
+        files = [packaged.file for packaged in header.files if packaged.method != "same"]
+        to_write = sum(entry.length for entry in files) - work.kept_bytes(files)
+        free = self.disk.free_bytes(target.parent)
+        if to_write > free:
+            raise StorageError(
+                f"{to_write} bytes are needed in {target.parent}, {free} are free; free some space and try again"
+            )
+
+    def _publish(self, work: Unfinished, writer: TreeWriter) -> None:
+        """Names first, deepest first, then the one switch that makes the target appear."""
+        for folder in reversed(writer.folders):
+            self.disk.sync_folder(folder)
+        self.disk.rename(work.tree, self.target)
+        self.disk.sync_folder(self.target.parent)
+        # The target is there; what is left beside it is removed by whoever comes next.
+        with contextlib.suppress(OSError):
+            work.remove()
 
 
-def _check_promise(header: PackageHeader, expected_target_hash: str, max_target_bytes: int) -> None:
+def check_promise(header: PackageHeader, expected_target_hash: str, max_target_bytes: int) -> None:
+    """Refuse a package that makes something else than was promised, or more than is allowed.
+
+    Raises:
+        IntegrityError: It makes another tree.
+        PackageLimitError: It makes too much.
+    """
     if header.target_hash != expected_target_hash:
         raise IntegrityError(
             f"package makes {header.target_hash}, but {expected_target_hash} is expected; do not use it"
@@ -102,136 +181,13 @@ def _check_promise(header: PackageHeader, expected_target_hash: str, max_target_
         raise PackageLimitError(f"package makes {header.target_bytes} bytes; at most {max_target_bytes} are allowed")
 
 
-@contextlib.contextmanager
-def _open_sources(source: Path | None, header: PackageHeader) -> Iterator[dict[str, RandomReader]]:
-    """Open every file of the source that is needed, and check each once, before anything is written."""
-    needed: dict[str, FileEntry] = {}
-    for packaged in header.files:
-        if packaged.source and needed.setdefault(packaged.source.path, packaged.source) != packaged.source:
-            raise SourceMismatchError(f"package needs two different files {packaged.source.path!r}; no source has both")
-    if needed and source is None:
-        raise SourceMismatchError(f"package starts from {header.source_hash}, but no source is given")
-    with contextlib.ExitStack() as stack:
-        readers: dict[str, RandomReader] = {}
-        for path, entry in needed.items():
-            readers[path] = stack.enter_context(_open_source((source or Path()) / path, entry))
-        for path, entry in needed.items():
-            if readers[path].sha256() != entry.sha256:
-                raise SourceMismatchError(
-                    f"{readers[path].path} is not the file that the package starts from (hash differs)"
-                )
-        yield readers
-
-
-def _open_source(path: Path, entry: FileEntry) -> RandomReader:
-    try:
-        reader = RandomReader(path)
-    except (FileNotFoundError, NotADirectoryError, IntegrityError) as error:
-        raise SourceMismatchError(f"source has no file {entry.path!r}: {error}; ask for the full package") from error
-    except OSError as error:
-        # O_NOFOLLOW answers ELOOP for a link.
-        if error.errno == errno.ELOOP:
-            raise SourceMismatchError(f"{path} is a link; ask for the full package") from error
-        raise
-    if reader.length != entry.length:
-        reader.close()
-        raise SourceMismatchError(f"{path} has {reader.length} bytes, not {entry.length}; ask for the full package")
-    return reader
-
-
-def _make_room(target: Path, header: PackageHeader, disk: Disk) -> Path:
-    if target.is_symlink() or (target.exists() and not (target.is_dir() and not any(target.iterdir()))):
-        raise StorageError(f"{target} is in the way; remove it before applying")
-    work = work_folder(target)
-    disk.remove(work)
-    to_write = sum(packaged.file.length for packaged in header.files if packaged.method != "same")
-    free = disk.free_bytes(target.parent)
-    if to_write > free:
-        raise StorageError(
-            f"{to_write} bytes are needed in {target.parent}, {free} are free; free some space and try again"
-        )
-    disk.make_folder(work)
-    return work
-
-
-def _publish(work: Path, target: Path, folders: list[Path], disk: Disk) -> None:
-    """Names first, deepest first, then the one switch that makes the target appear."""
-    for folder in reversed(folders):
-        disk.sync_folder(folder)
-    disk.rename(work, target)
-    disk.sync_folder(target.parent)
-
-
-class _TreeWriter:
-    """Writes the files of a target under `root`, checking each."""
-
-    def __init__(self, root: Path, sources: dict[str, RandomReader], workers: int, disk: Disk) -> None:
-        self._root = root
-        self._sources = sources
-        self._workers = workers
-        self._disk = disk
-        self.folders = [root]
-        self.bytes_written = 0
-        self.files_linked = 0
-
-    def write(self, packaged: PackagedFile, reader: PackageReader) -> None:
-        path = self._root / packaged.file.path
-        self._make_folders(path.parent)
-        source = self._sources[packaged.source.path] if packaged.source else None
-        if packaged.method == "same" and source is not None:
-            if self._link(source, path):
-                self.files_linked += 1
-                return
-            self._write_content(path, packaged.file, source.pieces())
-        else:
-            inputs = ((record, source, _old_bytes(record, source)) for record in reader.records(packaged))
-            contents = in_order(_content, inputs, workers=self._workers)
-            self._write_content(path, packaged.file, (part for content in contents for part in content))
-
-    def _make_folders(self, folder: Path) -> None:
-        if folder not in self.folders:
-            self._make_folders(folder.parent)
-            self._disk.make_folder(folder)
-            self.folders.append(folder)
-
-    def _link(self, source: RandomReader, path: Path) -> bool:
-        """Return whether `path` is now the very file that was checked."""
-        try:
-            self._disk.link(source.path, path)
-        except OSError as error:
-            if error.errno not in _LINKS_DO_NOT_WORK:
-                raise
-            return False
-        status = path.lstat()
-        if (status.st_dev, status.st_ino) == source.identity:
-            return True
-        # Someone replaced the source's file after it was checked; the open file is still the checked one.
-        self._disk.remove(path)
-        return False
-
-    def _write_content(self, path: Path, entry: FileEntry, content: Iterator[bytes]) -> None:
-        digest = hashlib.sha256()
-        length = 0
-        with contextlib.closing(self._disk.create(path)) as stream:
-            for part in content:
-                stream.write(part)
-                digest.update(part)
-                length += len(part)
-            stream.sync()
-        if (length, digest.hexdigest()) != (entry.length, entry.sha256):
-            raise IntegrityError(f"{entry.path!r} came out as {digest.hexdigest()}, not {entry.sha256}; do not use it")
-        self.bytes_written += length
-
-
-def _old_bytes(record: Record, source: RandomReader | None) -> bytes:
-    """Return what the record starts from; a copy may be long, and is read when it is written."""
-    if source is None or record.codec is CodecName.SAME:
-        return b""
-    return b"".join(source.read_at(part.offset, part.length) for part in record.parts)
-
-
-def _content(task: tuple[Record, RandomReader | None, bytes]) -> Iterable[bytes]:
-    record, source, old = task
-    if record.codec is CodecName.SAME and source is not None:
-        return (piece for part in record.parts for piece in source.pieces(part.offset, part.length))
-    return (CODECS[record.codec].decode(record.encoded, old, record.kind, record.length),)
+def _result(
+    header: PackageHeader, *, bytes_written: int = 0, bytes_resumed: int = 0, files_linked: int = 0
+) -> ApplyResult:
+    return ApplyResult(
+        target_hash=header.target_hash,
+        seconds=0.0,
+        bytes_written=bytes_written,
+        bytes_resumed=bytes_resumed,
+        files_linked=files_linked,
+    )

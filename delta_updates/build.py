@@ -12,6 +12,7 @@ from delta_updates.errors import IntegrityError
 from delta_updates.manifest import scan_tree, tree_hash
 from delta_updates.package import PackageHeader, write_header
 from delta_updates.plan import FilePlan, plan_file
+from delta_updates.source_tree import SourceTree
 
 
 class BuildResult(BaseModel):
@@ -67,14 +68,10 @@ def build_package(
 
 def _plan_tree(source: Path | None, target: Path) -> tuple[list[FilePlan], PackageHeader]:
     files = scan_tree(target)
-    source_files = {entry.path: entry for entry in scan_tree(source)} if source else {}
-    # Backwards, so that of several files with one content the first by path stays: the bytes must not depend on luck.
-    by_hash = {source_files[path].sha256: source_files[path] for path in sorted(source_files, reverse=True)}
-    plans = [plan_file(target, entry, source, source_files, by_hash) for entry in files]
+    old = SourceTree(source)
+    plans = [plan_file(target, entry, old) for entry in files]
     header = PackageHeader(
-        source_hash=tree_hash(source_files.values()) if source else None,
-        target_hash=tree_hash(files),
-        files=tuple(plan.packaged for plan in plans),
+        source_hash=old.hash, target_hash=tree_hash(files), files=tuple(plan.packaged for plan in plans)
     )
     return plans, header
 

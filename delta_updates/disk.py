@@ -14,10 +14,26 @@ _OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
 
 class WritableFile(Protocol):
-    """A new file that is being written."""
+    """A file that is being written, from its beginning or from where it was left."""
 
     def write(self, data: bytes) -> None:
         """Append all of `data`."""
+        ...
+
+    def sync(self) -> None:
+        """Return once the content is on stable storage."""
+        ...
+
+    def close(self) -> None:
+        """Close it; a second call does nothing."""
+        ...
+
+
+class EditableFile(Protocol):
+    """A file that is changed where it lies."""
+
+    def write_at(self, offset: int, data: bytes) -> None:
+        """Put all of `data` at `offset`; the file grows where it must."""
         ...
 
     def sync(self) -> None:
@@ -44,6 +60,14 @@ class Disk(Protocol):
         """Make one file, which must not exist, without following a link."""
         ...
 
+    def append(self, path: Path, length: int) -> WritableFile:
+        """Open a file, which must not be a link, to go on after its first `length` bytes; cut off what lies beyond."""
+        ...
+
+    def edit(self, path: Path) -> EditableFile:
+        """Open a file, made when missing and never a link, to change it where it lies."""
+        ...
+
     def link(self, existing: Path, new: Path) -> None:
         """Give a file a second name."""
         ...
@@ -64,15 +88,21 @@ class Disk(Protocol):
 class LocalFile:
     """A file of `LocalDisk`: unbuffered, so that a full disk is seen at the write that met it."""
 
-    def __init__(self, path: Path) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._descriptor = os.open(path, flags, 0o644)
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
 
     def write(self, data: bytes) -> None:
         """Append all of `data`, also when the kernel takes it in parts."""
         rest = memoryview(data)
         while rest:
             rest = rest[os.write(self._descriptor, rest) :]
+
+    def write_at(self, offset: int, data: bytes) -> None:
+        """Put all of `data` at `offset`; the file grows where it must."""
+        rest = memoryview(data)
+        while rest:
+            written = os.pwrite(self._descriptor, rest, offset)
+            rest, offset = rest[written:], offset + written
 
     def sync(self) -> None:
         """Return once the content is on stable storage."""
@@ -98,7 +128,23 @@ class LocalDisk:
 
     def create(self, path: Path) -> WritableFile:
         """Make one file, which must not exist, without following a link."""
-        return LocalFile(path)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        return LocalFile(os.open(path, flags, 0o644))
+
+    def append(self, path: Path, length: int) -> WritableFile:
+        """Open a file, which must not be a link, to go on after its first `length` bytes; cut off what lies beyond."""
+        descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.ftruncate(descriptor, length)
+            os.lseek(descriptor, length, os.SEEK_SET)
+        except OSError:
+            os.close(descriptor)
+            raise
+        return LocalFile(descriptor)
+
+    def edit(self, path: Path) -> EditableFile:
+        """Open a file, made when missing and never a link, to change it where it lies."""
+        return LocalFile(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644))
 
     def link(self, existing: Path, new: Path) -> None:
         """Give a file a second name, and make sure that its content is on stable storage."""

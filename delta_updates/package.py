@@ -158,6 +158,8 @@ class PackageReader:
 
     Attributes:
         header: What the package makes from what, checked.
+        position: Where the next record begins.
+        fingerprint: Tells packages apart by header and length (hex); their records are not read for it.
 
     Raises:
         PackageFormatError: Not a package, or a damaged one.
@@ -165,9 +167,10 @@ class PackageReader:
 
     def __init__(self, path: Path) -> None:
         self._reader = RandomReader(path)
-        self._position = 0
+        self.position = 0
         try:
             self.header = self._read_header()
+            self._first_record = self.position
         except BaseException:
             self.close()
             raise
@@ -190,21 +193,36 @@ class PackageReader:
             missing -= record.length
             yield record
 
+    def rewind(self) -> None:
+        """Go back to the first record."""
+        self.position = self._first_record
+
+    def record_at(self, position: int, packaged: PackagedFile, missing: int) -> Record:
+        """Return the record at `position`, which belongs to a file that lacks so many bytes there."""
+        self.position = position
+        return self._read_record(packaged, missing)
+
+    def sha256(self) -> str:
+        """Return the SHA-256 of the whole package in hex."""
+        return self._reader.sha256()
+
     def finish(self) -> None:
         """Refuse bytes after the last record: they could hide what a hash of the package would not explain."""
-        if self._position != self._reader.length:
-            raise PackageFormatError(f"{self._reader.length - self._position} byte(s) after the package's end")
+        if self.position != self._reader.length:
+            raise PackageFormatError(f"{self._reader.length - self.position} byte(s) after the package's end")
 
     def _take(self, length: int) -> bytes:
         try:
-            taken = self._reader.read_at(self._position, length)
+            taken = self._reader.read_at(self.position, length)
         except IntegrityError as error:
             raise PackageFormatError(f"package is cut off: {error}") from error
-        self._position += length
+        self.position += length
         return taken
 
     def _read_header(self) -> PackageHeader:
-        magic, version, length, digest = _PRELUDE.unpack(self._take(_PRELUDE.size))
+        prelude = self._take(_PRELUDE.size)
+        magic, version, length, digest = _PRELUDE.unpack(prelude)
+        self.fingerprint = hashlib.sha256(prelude + self._reader.length.to_bytes(8, "little")).hexdigest()
         if magic != MAGIC or version not in _READABLE:
             raise PackageFormatError(f"not a package of format {[*_READABLE]}: magic {magic!r}, format {version}")
         self._last_kind, self._last_layout = _READABLE[version]
@@ -232,7 +250,7 @@ class PackageReader:
             )
         table, frame = self._take(parts * _PART.size), self._take(frame_length)
         if hashlib.sha256(head + table + frame).digest()[:_DIGEST_BYTES] != self._take(_DIGEST_BYTES):
-            raise PackageFormatError(f"record of {packaged.file.path!r} before byte {self._position} is damaged")
+            raise PackageFormatError(f"record of {packaged.file.path!r} before byte {self.position} is damaged")
         try:
             names = CodecName(codec), ElementKind(kind), Layout(layout)
         except ValueError as error:

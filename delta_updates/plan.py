@@ -21,12 +21,12 @@ from delta_updates.codecs import (
 )
 from delta_updates.codecs.elements import element_kinds, patterns_of
 from delta_updates.codecs.layouts import Layout
-from delta_updates.errors import TensorFileError
 from delta_updates.manifest import FileEntry
 from delta_updates.matching import TensorMatcher
 from delta_updates.package import PackagedFile, Part, Record
 from delta_updates.reading import RandomReader
-from delta_updates.tensor_file import TensorFile, read_tensor_file
+from delta_updates.source_tree import SourceTree, layout_at
+from delta_updates.tensor_file import TensorFile
 from delta_updates.workers import in_order
 
 # Small tensors share a record up to this many; a reader allows more (package.MAX_PARTS).
@@ -101,60 +101,40 @@ class _Piece:
         return (self.kinds, self.part is None) == (other.kinds, other.part is None)
 
 
-def plan_file(
-    target: Path,
-    entry: FileEntry,
-    source: Path | None,
-    source_files: dict[str, FileEntry],
-    renamed: dict[str, FileEntry],
-) -> FilePlan:
-    """Return how the file `entry` of the tree `target` is made from the tree `source`.
-
-    Args:
-        target: Folder of the target version.
-        entry: The file.
-        source: Folder of the source version; None for a full package.
-        source_files: The source's files by path.
-        renamed: The source's files by hash.
-    """
-    twin = source_files.get(entry.path)
-    like = twin if twin and twin.sha256 == entry.sha256 else renamed.get(entry.sha256)
-    if like and like.length == entry.length:
-        return FilePlan(PackagedFile(file=entry, method="same", source=like), lambda _: iter(()))
-    path, old_path = target / entry.path, source / twin.path if source and twin else None
-    layout = _layout_of(path)
+def plan_file(target: Path, entry: FileEntry, source: SourceTree) -> FilePlan:
+    """Return how the file `entry` of the tree `target` is made from the source."""
+    equal = source.equal_of(entry)
+    if equal:
+        return FilePlan(PackagedFile(file=entry, method="same", source=equal), lambda _: iter(()))
+    path = target / entry.path
+    layout = layout_at(path)
     if layout is None:
-        return _plan_opaque(path, entry, old_path, twin)
-    old_layout = _layout_of(old_path) if old_path else None
-    if old_path is None or old_layout is None:
+        return _plan_opaque(path, entry, source)
+    old = source.like_tensors(entry, layout)
+    old_layout = source.layout_of(old) if old else None
+    if old is None or old_layout is None:
         full = PackagedFile(file=entry, method="full", source=None)
         return FilePlan(full, lambda workers: _full_records(path, _spans(layout, None), workers))
-    moved = PackagedFile(file=entry, method="tensors", source=twin)
+    moved = PackagedFile(file=entry, method="tensors", source=old)
+    old_path = source.path_of(old)
     return FilePlan(moved, lambda workers: _moved_records(path, layout, old_path, old_layout, workers))
 
 
-def _layout_of(path: Path) -> TensorFile | None:
-    with RandomReader(path) as reader:
-        try:
-            return read_tensor_file(reader)
-        except TensorFileError:
-            return None
-
-
-def _plan_opaque(path: Path, entry: FileEntry, old_path: Path | None, twin: FileEntry | None) -> FilePlan:
+def _plan_opaque(path: Path, entry: FileEntry, source: SourceTree) -> FilePlan:
     spans = [_Span(0, entry.length, _OPAQUE, None)]
     full = FilePlan(
         PackagedFile(file=entry, method="full", source=None), lambda workers: _full_records(path, spans, workers)
     )
-    if old_path is None or twin is None or max(entry.length, twin.length) > MAX_CHUNK_BYTES:
+    old = source.like_bytes(entry)
+    if old is None or max(entry.length, old.length) > MAX_CHUNK_BYTES:
         return full
-    encoded = CODECS[CodecName.PATCH].encode(path.read_bytes(), old_path.read_bytes(), ElementKind.BYTES)
+    encoded = CODECS[CodecName.PATCH].encode(path.read_bytes(), source.path_of(old).read_bytes(), ElementKind.BYTES)
     if encoded is None:
         return full
-    patch = Record(CodecName.PATCH, ElementKind.BYTES, entry.length, (Part(0, twin.length),), encoded)
+    patch = Record(CodecName.PATCH, ElementKind.BYTES, entry.length, (Part(0, old.length),), encoded)
     if patch.length_in_package >= sum(record.length_in_package for record in full.records(1)):
         return full
-    return FilePlan(PackagedFile(file=entry, method="patch", source=twin), lambda _: iter((patch,)))
+    return FilePlan(PackagedFile(file=entry, method="patch", source=old), lambda _: iter((patch,)))
 
 
 def _spans(layout: TensorFile, old_layout: TensorFile | None, matcher: TensorMatcher | None = None) -> Iterator[_Span]:

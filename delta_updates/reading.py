@@ -19,6 +19,8 @@ class RandomReader:
     Attributes:
         path: Where it was found.
         length: Its length in bytes when it was opened.
+        identity: Device and inode.
+        links: How many names it has.
     """
 
     def __init__(self, path: Path) -> None:
@@ -31,6 +33,7 @@ class RandomReader:
             raise IntegrityError(f"{path} is not a regular file")
         self.length = status.st_size
         self.identity = (status.st_dev, status.st_ino)
+        self.links = status.st_nlink
 
     def __enter__(self) -> Self:
         return self

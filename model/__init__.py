@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from model.adapter_format import AdapterFormat
     from model.checkpoint import LoadedModel, load_checkpoint, load_version, save_checkpoint, save_quantized
     from model.config import PROJECTIONS, LoRAConfig, ModelConfig
     from model.data import (
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     )
     from model.presets import PRESETS, preset
     from model.quantization import quantize_model, uniform_plan
+    from model.quantized_adapter import QuantizedAdapter, load_quantized_adapter, save_quantized_adapter
     from model.tokenizer import Tokenizer
     from model.training import chat_texts, pretrain_tiny, sequence_losses, train
     from model.transformer import LayeredTransformer
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
 # Names load their module when they are first used: tokenizing, configs and exports need no torch, whose import takes
 # seconds and two hundred megabytes that a device which generates with another engine does not have to pay.
 _HOMES: Final = {
+    "model.adapter_format": ("AdapterFormat",),
     "model.checkpoint": ("LoadedModel", "load_checkpoint", "load_version", "save_checkpoint", "save_quantized"),
     "model.config": ("LoRAConfig", "ModelConfig", "PROJECTIONS"),
     "model.data": (
@@ -108,6 +111,7 @@ _HOMES: Final = {
     ),
     "model.presets": ("PRESETS", "preset"),
     "model.quantization": ("quantize_model", "uniform_plan"),
+    "model.quantized_adapter": ("QuantizedAdapter", "load_quantized_adapter", "save_quantized_adapter"),
     "model.tokenizer": ("Tokenizer",),
     "model.training": ("chat_texts", "pretrain_tiny", "sequence_losses", "train"),
     "model.transformer": ("LayeredTransformer",),
@@ -117,6 +121,7 @@ __all__ = [
     "PRESETS",
     "PROJECTIONS",
     "AdapterError",
+    "AdapterFormat",
     "CheckpointError",
     "ChitchatSource",
     "ConfigError",
@@ -135,6 +140,7 @@ __all__ = [
     "ModelConfig",
     "ModelError",
     "QuantizationError",
+    "QuantizedAdapter",
     "Tokenizer",
     "TokenizerError",
     "adapter_shapes",
@@ -157,6 +163,7 @@ __all__ = [
     "load_adapter",
     "load_adapter_state",
     "load_checkpoint",
+    "load_quantized_adapter",
     "load_version",
     "merge_lora",
     "open_source",
@@ -169,6 +176,7 @@ __all__ = [
     "save_adapter",
     "save_checkpoint",
     "save_quantized",
+    "save_quantized_adapter",
     "sequence_losses",
     "split_by_time",
     "train",

@@ -171,9 +171,11 @@ def require_stored(file: TensorFile, config: ModelConfig, plan: QuantizationPlan
 def read_parts(file: TensorFile, name: str) -> dict[str, torch.Tensor]:
     """The stored parts of a quantised weight; a scale that is not finite would make every answer NaN."""
     parts = {
-        part: file.read(f"{name}.{part}") for part in ("values", "scales", "zeros") if f"{name}.{part}" in file.tensors
+        part: file.read(f"{name}.{part}")
+        for part in ("values", "scales", "zeros", "tops")
+        if f"{name}.{part}" in file.tensors
     }
-    for part in ("scales", "zeros"):
+    for part in ("scales", "zeros", "tops"):
         if part in parts and not bool(torch.isfinite(parts[part]).all()):
             raise CheckpointError(f"{file.path}: {name}.{part} is not finite; quantise the base again")
     return parts

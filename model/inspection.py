@@ -1,4 +1,4 @@
-"""What a checkpoint, an adapter or a version's tree is, from headers and small files alone: no weight is read."""
+"""What a checkpoint, an adapter or a version's tree is, from headers and small files alone: no base weight is read."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from model.files import read_text
 from model.lora.state import adapter_shapes
 from model.peft_format import MAX_CONFIG_BYTES as MAX_ADAPTER_CONFIG_BYTES
 from model.peft_format import our_name, parse_config
+from model.quantized_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_quantized
 from model.raw_tensor_file import RawTensorFile
 from model.tensor_file import TensorFile
 from model.tokenizer import Tokenizer
@@ -22,11 +23,10 @@ from model.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from model.adapter_format import QuantizedFormat
     from model.quantization.plan import QuantizationPlan
 
 _WEIGHTS: Final = "model.safetensors"
-_ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
-_ADAPTER_CONFIG: Final = "adapter_config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +49,13 @@ class TokenizerFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterFacts:
-    """An adapter as stored; `lora` is its kind and strength."""
+    """An adapter as stored; `lora` is its kind and strength, `form` one of few bits or None for floats."""
 
     lora: LoRAConfig
     parameters: int
     num_bytes: int
     dtypes: tuple[str, ...]
+    form: QuantizedFormat | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +132,7 @@ def _require_ours(folder: Path) -> None:
                 "`lamella base import` brings in models of the Llama and OpenELM architectures"
             )
         return
-    if (folder / _ADAPTER_CONFIG).exists():
+    if (folder / ADAPTER_CONFIG).exists():
         raise CheckpointError(
             f"{folder} is an adapter without its base; give the tree that holds both, base/ and adapter/"
         )
@@ -165,7 +166,9 @@ def _part_of(name: str) -> str:
 
 def _quantized(plan: QuantizationPlan) -> dict[str, int]:
     kinds = Counter(
-        f"int{entry.bits}" + ("" if entry.group_size is None else f", groups of {entry.group_size}")
+        f"int{entry.bits}"
+        + ("" if entry.group_size is None else f", groups of {entry.group_size}")
+        + (", scales of 8 bits" if entry.scale_bits == 8 else "")  # noqa: PLR2004  (coded)
         for entry in plan.tensors.values()
     )
     return dict(kinds.most_common())
@@ -189,15 +192,20 @@ def _tokenizer(folder: Path, config: ModelConfig) -> TokenizerFacts | None:
 
 def _adapter(folder: Path, config: ModelConfig) -> AdapterFacts:
     try:
-        lora = parse_config(read_text(folder / _ADAPTER_CONFIG, max_bytes=MAX_ADAPTER_CONFIG_BYTES))
-        with RawTensorFile(folder / _ADAPTER_WEIGHTS) as file:
-            found = {our_name(name): raw for name, raw in file.entries.items()}
+        lora, form = parse_config(read_text(folder / ADAPTER_CONFIG, max_bytes=MAX_ADAPTER_CONFIG_BYTES))
+        with RawTensorFile(folder / ADAPTER_WEIGHTS) as file:
+            if form is None:
+                found = {our_name(name): raw.shape for name, raw in file.entries.items()}
+            else:
+                # Read whole: it is small, and whether scales and numbers fit together is what is asked here.
+                found = {name: values.shape for name, values in read_quantized(file, lora, form).floats().items()}
+            entries = list(file.entries.values())
     except (CheckpointError, ConfigError) as error:
         raise AdapterError(f"the adapter in {folder} cannot be used: {error}") from error
     wanted = adapter_shapes(config, lora)
     for name in sorted(set(wanted) | set(found)):
-        if name not in found or name not in wanted or found[name].shape != wanted[name]:
-            has = "lacks it" if name not in found else f"has it as {list(found[name].shape)}"
+        if name not in found or name not in wanted or found[name] != wanted[name]:
+            has = "lacks it" if name not in found else f"has it as {list(found[name])}"
             needs = "none" if name not in wanted else str(list(wanted[name]))
             raise AdapterError(
                 f"the adapter in {folder} does not fit its base: of {name} the base needs {needs}, the adapter {has}; "
@@ -206,8 +214,9 @@ def _adapter(folder: Path, config: ModelConfig) -> AdapterFacts:
     return AdapterFacts(
         lora=lora,
         parameters=sum(math.prod(shape) for shape in wanted.values()),
-        num_bytes=sum(raw.end - raw.begin for raw in found.values()),
-        dtypes=tuple(sorted({raw.dtype for raw in found.values()})),
+        num_bytes=sum(raw.end - raw.begin for raw in entries),
+        dtypes=tuple(sorted({raw.dtype for raw in entries})),
+        form=form,
     )
 
 

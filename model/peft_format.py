@@ -1,13 +1,17 @@
-"""PEFT's layout of an adapter on disk: which settings and names it has. Without torch."""
+"""PEFT's layout of an adapter on disk, and what we add to it: settings and names. Without torch."""
 
 from __future__ import annotations
 
 import json
 import re
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
+from model.adapter_format import BITS
 from model.config import LoRAConfig
 from model.errors import AdapterError, ConfigError
+
+if TYPE_CHECKING:
+    from model.adapter_format import QuantizedFormat
 
 MAX_CONFIG_BYTES: Final = 1024 * 1024
 _PREFIX: Final = "base_model.model.model."
@@ -17,6 +21,10 @@ _PEFT_NAME: Final = re.compile(
 _OUR_NAME: Final = re.compile(r"layers\.(\d{1,4})\.(attention|ffn)\.([a-z]{1,8}_proj)\.lora_([ab])")
 _TO_PEFT: Final = {"attention": "self_attn", "ffn": "mlp"}
 _FROM_PEFT: Final = {peft: ours for ours, peft in _TO_PEFT.items()}
+# Of a quantised adapter. PEFT knows no such type and says so; told "LORA", it would load an adapter of zeros.
+_QUANTIZED_TYPE: Final = "QUANTIZED_LORA"
+_QUANTIZED_VERSION: Final = 1
+_MAX_SHOWN: Final = 60  # characters of a foreign value
 
 # Settings of PEFT without an effect on what a loaded plain LoRA computes. Any other must be off, or it would be ignored
 # in silence and the adapter would answer differently here than where it was trained.
@@ -28,8 +36,8 @@ _WITHOUT_EFFECT: Final = frozenset(
 )  # fmt: skip
 
 
-def parse_config(text: str) -> LoRAConfig:
-    """The adapter that an adapter_config.json describes.
+def parse_config(text: str) -> tuple[LoRAConfig, QuantizedFormat | None]:
+    """Read an adapter_config.json: the adapter's shape, and how its numbers are stored (None: as floats).
 
     Raises:
         ConfigError: It is malformed, or asks for something that this program does not compute.
@@ -41,8 +49,9 @@ def parse_config(text: str) -> LoRAConfig:
     if not isinstance(settings, dict):
         raise ConfigError("adapter_config.json is no JSON object")
     rest = dict(settings)
+    form = _quantized_format(rest)
     kind, bias = rest.pop("peft_type", None), rest.pop("bias", "none")
-    if kind != "LORA" or bias != "none":
+    if kind != (_QUANTIZED_TYPE if form else "LORA") or bias != "none":
         raise ConfigError(f"only LoRA without biases is supported, this is peft_type={kind!r}, bias={bias!r}")
     rank, alpha, dropout = rest.pop("r", None), rest.pop("lora_alpha", None), rest.pop("lora_dropout", 0.0)
     targets = rest.pop("target_modules", None)
@@ -52,7 +61,22 @@ def parse_config(text: str) -> LoRAConfig:
     active = sorted(key for key, value in rest.items() if key not in _WITHOUT_EFFECT and value)
     if active:
         raise ConfigError(f"adapter_config.json asks for {active}, which this program does not compute")
-    return LoRAConfig(rank=rank, alpha=alpha, dropout=dropout, targets=tuple(targets), layers=layers)
+    lora = LoRAConfig(rank=rank, alpha=alpha, dropout=dropout, targets=tuple(targets), layers=layers)
+    return lora, form
+
+
+def _quantized_format(settings: dict[str, Any]) -> QuantizedFormat | None:
+    """Take out how the numbers are stored."""
+    if settings.get("peft_type") != _QUANTIZED_TYPE:
+        return None
+    form, version = settings.pop("format", None), settings.pop("format_version", None)
+    if version != _QUANTIZED_VERSION or not isinstance(form, str) or form not in BITS:
+        raise ConfigError(
+            f"the adapter has the format {form!r:.{_MAX_SHOWN}} version {version!r:.{_MAX_SHOWN}}, this program reads "
+            f"{' and '.join(BITS)} of version {_QUANTIZED_VERSION}; update this program, or release the adapter in one "
+            "of these"
+        )
+    return cast("QuantizedFormat", form)
 
 
 def _layers(layers: Any, pattern: Any) -> tuple[int, ...]:  # noqa: ANN401  (parsed JSON, checked here)
@@ -67,8 +91,8 @@ def _layers(layers: Any, pattern: Any) -> tuple[int, ...]:  # noqa: ANN401  (par
     return chosen
 
 
-def config_text(config: LoRAConfig) -> str:
-    """Text of the adapter_config.json of a plain LoRA; the same config gives the same bytes."""
+def config_text(config: LoRAConfig, *, form: QuantizedFormat | None = None) -> str:
+    """Text of the adapter_config.json of a plain LoRA, or of a quantised one; the same config gives the same bytes."""
     alpha = int(config.alpha) if float(config.alpha).is_integer() else config.alpha
     settings: dict[str, Any] = {
         "peft_type": "LORA",
@@ -84,6 +108,8 @@ def config_text(config: LoRAConfig) -> str:
     }
     if config.layers:  # left out otherwise, so that the files of an adapter on every layer stay what they were
         settings["layers_to_transform"] = list(config.layers)
+    if form is not None:
+        settings |= {"peft_type": _QUANTIZED_TYPE, "format": form, "format_version": _QUANTIZED_VERSION}
     return json.dumps(settings, indent=2, sort_keys=True) + "\n"
 
 

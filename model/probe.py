@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from model.checkpoint import LoadedModel
+    from model.tokenizer import Tokenizer
+    from model.transformer import LayeredTransformer
 
 PROMPT: Final = "The quick brown fox"
 LOGITS_FACT: Final = "self_test_logits"
@@ -23,9 +25,14 @@ _MAX_CHARS = 4096
 
 def probe_logits(loaded: LoadedModel) -> Tensor:
     """Logits (vocab_size,) float32 after the fixed prompt, with the version's adapter."""
-    prompt = torch.tensor([loaded.tokenizer.encode(PROMPT)], dtype=torch.int64)
+    return logits_of(loaded.model, loaded.tokenizer)
+
+
+def logits_of(model: LayeredTransformer, tokenizer: Tokenizer) -> Tensor:
+    """As `probe_logits`, of a model and a tokenizer."""
+    prompt = torch.tensor([tokenizer.encode(PROMPT)], dtype=torch.int64)
     with torch.inference_mode():
-        logits: Tensor = loaded.model(prompt)[0, -1].float()
+        logits: Tensor = model(prompt)[0, -1].float()
     return logits
 
 

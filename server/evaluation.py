@@ -20,6 +20,7 @@ from model import (
     open_source,
     remove_lora,
 )
+from model.probe import describe_logits, logits_of
 from server.errors import EvaluationError
 
 if TYPE_CHECKING:
@@ -89,6 +90,16 @@ class HeldOutEvaluation:
         """Loss with an adapter in PEFT's layout, as it is shipped."""
         state, lora = load_adapter(folder)
         return self.loss({name: tensor.to(torch.float32).numpy() for name, tensor in state.items()}, lora)
+
+    def expected_logits(self, folder: Path) -> str:
+        """What a device's self-test compares with, for a version with this adapter; see `model.probe`."""
+        state, lora = load_adapter(folder)
+        add_lora(self._model, lora)
+        try:
+            load_adapter_state(self._model, state)
+            return describe_logits(logits_of(self._model, self._tokenizer))
+        finally:
+            remove_lora(self._model)
 
     def losses(
         self,

@@ -50,7 +50,7 @@ def import_base(
     return registry.add_candidate(_manifest(model, files, kind="base", parent=None, facts=facts or {}))
 
 
-def create_candidate(
+def create_candidate(  # noqa: PLR0913 - the facts of a version, each by its name
     registry: Registry,
     artifacts: ArtifactStore,
     *,
@@ -59,9 +59,22 @@ def create_candidate(
     parent: int,
     facts: Facts | None = None,
     run_id: str | None = None,
+    master: bytes | None = None,
     above: int = 0,
 ) -> VersionRecord:
-    """Add an adapter folder (PEFT's two files) on the parent's base as a candidate version numbered above ``above``.
+    """Add an adapter folder (its two files) on the parent's base as a candidate version.
+
+    Args:
+        registry: Where the parent is.
+        artifacts: Where its files and the master go first, so that a row never points at bytes that are not there.
+        model: The model.
+        adapter: The folder; its bytes are what is hashed, judged and shipped.
+        parent: The version that devices come from.
+        facts: What people want to see beside it.
+        run_id: The run that it comes from.
+        master: The unrounded adapter, kept for the next release (`server.federation.adapter`); in no tree and no
+            package.
+        above: The version gets a number above this one.
 
     Raises:
         NotFoundError: There is no such parent.
@@ -74,7 +87,8 @@ def create_candidate(
         _put(artifacts, adapter / file.path, file)
     adapter_files = [file.model_copy(update={"path": f"adapter/{file.path}"}) for file in found]
     manifest = _manifest(model, [*base, *adapter_files], kind="adapter", parent=parent, facts=facts or {})
-    return registry.add_candidate(manifest, run_id=run_id, above=above)
+    master_sha256 = None if master is None else artifacts.put_bytes(master)
+    return registry.add_candidate(manifest, run_id=run_id, master_sha256=master_sha256, above=above)
 
 
 def materialise(registry: Registry, artifacts: ArtifactStore, *, model: str, version: int, folder: Path) -> None:

@@ -46,10 +46,13 @@ class ChoiceResult:
         answered: Whether each question was answered rightly by the log probability a byte; for comparing two models
             question by question, which tells more than two intervals.
         right: Number answered rightly by the sum of log probabilities.
+        chosen: The answer to each question by the log probability a byte, by its index; how often two models choose
+            the same says more about what quantising changed than how often each is right.
     """
 
     answered: tuple[bool, ...]
     right: int
+    chosen: tuple[int, ...]
 
     @property
     def questions(self) -> int:
@@ -141,13 +144,14 @@ def choice_accuracy(
         start += len(batch)
         if on_progress is not None:
             on_progress(start, len(answers))
-    right, answered = 0, []
+    right, chosen = 0, []
     for index, question in enumerate(questions):
         total = [scores[index, choice] for choice in range(len(question.choices))]
         by_byte = [score / max(1, len(text.encode())) for score, text in zip(total, question.choices, strict=True)]
         right += total.index(max(total)) == question.gold
-        answered.append(by_byte.index(max(by_byte)) == question.gold)
-    return ChoiceResult(tuple(answered), right)
+        chosen.append(by_byte.index(max(by_byte)))
+    answered = tuple(choice == question.gold for choice, question in zip(chosen, questions, strict=True))
+    return ChoiceResult(answered, right, tuple(chosen))
 
 
 def wilson_interval(right: int, count: int) -> tuple[float, float]:

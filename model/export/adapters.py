@@ -1,4 +1,4 @@
-"""An adapter read from PEFT's files as plain arrays. Without torch."""
+"""An adapter read from its files as plain arrays. Without torch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from model.errors import AdapterError, CheckpointError, ConfigError
 from model.export.weights import as_array, widened
 from model.files import read_text
 from model.peft_format import MAX_CONFIG_BYTES, our_name, parse_config
+from model.quantized_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_quantized
 from model.raw_tensor_file import RawTensorFile
 
 if TYPE_CHECKING:
@@ -26,19 +27,33 @@ def read_adapter(folder: Path, config: ModelConfig) -> tuple[LoRAConfig, dict[st
     Raises:
         AdapterError: It is damaged, of a kind that is not computed here, or does not fit the base.
     """
-    try:
-        lora = parse_config(read_text(folder / "adapter_config.json", max_bytes=MAX_CONFIG_BYTES))
-        with RawTensorFile(folder / "adapter_model.safetensors") as file:
-            state = {}
-            for name, entry in file.entries.items():
-                values = widened(as_array(file.read_bytes(name), entry.dtype)).reshape(entry.shape)
-                if not np.isfinite(values).all():
-                    raise AdapterError(f"{name} has values that are not finite; do not use this adapter")
-                state[our_name(name)] = values
-    except (CheckpointError, ConfigError) as error:
-        raise AdapterError(f"the adapter in {folder} cannot be used: {error}") from error
+    lora, state = adapter_floats(folder)
     _require_fit(folder, config, lora, state)
     return lora, state
+
+
+def adapter_floats(folder: Path) -> tuple[LoRAConfig, dict[str, Floats]]:
+    """The same of an adapter whose base is not known.
+
+    Raises:
+        AdapterError: It is damaged, or of a kind that is not computed here.
+    """
+    try:
+        lora, form = parse_config(read_text(folder / ADAPTER_CONFIG, max_bytes=MAX_CONFIG_BYTES))
+        with RawTensorFile(folder / ADAPTER_WEIGHTS) as file:
+            return lora, _floats(file) if form is None else read_quantized(file, lora, form).floats()
+    except (CheckpointError, ConfigError) as error:
+        raise AdapterError(f"the adapter in {folder} cannot be used: {error}") from error
+
+
+def _floats(file: RawTensorFile) -> dict[str, Floats]:
+    state = {}
+    for name, entry in file.entries.items():
+        values = widened(as_array(file.read_bytes(name), entry.dtype)).reshape(entry.shape)
+        if not np.isfinite(values).all():
+            raise AdapterError(f"{name} has values that are not finite; do not use this adapter")
+        state[our_name(name)] = values
+    return state
 
 
 def _require_fit(folder: Path, config: ModelConfig, lora: LoRAConfig, state: Mapping[str, Floats]) -> None:

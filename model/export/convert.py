@@ -40,6 +40,8 @@ class Conversion:
         quantization: One of `QUANTIZATIONS`; None: what suits the device and the format.
         context: Tokens that the device's cache must hold.
         measures_speed: Whether both sides are run.
+        calibration_text: A few hundred lines like those the model will see: int4 is then found by GPTQ on them, and the
+            most sensitive matrices get 8 bits. For gguf and mlx.
     """
 
     source: Path
@@ -49,6 +51,7 @@ class Conversion:
     quantization: str | None = None
     context: int = 2048
     measures_speed: bool = True
+    calibration_text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ def convert_model(asked: Conversion, *, on_step: Callable[[str], None] = lambda 
         ForeignModelError: The source cannot be imported faithfully.
         CheckpointError: The source is damaged, or the disk does not take the result.
         AdapterError: The version's adapter does not fit its base.
+        QuantizationError: The calibration text is too short.
     """
     device = device_class(asked.device)
     quantization = _quantization(asked, device)
@@ -125,7 +129,7 @@ def convert_model(asked: Conversion, *, on_step: Callable[[str], None] = lambda 
             config = opened.config
         _require_room(device, config, quantization, asked.context)
         on_step(f"Writing {asked.form}")
-        written, architecture = WRITERS[asked.form](tree, made, quantization, Path(scratch))
+        written, architecture = WRITERS[asked.form](tree, made, quantization, Path(scratch), asked.calibration_text)
         on_step("Measuring")
         before, after, note = _speeds(asked, tree, written, config)
         weights = _weights_bytes(written)
@@ -181,6 +185,8 @@ def _quantization(asked: Conversion, device: DeviceClass) -> str:
         raise ExportError(
             f"a Hugging Face folder holds {chosen} only in the form of some other package; choose fp16, or gguf or mlx"
         )
+    if asked.calibration_text is not None and (chosen != "int4" or asked.form not in {"gguf", "mlx"}):
+        raise ExportError(f"a text finds the levels of int4 in gguf and mlx; {chosen} in {asked.form} takes none")
     return chosen
 
 

@@ -150,6 +150,8 @@ def _kind(source: ExportSource, tensor: ForeignTensor, quantization: str) -> str
         kind = stored.pop()
     elif quantization == "stored":
         kind = "F16"
+    elif kind == "Q4_0" and "Q8_0" in stored:
+        kind = "Q8_0"  # four bits would undo what eight were chosen for
     elif kind == "Q4_0" and tensor.name in {"token_embd.weight", "output.weight"}:
         kind = "Q8_0"
     return "F16" if kind.startswith("Q") and shape[-1] % BLOCK else kind

@@ -92,6 +92,8 @@ def export_mlx(
                 continue
             is_vocabulary = tensor.parts[0] in {"embedding.weight", "output.weight"}
             own_bits = (embedding_bits or 8) if is_vocabulary else bits
+            if "Q8_0" in {opened.kind(part) for part in tensor.parts}:
+                own_bits = 8  # four bits would undo what eight were chosen for
             planned.extend(_quantized(opened, tensor, own_bits, group_size, dtype))
             if own_bits != bits:
                 others[tensor.name.removesuffix(".weight")] = {"group_size": group_size, "bits": own_bits}

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from model.config import LoRAConfig
     from model.export.weights import Floats
 
+# What is stored in 8 bits where a weight has `tops`.
+_CODED: Final = ("scales", "zeros")
 _BLOCK: Final = 32
 _MAX_TOKENIZER_BYTES: Final = 64 * 1024 * 1024
 
@@ -74,7 +76,7 @@ class ExportSource:
 
     def weight(self, name: str) -> StoredWeight:
         """One parameter, by its name in `ModelConfig.parameter_shapes`."""
-        stored = [key for key in (name, *_quantized_names(name)) if key in self._file.entries]
+        stored = [key for key in (name, *_quantized_names(name), f"{name}.tops") if key in self._file.entries]
         parts = {"weight" if key == name else key.rpartition(".")[2]: self._array(key) for key in stored}
         path = name.removesuffix(".weight")
         branch = None
@@ -111,9 +113,10 @@ class ExportSource:
             else:
                 expected[name] = shape
         self._file.require_shapes(expected)
+        coded = {key.removesuffix("tops") + part for key in expected if key.endswith(".tops") for part in _CODED}
         for name in expected:
             kind = self._file.entries[name].dtype
-            if (kind in {"U8", "I8"}) != name.endswith(".values"):
+            if (kind in {"U8", "I8"}) != (name.endswith(".values") or name in coded):
                 raise CheckpointError(f"{self._file.path}: {name} is stored as {kind}; fetch or import it again")
 
     def _quantized_shapes(self, name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
@@ -129,6 +132,8 @@ class ExportSource:
             raise CheckpointError(f"{self._file.path}: {scales} has shape {list(scale_shape)}; quantise it again")
         grouped = (rows, scale_shape[-1])
         found: dict[str, tuple[int, ...]] = {values: (rows, columns // 2), scales: grouped}
+        if (tops := f"{name}.tops") in entries:
+            return found | {zeros: grouped, tops: (rows, 2)}
         return found | {zeros: grouped} if zeros in entries else found
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float32]
 
 _INT4_MIDDLE: Final = 8
+_SCALE_CODES: Final = np.float32(255)
+_ZERO_CODES: Final = np.float32(127)
 # Numbers that are turned into float32 at once.
 _CHUNK_NUMBERS: Final = 1 << 20
 
@@ -86,6 +88,11 @@ class StoredWeight:
             return QuantizedRows(values, scales, None, None)
         unpacked = np.stack((values & 15, values >> 4), axis=-1).reshape(len(values), -1)
         zeros = widened(self._parts["zeros"][rows]) if "zeros" in self._parts else None
+        if zeros is not None and "tops" in self._parts:
+            # Codes of 8 bits; `model.quantization.scales` says what they mean, float16 rounding included.
+            tops = widened(self._parts["tops"][rows])
+            scales = widened((tops[:, :1] * scales / _SCALE_CODES).astype(np.float16))
+            zeros = widened((tops[:, 1:] * zeros / _ZERO_CODES).astype(np.float16))
         return QuantizedRows(unpacked, scales, zeros, unpacked.shape[1] // scales.shape[1])
 
     def rows(self, rows: slice | npt.NDArray[np.intp]) -> Floats:

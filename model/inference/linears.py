@@ -6,6 +6,7 @@ are beside it as far as the kernels allow: exactly so for int8, whose sums are w
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
@@ -174,6 +175,19 @@ class Int4Linear:
         return out.float()
 
 
+class StackedLinear:
+    """Several packed weights that read the same input, their outputs one after the other."""
+
+    def __init__(self, parts: Sequence[Linear]) -> None:
+        self._parts = tuple(parts)
+        self.out_features = sum(part.out_features for part in parts)
+        self.num_bytes = sum(part.num_bytes for part in parts)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(N, in) -> (N, out)."""
+        return torch.cat([part(x) for part in self._parts], dim=1)
+
+
 def takes_scaled_inputs(precision: Precision) -> bool:
     """Whether layers of this precision want inputs of a known range multiplied by `SCALED_RANGE` / range."""
     return precision == "int8" and has_int8_products()
@@ -196,8 +210,8 @@ def pack(
 ) -> Linear:
     """One linear layer from matrices stacked along their outputs.
 
-    A weight that is quantised already keeps its whole numbers where the precision is the same; otherwise it is
-    rounded anew.
+    A weight that is quantised already keeps its whole numbers where the precision is the same, and in a mixed plan,
+    where int4 is asked for and a sensitive weight has 8 bits; otherwise it is rounded anew.
 
     Args:
         weights: (out, in) each.
@@ -213,15 +227,26 @@ def pack(
             return Int8Linear(stacked, input_range=input_range)
         return Int8WeightLinear(stacked)
     if precision == "int4":
-        return _pack_int4(weights)
+        return _pack_by_bits(weights)
     dense = torch.cat([_as_dense(weight) for weight in weights])
     if precision == "float16" and has_int8_products():
         return HalfLinear(dense)
     return PlainLinear(dense, torch.float32 if precision == "float32" else torch.bfloat16)
 
 
+def _pack_by_bits(weights: Sequence[Tensor | QuantizedWeight]) -> Linear:
+    """Neighbours of 8 bits as int8, all others as int4."""
+    runs = [list(run) for _, run in itertools.groupby(weights, key=_is_int8)]
+    packed = [pack(run, "int8") if _is_int8(run[0]) else _pack_int4(run) for run in runs]
+    return packed[0] if len(packed) == 1 else StackedLinear(packed)
+
+
+def _is_int8(weight: Tensor | QuantizedWeight) -> bool:
+    return isinstance(weight, QuantizedWeight) and weight.bits == _INT8
+
+
 def _pack_int4(weights: Sequence[Tensor | QuantizedWeight]) -> Linear:
-    parts = [w if isinstance(w, QuantizedWeight) and w.bits != _INT8 else quantize_int4(_as_dense(w)) for w in weights]
+    parts = [weight if isinstance(weight, QuantizedWeight) else quantize_int4(weight.float()) for weight in weights]
     zeros = [p.scales.float() * -8.0 if p.zeros is None else p.zeros.float() for p in parts]
     return Int4Linear(
         QuantizedWeight(

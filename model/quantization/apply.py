@@ -27,7 +27,9 @@ def quantize_weight(weight: Tensor, plan: TensorPlan, *, importance: Tensor | No
     """
     if plan.group_size is None:
         return quantize_int8(weight)
-    return quantize_int4(weight, plan.group_size, symmetric=plan.symmetric, importance=importance)
+    return quantize_int4(
+        weight, plan.group_size, symmetric=plan.symmetric, scale_bits=plan.scale_bits, importance=importance
+    )
 
 
 @torch.no_grad()
@@ -75,6 +77,7 @@ def plan_of(model: LayeredTransformer) -> QuantizationPlan:
                 bits=layer.bits,
                 group_size=layer.group_size,
                 symmetric=layer.group_size is None or layer.zeros is None,
+                scale_bits=16 if layer.tops is None else 8,
             )
             for name, layer in quantized_layers(model)
         }

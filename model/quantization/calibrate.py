@@ -94,7 +94,7 @@ def calibrate_model(
         _quantize(model, plan, name, hessian=cast("Tensor", sum(final.T @ final for final in finals)))
 
 
-def calibration_windows(token_ids: Sequence[int], *, window: int = 128, max_tokens: int = 16_384) -> Tensor:
+def calibration_windows(token_ids: Sequence[int], *, window: int = 128, max_tokens: int = 32_768) -> Tensor:
     """Cut a text into windows (windows, tokens), spread evenly over it.
 
     Raises:
@@ -148,7 +148,13 @@ def _quantize(model: LayeredTransformer, plan: QuantizationPlan, name: str, *, h
         elif tensor_plan.group_size is None:
             quantized = gptq_int8(weight, hessian)
         else:
-            quantized = gptq_int4(weight, hessian, tensor_plan.group_size, symmetric=tensor_plan.symmetric)
+            quantized = gptq_int4(
+                weight,
+                hessian,
+                tensor_plan.group_size,
+                symmetric=tensor_plan.symmetric,
+                scale_bits=tensor_plan.scale_bits,
+            )
     except QuantizationError as error:
         raise QuantizationError(f"{name}: {error}") from error
     install(model, name, to_stored(quantized), tensor_plan)

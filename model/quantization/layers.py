@@ -33,6 +33,7 @@ class QuantizedModule(nn.Module):
     values: Tensor
     scales: Tensor
     zeros: Tensor | None
+    tops: Tensor | None
 
     def __init__(
         self,
@@ -47,6 +48,7 @@ class QuantizedModule(nn.Module):
         self.register_buffer("values", stored["values"])
         self.register_buffer("scales", stored["scales"])
         self.register_buffer("zeros", stored.get("zeros"))
+        self.register_buffer("tops", stored.get("tops"))
         self.bits = bits
         self.group_size = group_size
         self.dtype = dtype
@@ -67,8 +69,10 @@ class QuantizedModule(nn.Module):
     @property
     def stored(self) -> dict[str, Tensor]:
         """The buffers, by the names they have on disk."""
-        zeros = {} if self.zeros is None else {"zeros": self.zeros}
-        return {"values": self.values, "scales": self.scales} | zeros
+        optional = {"zeros": self.zeros, "tops": self.tops}
+        return {"values": self.values, "scales": self.scales} | {
+            name: part for name, part in optional.items() if part is not None
+        }
 
     @property
     def quantized(self) -> QuantizedWeight:

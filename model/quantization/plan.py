@@ -21,7 +21,7 @@ MAX_PLAN_BYTES: Final = 1024 * 1024
 # Dtypes as safetensors writes them; what is not quantised counts as F16.
 _PART_BYTES: Final = {"F16": 2, "F32": 4, "I8": 1, "U8": 1}
 _FLOATING: Final = frozenset({"F64", "F32", "F16", "BF16"})
-_KEYS: Final = frozenset({"bits", "group_size", "symmetric"})
+_KEYS: Final = frozenset({"bits", "group_size", "symmetric", "scale_bits"})
 _MIN_GROUP: Final = 8
 
 
@@ -45,11 +45,13 @@ class TensorPlan:
         bits: 8 (a scale for each output channel) or 4 (a scale for each group of inputs).
         group_size: Inputs that share a scale; None for 8 bits.
         symmetric: Whether int4 levels lie around zero; always so for 8 bits.
+        scale_bits: Of an int4 group's scale and zero: 16, or 8 as shares of the row's largest, not symmetric then.
     """
 
     bits: int
     group_size: int | None = None
     symmetric: bool = True
+    scale_bits: int = 16
 
     def __post_init__(self) -> None:
         """Refuse what no weight can be stored as."""
@@ -62,6 +64,10 @@ class TensorPlan:
             raise QuantizationError(f"int4 needs an even group_size of at least {_MIN_GROUP}, got {self.group_size!r}")
         if not isinstance(self.symmetric, bool):
             raise QuantizationError(f"symmetric must be true or false, got {self.symmetric!r}")
+        if type(self.scale_bits) is not int or self.scale_bits not in {8, 16}:
+            raise QuantizationError(f"scale_bits must be 8 or 16, got {self.scale_bits!r}")
+        if self.scale_bits == 8 and self.symmetric:  # noqa: PLR2004  (coded)
+            raise QuantizationError("scales of 8 bits go with asymmetric int4 only; take scale_bits 16")
 
     def stored_parts(self, shape: tuple[int, ...]) -> dict[str, StoredTensor]:
         """Each part that a weight (out, in) is stored as.
@@ -74,9 +80,13 @@ class TensorPlan:
             return {"values": StoredTensor((rows, columns), "I8"), "scales": StoredTensor((rows,), "F32")}
         if columns % self.group_size:
             raise QuantizationError(f"groups of {self.group_size} do not divide rows of {columns}")
-        groups = StoredTensor((rows, columns // self.group_size), "F16")
-        parts = {"values": StoredTensor((rows, columns // 2), "U8"), "scales": groups}
-        return parts if self.symmetric else parts | {"zeros": groups}
+        groups = (rows, columns // self.group_size)
+        values = StoredTensor((rows, columns // 2), "U8")
+        if self.scale_bits == 8:  # noqa: PLR2004  (coded)
+            codes = {"scales": StoredTensor(groups, "U8"), "zeros": StoredTensor(groups, "I8")}
+            return {"values": values, **codes, "tops": StoredTensor((rows, 2), "F16")}
+        parts = {"values": values, "scales": StoredTensor(groups, "F16")}
+        return parts if self.symmetric else parts | {"zeros": StoredTensor(groups, "F16")}
 
 
 @dataclass(frozen=True)
@@ -128,12 +138,7 @@ class QuantizationPlan:
 
     def to_json(self) -> str:
         """Canonical text of quantization.json; the same plan gives the same bytes."""
-        tensors = {
-            name: {"bits": plan.bits}
-            if plan.group_size is None
-            else {"bits": plan.bits, "group_size": plan.group_size, "symmetric": plan.symmetric}
-            for name, plan in sorted(self.tensors.items())
-        }
+        tensors = {name: _as_json(plan) for name, plan in sorted(self.tensors.items())}
         values = {"format": FORMAT, "format_version": FORMAT_VERSION, "tensors": tensors}
         return json.dumps(values, indent=2) + "\n"
 
@@ -166,6 +171,7 @@ def uniform_plan(
     bits: int,
     group_size: int = 32,
     symmetric: bool = False,
+    scale_bits: int = 16,
     embedding_bits: int | None = None,
     keep: Collection[str] = (),
 ) -> QuantizationPlan:
@@ -179,6 +185,7 @@ def uniform_plan(
         bits: 8 or 4.
         group_size: Of int4.
         symmetric: Of int4.
+        scale_bits: Of int4; symmetric levels have 16 in any case.
         embedding_bits: Of the embedding and an output of its own; None: as the others, 16: not quantised.
         keep: Names of weights that stay as they are.
     """
@@ -190,10 +197,19 @@ def uniform_plan(
             continue
         divisor = math.gcd(group_size, shape[1])
         if wanted == 4 and divisor >= _MIN_GROUP and divisor % 2 == 0:  # noqa: PLR2004  (int4)
-            tensors[name] = TensorPlan(bits=4, group_size=divisor, symmetric=symmetric)
+            own_scale_bits = 16 if symmetric else scale_bits
+            tensors[name] = TensorPlan(bits=4, group_size=divisor, symmetric=symmetric, scale_bits=own_scale_bits)
         else:
             tensors[name] = TensorPlan(bits=8 if wanted == 4 else wanted)  # noqa: PLR2004  (int4)
     return QuantizationPlan(tensors)
+
+
+def _as_json(plan: TensorPlan) -> dict[str, int | bool]:
+    if plan.group_size is None:
+        return {"bits": plan.bits}
+    entry = {"bits": plan.bits, "group_size": plan.group_size, "symmetric": plan.symmetric}
+    # Said only where it is not what plans meant before there was a choice.
+    return entry if plan.scale_bits == 16 else entry | {"scale_bits": plan.scale_bits}  # noqa: PLR2004  (as above)
 
 
 def _entry(name: str, entry: Any) -> TensorPlan:  # noqa: ANN401  (parsed JSON, checked here)

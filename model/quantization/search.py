@@ -13,6 +13,7 @@ _LARGEST: Final = 15
 _MIDDLE: Final = 8
 # Fractions of the range between a group's extremes that the first guess of the levels spans.
 _SPANS: Final = (1.0, 0.94, 0.88, 0.82, 0.76, 0.7)
+_SMALL_SCALE: Final = 2.0**-14
 # Groups that are worked on at once: their floats stay in a core's cache.
 _CHUNK_NUMBERS: Final = 1 << 18
 
@@ -121,6 +122,9 @@ def _better(
 
 
 def _storable(scale: Tensor) -> Tensor:
-    """As float16, in which a scale must not be zero: a group without spread has one level only, any scale will do."""
+    """As float16, in which a scale must not be zero: a group without spread has one level only, any scale will do.
+
+    A small one, since a row's largest scale is what scales of 8 bits are shares of.
+    """
     half = scale.half()
-    return torch.where(half == 0, torch.ones_like(half), half)
+    return torch.where(half == 0, torch.full_like(half, _SMALL_SCALE), half)

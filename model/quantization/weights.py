@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from model.errors import QuantizationError
+from model.quantization.scales import decode_scales, encode_scales, nearest_coded
 from model.quantization.search import fit_groups, round_to_groups
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class QuantizedWeight:
         zeros: float16 (out, in / group_size) of asymmetric int4; None otherwise.
         bits: 8 or 4.
         group_size: Inputs that share a scale; None for int8.
+        tops: float16 (out, 2) where scales and zeros are stored in 8 bits, as shares of these (`scales.py`).
     """
 
     values: Tensor
@@ -40,6 +42,7 @@ class QuantizedWeight:
     zeros: Tensor | None
     bits: int
     group_size: int | None
+    tops: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -50,8 +53,7 @@ class QuantizedWeight:
     @property
     def stored_bytes(self) -> int:
         """Bytes on disk, with two int4 values in one byte."""
-        zeros = 0 if self.zeros is None else self.zeros.nbytes
-        return self.values.numel() * self.bits // 8 + self.scales.nbytes + zeros
+        return sum(part.nbytes for part in to_stored(self).values())
 
 
 def quantize_int8(weight: Tensor) -> QuantizedWeight:
@@ -68,7 +70,12 @@ def quantize_int8(weight: Tensor) -> QuantizedWeight:
 
 
 def quantize_int4(
-    weight: Tensor, group_size: int = 32, *, symmetric: bool = False, importance: Tensor | None = None
+    weight: Tensor,
+    group_size: int = 32,
+    *,
+    symmetric: bool = False,
+    scale_bits: int = 16,
+    importance: Tensor | None = None,
 ) -> QuantizedWeight:
     """Round each group of inputs of (out, in) to 16 levels, placed where the squared error is least.
 
@@ -78,6 +85,7 @@ def quantize_int4(
         weight: (out, in).
         group_size: Inputs that share a scale; divides `in`.
         symmetric: Levels lie around zero: half the scales to store, a larger error.
+        scale_bits: Of each scale and zero, 16 or 8; 8 not with `symmetric`.
         importance: (in,) weights of the squared error, such as the mean square of each input.
 
     Raises:
@@ -90,8 +98,11 @@ def quantize_int4(
     groups = weight.view(rows, columns // group_size, group_size)
     weights = None if importance is None else importance.float().view(1, columns // group_size, group_size)
     scales, zeros = fit_groups(groups, symmetric=symmetric, importance=weights)
+    tops = None
+    if scale_bits == 8 and zeros is not None:  # noqa: PLR2004  (coded)
+        scales, zeros, tops = nearest_coded(scales, zeros)
     values = round_to_groups(groups, scales, zeros).view(rows, columns)
-    return QuantizedWeight(values, scales, zeros, bits=4, group_size=group_size)
+    return QuantizedWeight(values, scales, zeros, bits=4, group_size=group_size, tops=tops)
 
 
 def dequantize(quantized: QuantizedWeight) -> Tensor:
@@ -107,16 +118,23 @@ def dequantize(quantized: QuantizedWeight) -> Tensor:
 
 
 def to_stored(quantized: QuantizedWeight) -> dict[str, Tensor]:
-    """The tensors to keep: `values` (int4 packed two a byte), `scales` and, where there are any, `zeros`."""
+    """The tensors to keep: `values` (int4 packed two a byte), `scales` and, where there are any, `zeros` and `tops`."""
     values = pack_int4(quantized.values) if quantized.bits == 4 else quantized.values  # noqa: PLR2004  (int4)
-    stored = {"values": values, "scales": quantized.scales}
-    return stored if quantized.zeros is None else stored | {"zeros": quantized.zeros}
+    if quantized.zeros is None:
+        return {"values": values, "scales": quantized.scales}
+    if quantized.tops is None:
+        return {"values": values, "scales": quantized.scales, "zeros": quantized.zeros}
+    scales, zeros = encode_scales(quantized.scales, quantized.zeros, quantized.tops)
+    return {"values": values, "scales": scales, "zeros": zeros, "tops": quantized.tops}
 
 
 def from_stored(stored: Mapping[str, Tensor], *, bits: int, group_size: int | None) -> QuantizedWeight:
     """What `to_stored` was given."""
     values = unpack_int4(stored["values"]) if bits == 4 else stored["values"]  # noqa: PLR2004  (int4)
-    return QuantizedWeight(values, stored["scales"], stored.get("zeros"), bits=bits, group_size=group_size)
+    scales, zeros, tops = stored["scales"], stored.get("zeros"), stored.get("tops")
+    if zeros is not None and tops is not None:
+        scales, zeros = decode_scales(scales, zeros, tops)
+    return QuantizedWeight(values, scales, zeros, bits=bits, group_size=group_size, tops=tops)
 
 
 def pack_int4(values: Tensor) -> Tensor:

@@ -65,6 +65,7 @@ VERSION: Final = {
     "reason": "",
     "gate": {"candidate_loss": 2.549, "parent_loss": 2.553, "margin": 0.02},
     "run_id": "run-1",
+    "master_sha256": OTHER_HASH,
     "created_at": TIME,
     "released_at": TIME,
 }

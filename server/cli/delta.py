@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from delta_updates import apply_package, build_package
+from delta_updates import apply_in_place, apply_package, build_package, changing_folder
+from delta_updates.in_place import DEFAULT_MAX_SCRATCH_BYTES
 from delta_updates.package import PackageReader
 from delta_updates.workers import usable_cores
 from server.cli.console import console, megabytes, show_json, show_table
@@ -21,6 +22,7 @@ from server.errors import ConfigurationError
 if TYPE_CHECKING:
     from delta_updates.apply import ApplyResult
     from delta_updates.build import BuildResult
+    from delta_updates.in_place import InPlaceResult
     from server.cli.delta_peers import Peer
 
 app = typer.Typer(
@@ -71,36 +73,74 @@ def apply(
         typer.Argument(
             metavar="[SOURCE] PACKAGE",
             help="What is installed, and the package. A full package stands alone.",
-            exists=True,
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder or file to make.")],
+    out: Annotated[Path | None, typer.Option(help="Folder or file to make; needed without --in-place.")] = None,
     expected_hash: Annotated[
         str | None,
         typer.Option(help="Tree hash that the result must have, from a signed manifest; else the package's own word."),
     ] = None,
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="Turn the folder SOURCE into the result, without room for both.")
+    ] = False,
+    journal: Annotated[
+        Path | None, typer.Option(help="With --in-place: folder for the journal; else beside SOURCE.", file_okay=False)
+    ] = None,
+    max_scratch_mb: Annotated[
+        int, typer.Option(help="With --in-place: MB that the journal's folder may take.", min=0)
+    ] = DEFAULT_MAX_SCRATCH_BYTES // 1_000_000,
     as_json: AsJson = False,
 ) -> None:
-    """Apply a package; the result appears complete and verified, or not at all."""
+    """Apply a package; the result appears complete and verified, or not at all. Cut off, it goes on when run again."""
     source, package = _one_or_two(versions, "SOURCE and PACKAGE, or PACKAGE alone")
-    _require_folder(out)
+    _require_file(package)
     with PackageReader(package) as reader:
         header = reader.header
+    expected = expected_hash or header.target_hash
+    if in_place:
+        tree = _tree_to_change(source, out)
+        folder = journal or tree.absolute().with_name(f".{tree.name}.journal")
+        with console.status("Applying in place ..."):
+            changed = apply_in_place(
+                tree, package, folder, expected_target_hash=expected, max_scratch_bytes=max_scratch_mb * 1_000_000
+            )
+        moved = f"{megabytes(changed.bytes_moved)} changed, {megabytes(changed.scratch_bytes)} of scratch"
+        _show_applied(tree, changed, moved, as_json=as_json, is_vouched=expected_hash is not None)
+        return
+    if out is None:
+        raise ConfigurationError("Say what to make, with --out; or let SOURCE become it, with --in-place.")
+    _require_folder(out)
+    if source is not None and not source.exists():
+        raise ConfigurationError(f"{source} does not exist.")
     with console.status("Applying ..."), contextlib.ExitStack() as stack:
-        expected = expected_hash or header.target_hash
-        tree = None if source is None else as_tree(source, stack, named=header.files)
+        old = None if source is None else as_tree(source, stack, named=header.files)
 
         def make(folder: Path) -> ApplyResult:
-            return apply_package(tree, package, folder, expected_target_hash=expected, workers=usable_cores())
+            return apply_package(old, package, folder, expected_target_hash=expected, workers=usable_cores())
 
         result = unwrap(out, make) if is_single_file(header.files) else make(out)
+    resumed = f", {megabytes(result.bytes_resumed)} kept from before" if result.bytes_resumed else ""
+    written = f"{megabytes(result.bytes_written)} written{resumed}, {result.files_linked} files linked"
+    _show_applied(out, result, written, as_json=as_json, is_vouched=expected_hash is not None)
+
+
+def _tree_to_change(source: Path | None, out: Path | None) -> Path:
+    if source is None or out is not None:
+        raise ConfigurationError("--in-place takes SOURCE and PACKAGE, and no --out: SOURCE becomes the result.")
+    # While it is changed, it is not where it was.
+    if not source.is_dir() and not changing_folder(source.absolute()).is_dir():
+        raise ConfigurationError(f"{source} is not a folder; only folders are changed in place.")
+    return source.absolute()
+
+
+def _show_applied(
+    out: Path, result: ApplyResult | InPlaceResult, what: str, *, as_json: bool, is_vouched: bool
+) -> None:
     if as_json:
         show_json(result.model_dump() | {"peak_memory_bytes": _peak_memory_bytes()})
         return
-    console.print(
-        f"{out}: {megabytes(result.bytes_written)} written, {result.files_linked} files linked, {result.seconds:.1f} s"
-    )
-    if expected_hash is None:
+    console.print(f"{out}: {what}, {result.seconds:.1f} s")
+    if not is_vouched:
         console.print("No --expected-hash: this is whole and undamaged, but nobody vouches for where it comes from.")
 
 
@@ -171,6 +211,11 @@ def _one_or_two(paths: list[Path], what: str) -> tuple[Path | None, Path]:
     if len(paths) > _TWO:
         raise ConfigurationError(f"Give {what}; got {len(paths)} paths.")
     return (paths[0] if len(paths) == _TWO else None), paths[-1]
+
+
+def _require_file(package: Path) -> None:
+    if not package.is_file():
+        raise ConfigurationError(f"{package} is not a file; give the package that `lamella delta build` wrote.")
 
 
 def _require_folder(out: Path) -> None:

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from delta_updates import work_folder
 from server.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -59,18 +60,26 @@ def is_single_file(files: Sequence[PackagedFile]) -> bool:
 def unwrap(out: Path, make: Callable[[Path], T]) -> T:
     """Let `make` make a folder with one file, and move the file to `out`, which must not exist.
 
+    The folder lies beside `out` under a name of its own, so that a `make` that is cut off finds its work again.
+
     Raises:
         ConfigurationError: `out` exists.
     """
     if out.exists():
         raise ConfigurationError(f"{out} exists already; choose another --out.")
-    with tempfile.TemporaryDirectory(prefix=".lamella-", dir=out.absolute().parent) as scratch:
-        folder = Path(scratch) / "tree"
+    scratch = out.absolute().with_name(f".{out.name}.lamella")
+    folder = scratch / "tree"
+    scratch.mkdir(exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # whole, but cut off before it was moved
+    try:
         result = make(folder)
         [file] = folder.iterdir()
         # An unchanged file is a link to the source: what the caller gets must be a file of its own.
         if file.stat().st_nlink > 1:
-            shutil.copyfile(file, Path(scratch) / "own")
-            file = Path(scratch) / "own"
+            shutil.copyfile(file, scratch / "own")
+            file = scratch / "own"
         file.rename(out)
+    finally:
+        if not work_folder(folder).exists():
+            shutil.rmtree(scratch)
     return result

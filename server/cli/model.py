@@ -320,7 +320,7 @@ def _show_facts(facts: CheckpointFacts) -> None:
         console.print(
             f"adapter       LoRA rank {lora.rank}, alpha {lora.alpha:g} on {', '.join(lora.targets)}: "
             f"{facts.adapter.parameters:,} weights, {megabytes(facts.adapter.num_bytes)} "
-            f"({', '.join(facts.adapter.dtypes)})",
+            f"({facts.adapter.form or ', '.join(facts.adapter.dtypes)})",
             highlight=False,
         )
     if facts.tokenizer is None:

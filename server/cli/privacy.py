@@ -141,6 +141,8 @@ def _provenance(run: RunRecord, release: VersionRecord | None) -> dict[str, str]
     facts = {"run": run.run_id, "base hash": run.base_hash, "started": run.started_at.isoformat(timespec="seconds")}
     if release is not None:
         facts |= {"release": f"{release.model} v{release.number}", "tree hash": release.manifest.tree_hash}
+        if form := release.manifest.facts.get("adapter_format"):
+            facts["adapter format"] = str(form)
     return facts
 
 

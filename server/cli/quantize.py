@@ -25,15 +25,22 @@ def quantize(
     group_size: Annotated[int, typer.Option(help="Inputs that share a scale, with 4 bits.", min=8)] = 32,
     symmetric: Annotated[bool, typer.Option(help="Levels around zero, with 4 bits: smaller, less exact.")] = False,
     embedding_bits: Annotated[int, typer.Option(help="Of embedding and output: 4, 8 or 16.")] = 8,
+    scale_bits: Annotated[
+        int, typer.Option(help="Of a group's scale and zero, 8 or 16; symmetric levels have 16 in any case.")
+    ] = 8,
     keep_sensitive: Annotated[
-        float,
-        typer.Option(help="Share of the weights that may stay at 16 bits, the most sensitive; needs --calibrate."),
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            help="Share of the weights that may get more bits, the most sensitive; needs --calibrate. Not given: 0.08 "
+            "with 4 bits and --calibrate, none otherwise."
+        ),
+    ] = None,
+    sensitive_bits: Annotated[int, typer.Option(help="What those get: 8 or 16.")] = 8,
     calibrate: Annotated[
         Path | None,
         typer.Option(help="Text file, a few hundred lines: weights are found by GPTQ on it.", dir_okay=False),
     ] = None,
-    calibration_tokens: Annotated[int, typer.Option(help="How much of that text is taken.", min=1024)] = 16_384,
+    calibration_tokens: Annotated[int, typer.Option(help="How much of that text is taken.", min=1024)] = 32_768,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Write a base with weights of 8 or 4 bits; it loads, generates and trains adapters like any other."""
@@ -46,8 +53,10 @@ def quantize(
         bits=bits,
         group_size=group_size,
         symmetric=symmetric,
+        scale_bits=scale_bits,
         embedding_bits=embedding_bits,
         keep_sensitive=keep_sensitive,
+        sensitive_bits=sensitive_bits,
         calibration_tokens=calibration_tokens,
     )
     with Progress(console=console, transient=True, disable=as_json) as progress:
@@ -64,7 +73,7 @@ def quantize(
             source / "base" if is_version else source,
             out / "base" if is_version else out,
             options,
-            calibration_text=None if calibrate is None else _text(calibrate),
+            calibration_text=None if calibrate is None else read_text(calibrate),
             on_progress=on_progress,
         )
     if is_version and (source / "adapter").is_dir():
@@ -83,7 +92,12 @@ def quantize(
         console.print(f"  {name}: quantised alone {rise:+.4f} nats{', kept' if name in report.kept else ''}")
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A text file that a person gave.
+
+    Raises:
+        ConfigurationError: It cannot be read, or is no UTF-8.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

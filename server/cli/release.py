@@ -70,13 +70,14 @@ def versions(
         return
     show_table(
         "Versions",
-        ("version", "kind", "parent", "state", "held-out loss", "ε", "packages"),
+        ("version", "kind", "parent", "state", "adapter", "held-out loss", "ε", "packages"),
         [
             (
                 f"{v.model} v{v.number}",
                 v.manifest.kind,
                 v.manifest.parent and f"v{v.manifest.parent}",
                 v.state + (f": {v.reason}" if v.reason else ""),
+                v.manifest.facts.get("adapter_format"),
                 v.manifest.facts.get("held_out_loss"),
                 v.manifest.facts.get("epsilon"),
                 "\n".join(f"{_from(p.source_version)} {megabytes(p.length)}" for p in packages),
@@ -129,11 +130,12 @@ def _from(source_version: int | None) -> str:
 
 
 def _candidate(service: Service, run: RunRecord, *, gate: Gate, above: int) -> tuple[VersionRecord, GateResult]:
-    """Write the last round's adapter as it will be shipped, judge exactly that, and add it to the registry."""
-    from safetensors.torch import load
+    """Round the last round's adapter as it will be shipped, judge exactly that, and add it to the registry."""
+    from safetensors.numpy import load
 
-    from model import save_adapter
-    from server.federation.adapter import ADAPTER, lora_of
+    from model.probe import LOGITS_FACT
+    from server.federation.adapter import ADAPTER, lora_of, master_bytes, master_of, parent_release, write_release
+    from server.federation.bases import tree_of
     from server.publishing import create_candidate
 
     if run.parent_version is None:
@@ -145,10 +147,17 @@ def _candidate(service: Service, run: RunRecord, *, gate: Gate, above: int) -> t
     service.settings.work_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=service.settings.work_dir, prefix="candidate-") as folder:
         adapter = Path(folder) / "adapter"
-        state = load(service.artifacts.path(released[-1].artifacts[ADAPTER]).read_bytes())
-        save_adapter(adapter, state, lora_of(recipe))
+        trained = load(service.artifacts.read_bytes(released[-1].artifacts[ADAPTER]))
+        parent = parent_release(
+            tree_of(service.settings, service.registry, service.artifacts, model=run.model, version=run.parent_version),
+            lora_of(recipe),
+            artifacts=service.artifacts,
+            master_sha256=service.registry.version(run.model, run.parent_version).master_sha256,
+        )
+        master = master_of(trained, parent)
+        write_release(adapter, master, lora_of(recipe), form=recipe.adapter_format, parent=parent)
         with console.status("Evaluating the candidate and its parent on held-out text ..."):
-            losses, name = _held_out_losses(service, run, recipe, adapter)
+            losses, name, logits = _measurements(service, run, recipe, adapter)
         result = gate.judge(candidate_loss=losses[0], parent_loss=losses[1])
         record = create_candidate(
             service.registry,
@@ -165,18 +174,21 @@ def _candidate(service: Service, run: RunRecord, *, gate: Gate, above: int) -> t
                 "held_out_loss": round(losses[0], 6),
                 "parent_held_out_loss": round(losses[1], 6),
                 "evaluation": name,
+                LOGITS_FACT: logits,
+                "adapter_format": recipe.adapter_format,
                 "lamella": distribution_version("lamella"),
             },
             run_id=run.run_id,
+            master=master_bytes(master),
             above=above,
         )
     return record, result
 
 
-def _held_out_losses(
+def _measurements(
     service: Service, run: RunRecord, recipe: Recipe, adapter: Path
-) -> tuple[tuple[float, float], str]:
-    """(candidate, parent) on the same examples, and what they are called."""
+) -> tuple[tuple[float, float], str, str]:
+    """Losses of candidate and parent on the same examples, what those are called, and what devices should compute."""
     from server.evaluation import HeldOutEvaluation
     from server.federation.bases import tree_of
 
@@ -193,7 +205,8 @@ def _held_out_losses(
         before = evaluation.loss_of_adapter(tree / "adapter")
     else:
         before = evaluation.loss_of_base()
-    return (evaluation.loss_of_adapter(adapter), before), evaluation.name
+    losses = evaluation.loss_of_adapter(adapter), before
+    return losses, evaluation.name, evaluation.expected_logits(adapter)
 
 
 def _largest_epsilon(service: Service, model: str, target_delta: float) -> float:

@@ -34,6 +34,9 @@ def federated(
     cohort: Annotated[int | None, typer.Option(help="Devices asked per round.")] = None,
     quorum: Annotated[int | None, typer.Option(help="Fewest replies for a round; default: half the cohort.")] = None,
     target_epsilon: Annotated[float | None, typer.Option(help="Privacy budget of a device, example level.")] = None,
+    adapter_format: Annotated[
+        str | None, typer.Option(help="In what a release holds the adapter: float16, int8 or int4.")
+    ] = None,
     setting: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other key of the recipe; repeatable.")
     ] = None,
@@ -55,6 +58,7 @@ def federated(
         "cohort": cohort,
         "quorum": quorum,
         "target-epsilon": target_epsilon,
+        "adapter-format": adapter_format,
         "data": data,
     }
     recipe = _recipe(service, chosen, setting or [], resume=resume)

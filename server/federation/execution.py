@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from model import LoRAConfig, ModelConfig, initial_adapter, load_adapter
+from model import LoRAConfig, ModelConfig, initial_adapter
 from server.artifacts import LocalArtifactStore
 from server.config import Settings, load_settings
 from server.errors import RecipeError
 from server.evaluation import HeldOutEvaluation
-from server.federation.adapter import lora_of
+from server.federation.adapter import lora_of, released_floats
 from server.federation.bases import base_of, newest_release, tree_of
 from server.federation.recipe import Recipe
 from server.federation.run import FederatedRun
@@ -100,9 +100,9 @@ def _first_adapter(
     """The parent's adapter when it has the same shape, else a fresh one (B = 0: it changes nothing yet)."""
     if run.parent_version is not None and registry.version(run.model, run.parent_version).manifest.kind == "adapter":
         parent = tree_of(settings, registry, artifacts, model=run.model, version=run.parent_version)
-        state, its_lora = load_adapter(parent / "adapter")
-        if its_lora == lora:
-            return {name: tensor.to(torch.float32).numpy() for name, tensor in state.items()}
+        released = released_floats(parent, lora)
+        if released is not None:
+            return released
         log.warning("the parent v%d has another adapter shape: starting from a fresh adapter", run.parent_version)
     config = ModelConfig.from_json((tree / "base" / "config.json").read_bytes())
     fresh = initial_adapter(config, lora, seed=int(run.base_hash[:8], 16))

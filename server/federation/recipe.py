@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from model.adapter_format import AdapterFormat  # noqa: TC001 - pydantic reads it at run time
 from server.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -49,6 +50,13 @@ class Recipe(BaseModel):
     rank: Annotated[int, Field(ge=1, le=512, description="LoRA rank.")] = 4
     alpha: Annotated[float, Field(gt=0, description="LoRA alpha.")] = 8.0
     targets: Annotated[str, Field(description="Comma-separated linear layers that get an adapter.")] = "q_proj,v_proj"
+    adapter_format: Annotated[
+        AdapterFormat,
+        Field(
+            description="In what a release holds the adapter: `float16`, `int8` or `int4`. What rounding leaves behind "
+            "goes into the next release."
+        ),
+    ] = "int8"
 
     local_steps: Annotated[int, Field(ge=1, le=10_000, description="DP-SGD steps on a device per round.")] = 4
     batch_size: Annotated[int, Field(ge=1, le=4096, description="Expected examples per step (Poisson sampled).")] = 16

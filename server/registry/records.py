@@ -68,7 +68,10 @@ class GateResult:
 
 @dataclass(frozen=True, kw_only=True)
 class VersionRecord:
-    """One version of a model. Everything but its state is fixed when it is added."""
+    """One version of a model. Everything but its state is fixed when it is added.
+
+    ``master_sha256`` is the digest of the unrounded adapter in the artifact store: the server's own, in no package.
+    """
 
     model: str
     number: int
@@ -77,6 +80,7 @@ class VersionRecord:
     reason: str
     gate: GateResult | None
     run_id: str | None
+    master_sha256: str | None
     created_at: datetime
     released_at: datetime | None
 

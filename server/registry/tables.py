@@ -72,7 +72,7 @@ class ModelRow(Base):
 
 
 class VersionRow(Base):
-    """A version; ``manifest`` is its canonical JSON."""
+    """A version; ``manifest`` is its canonical JSON, ``master_sha256`` the artifact that it was rounded from."""
 
     __tablename__ = "versions"
 
@@ -87,6 +87,7 @@ class VersionRow(Base):
     manifest_sha256: Mapped[str] = mapped_column(DIGEST)
     manifest_length: Mapped[int]
     run_id: Mapped[str | None] = mapped_column(IDENTIFIER, ForeignKey("runs.run_id"), index=True)
+    master_sha256: Mapped[str | None] = mapped_column(DIGEST)
     candidate_loss: Mapped[float | None]
     parent_loss: Mapped[float | None]
     gate_margin: Mapped[float | None]

@@ -35,8 +35,16 @@ class VersionTransactions(Transactions):
         with self._read() as session:
             return tuple(session.scalars(select(ModelRow.name).order_by(ModelRow.name)))
 
-    def add_candidate(self, manifest: VersionManifest, *, run_id: str | None = None, above: int = 0) -> VersionRecord:
+    def add_candidate(
+        self, manifest: VersionManifest, *, run_id: str | None = None, master_sha256: str | None = None, above: int = 0
+    ) -> VersionRecord:
         """Add a version under the model's next number, which replaces ``manifest.version`` and lies above ``above``.
+
+        Args:
+            manifest: What it holds.
+            run_id: The run that it comes from.
+            master_sha256: The unrounded adapter that it was made from, in the artifact store.
+            above: A number that is taken already, as by a thief of keys.
 
         Raises:
             NotFoundError: The parent does not exist.
@@ -53,7 +61,7 @@ class VersionTransactions(Transactions):
                 .execution_options(synchronize_session=False)
             )
             final = manifest.model_copy(update={"version": number})
-            row = _new_row(final, run_id=run_id, created_at=self._now())
+            row = _new_row(final, run_id=run_id, master_sha256=master_sha256, created_at=self._now())
             session.add(row)
             session.flush()
             session.add_all(
@@ -190,7 +198,9 @@ class VersionTransactions(Transactions):
             return TargetRecord(path=path, length=package.length, sha256=package.sha256)
 
 
-def _new_row(manifest: VersionManifest, *, run_id: str | None, created_at: datetime) -> VersionRow:
+def _new_row(
+    manifest: VersionManifest, *, run_id: str | None, master_sha256: str | None, created_at: datetime
+) -> VersionRow:
     raw = manifest.to_bytes()
     return VersionRow(
         model=manifest.model,
@@ -204,6 +214,7 @@ def _new_row(manifest: VersionManifest, *, run_id: str | None, created_at: datet
         manifest_sha256=hashlib.sha256(raw).hexdigest(),
         manifest_length=len(raw),
         run_id=run_id,
+        master_sha256=master_sha256,
         created_at=created_at,
     )
 
@@ -278,6 +289,7 @@ def _version(row: VersionRow) -> VersionRecord:
         reason=row.reason,
         gate=gate,
         run_id=row.run_id,
+        master_sha256=row.master_sha256,
         created_at=row.created_at,
         released_at=row.released_at,
     )

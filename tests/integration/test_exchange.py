@@ -21,6 +21,7 @@ from model import (
     uniform_plan,
 )
 from model.export import export_gguf, export_gguf_adapter, export_hf, export_mlx
+from model.quantization.sensitivity import raised
 
 pytestmark = [
     pytest.mark.slow,
@@ -167,6 +168,17 @@ def test_mlx_computes_a_quantised_base(bits: int, tmp_path: Path) -> None:
     quantize_model(model, uniform_plan(FALLING, bits=bits, embedding_bits=8))
     save_quantized(tmp_path / "few" / "base", model, tokenizer)
     export_mlx(tmp_path / "few", tmp_path / "mlx", bits=bits, dtype="float32")
+    assert_mlx_agrees(tmp_path / "mlx", load_version(tmp_path / "few").model, TOKENS)
+
+
+def test_mlx_computes_a_mixed_plan(tmp_path: Path) -> None:
+    """Scales in 8 bits become float16 again, and a weight that got 8 bits keeps them."""
+    tokenizer = byte_pair_tokenizer()
+    model = make_tree(tmp_path, FALLING, tokenizer)
+    sensitive = {"layers.0.attention.o_proj.weight", "layers.1.ffn.down_proj.weight"}
+    quantize_model(model, raised(uniform_plan(FALLING, bits=4, scale_bits=8, embedding_bits=8), sensitive))
+    save_quantized(tmp_path / "few" / "base", model, tokenizer)
+    export_mlx(tmp_path / "few", tmp_path / "mlx", bits=4, dtype="float32")
     assert_mlx_agrees(tmp_path / "mlx", load_version(tmp_path / "few").model, TOKENS)
 
 

@@ -5,7 +5,15 @@ import os
 import signal
 import time
 
+import numpy as np
 import pytest
+from safetensors.numpy import load
+
+from model import load_quantized_adapter
+from server.artifacts import LocalArtifactStore
+from server.config import load_settings
+from server.publishing import materialise
+from server.registry import Registry
 
 pytestmark = pytest.mark.slow
 
@@ -28,8 +36,11 @@ def test_a_device_follows_the_releases_and_a_fresh_one_ends_on_the_same_bytes(se
     assert (first["decision"], first["to_version"], first["package"]) == ("confirmed", 1, "full")
     service.train("--rounds", "1")
     service.lamella("release", service.runs()[0]["run_id"])
+    assert service.versions()[-1]["facts"]["adapter_format"] == "int8"
     second = json.loads(service.device(old, "update", "--json"))
     assert (second["from_version"], second["to_version"], second["package"]) == (1, 2, "delta")
+    # Signed where it was trained, computed again on the device.
+    assert all(result["health"]["logit_error"] < 1e-3 for result in (first, second))
     assert second["package_bytes"] < 0.1 * first["package_bytes"]
     released = service.release_adapter(seed=3)
     third = json.loads(service.device(old, "update", "--json"))
@@ -42,6 +53,36 @@ def test_a_device_follows_the_releases_and_a_fresh_one_ends_on_the_same_bytes(se
     assert json.loads(service.device(old, "update", "--json"))["decision"] == "up_to_date"
     seen = json.loads(service.lamella("devices", "list", "--json"))
     assert [d["installed_version"] for d in seen] == [3, 3]
+
+
+def test_what_rounding_a_release_left_behind_is_in_the_next_one(service, tmp_path):
+    service.serve()
+    home = tmp_path / "device"
+    service.enroll(home)
+    for _ in range(2):
+        service.train("--rounds", "1", "--adapter-format", "int4")
+        service.lamella("release", service.runs()[0]["run_id"], "--margin", "1")
+        device = json.loads(service.device(home, "update", "--json"))
+    assert (device["decision"], device["to_version"], device["package"]) == ("confirmed", 3, "delta")
+    assert answer(service, home) is not None
+    settings = load_settings(home=service.home)
+    registry, artifacts = Registry.open(settings), LocalArtifactStore(settings.artifacts_dir)
+    trained = load(artifacts.read_bytes(registry.last_round(service.runs()[0]["run_id"]).artifacts["adapter"]))
+    masters = [load(artifacts.read_bytes(registry.version("chat", n).master_sha256)) for n in (2, 3)]
+    released = []
+    for number in (2, 3):
+        materialise(registry, artifacts, model="chat", version=number, folder=tmp_path / f"v{number}")
+        released.append(load_quantized_adapter(tmp_path / f"v{number}" / "adapter"))
+        assert registry.version("chat", number).manifest.facts["adapter_format"] == "int4"
+    registry.close()
+    before, after = (adapter.floats() for adapter in released)
+    left_behind = {name: masters[0][name] - values for name, values in before.items()}
+    assert max(np.abs(values).max() for values in left_behind.values()) > 0
+    for name, values in trained.items():
+        np.testing.assert_array_equal(masters[1][name], values + left_behind[name])
+        scales = released[1].factors[name].scales
+        by_number = scales[None, :] if name.endswith("lora_b") else scales[:, None]
+        assert (np.abs(masters[1][name] - after[name]) <= 0.501 * by_number).all()
 
 
 def test_an_agent_updates_itself_and_survives_a_server_that_goes_away(service, tmp_path):

@@ -5,7 +5,16 @@ from pathlib import Path
 
 import torch
 
-from model import LoRAConfig, initial_adapter, preset, pretrain_tiny, save_adapter
+from model import (
+    LoRAConfig,
+    QuantizedAdapter,
+    initial_adapter,
+    preset,
+    pretrain_tiny,
+    save_adapter,
+    save_quantized_adapter,
+)
+from model.adapter_format import AdapterFormat
 
 LORA = LoRAConfig(rank=2, alpha=4.0, dropout=0.0, targets=("q_proj", "v_proj"))
 TEXTS = [
@@ -20,15 +29,24 @@ def write_base_version(tree: Path) -> Path:
 
 
 def write_adapter_version(
-    base: Path, tree: Path, *, seed: int = 1, has_effect: bool = True, strength: float = 0.1
+    base: Path,
+    tree: Path,
+    *,
+    seed: int = 1,
+    has_effect: bool = True,
+    strength: float = 0.1,
+    form: AdapterFormat = "float16",
 ) -> Path:
     """The same base with an adapter on it."""
     shutil.copytree(base / "base", tree / "base")
     state = initial_adapter(preset("tiny-pyramid"), LORA, seed)
     if has_effect:
         generator = torch.Generator().manual_seed(seed)
-        state = {
-            name: value + strength * torch.randn(value.shape, generator=generator) for name, value in state.items()
-        }
-    save_adapter(tree / "adapter", state, LORA)
+        for name, value in state.items():
+            state[name] = value + strength * torch.randn(value.shape, generator=generator)
+    if form == "float16":
+        save_adapter(tree / "adapter", state, LORA)
+    else:
+        numbers = {name: value.numpy() for name, value in state.items()}
+        save_quantized_adapter(tree / "adapter", QuantizedAdapter.of(numbers, form), LORA)
     return tree

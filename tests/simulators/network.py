@@ -12,8 +12,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import urlsplit
 
 PORTAL = b"<!doctype html><title>Log in</title><p>Welcome to the hotel."
@@ -31,7 +32,9 @@ class Weather:
         reset: the connection is reset.
         truncate: the connection ends in order, but early.
         corrupt: one bit of the packet is flipped, which TCP's checksum did not see.
+        fault: chance for each answer (not packet) that one of the above, an error 503 or a log-in page spoils it.
         is_portal: answers with a log-in page instead, for such paths.
+        is_unavailable: answers 503 instead.
     """
 
     bytes_per_s: float | None = None
@@ -40,7 +43,18 @@ class Weather:
     reset: float = 0.0
     truncate: float = 0.0
     corrupt: float = 0.0
+    fault: float = 0.0
     is_portal: Callable[[str], bool] = lambda _path: False
+    is_unavailable: bool = False
+
+
+_FAULTS: tuple[dict[str, Any], ...] = (
+    {"reset": 1.0},
+    {"truncate": 1.0},
+    {"corrupt": 1.0},
+    {"is_portal": lambda _path: True},
+    {"is_unavailable": True},
+)
 
 
 class Network:
@@ -90,6 +104,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _pass_on(self, body: bytes | None) -> None:
         weather = self.network.weather
         time.sleep(weather.latency_s)
+        if self.network.random.random() < weather.fault:
+            weather = replace(weather, **self.network.random.choice(_FAULTS))
+        if weather.is_unavailable:
+            self.network.accidents.append("503")
+            self._head(503, [("Content-Length", "0"), ("Retry-After", "1")])
+            return
         if weather.is_portal(self.path):
             self.network.accidents.append("portal")
             self._head(200, [("Content-Type", "text/html; charset=utf-8"), ("Content-Length", str(len(PORTAL)))])

@@ -117,25 +117,25 @@ class Service:
         return done.stdout if expect == 0 else done.stderr
 
     def release_adapter(self, *, seed: int) -> dict[str, Any]:
-        """Release a made-up adapter on the newest version, through the real publishing but without training."""
+        """Release a made-up adapter on the newest version."""
+        lora = LoRAConfig(rank=2, alpha=4.0, dropout=0.0, targets=("q_proj", "v_proj"))
+        with tempfile.TemporaryDirectory() as folder:
+            config = ModelConfig.from_json(self._file_of_latest("base/config.json"))
+            generator = torch.Generator().manual_seed(seed)
+            state = {
+                name: value + 0.01 * torch.randn(value.shape, generator=generator)
+                for name, value in initial_adapter(config, lora, 0).items()
+            }
+            save_adapter(Path(folder) / "adapter", state, lora)
+            return self.release(Path(folder) / "adapter")
+
+    def release(self, adapter: Path) -> dict[str, Any]:
+        """Release an adapter on the newest version, through the real publishing but without training or gate."""
         settings = load_settings(home=self.home)
         registry, artifacts = Registry.open(settings), LocalArtifactStore(settings.artifacts_dir)
         parent = registry.latest_released("chat")
         assert parent is not None
-        lora = LoRAConfig(rank=2, alpha=4.0, dropout=0.0, targets=("q_proj", "v_proj"))
-        config = ModelConfig.from_json(
-            next(artifacts.read_bytes(f.sha256) for f in parent.manifest.files if f.path == "base/config.json")
-        )
-        generator = torch.Generator().manual_seed(seed)
-        state = {
-            name: value + 0.01 * torch.randn(value.shape, generator=generator)
-            for name, value in initial_adapter(config, lora, 0).items()
-        }
-        with tempfile.TemporaryDirectory() as folder:
-            save_adapter(Path(folder) / "adapter", state, lora)
-            candidate = create_candidate(
-                registry, artifacts, model="chat", adapter=Path(folder) / "adapter", parent=parent.number
-            )
+        candidate = create_candidate(registry, artifacts, model="chat", adapter=adapter, parent=parent.number)
         gate = Gate(margin=0.0).judge(candidate_loss=1.0, parent_loss=1.0)
         passphrase = (self.offline_keys / "passphrase").read_bytes()
         metadata = SignedMetadata.open(settings, release_keys=KeyFolder(self.offline_keys, lambda: passphrase))
@@ -144,6 +144,14 @@ class Service:
         )
         registry.close()
         return self.versions()[-1]
+
+    def _file_of_latest(self, path: str) -> bytes:
+        settings = load_settings(home=self.home)
+        registry, artifacts = Registry.open(settings), LocalArtifactStore(settings.artifacts_dir)
+        latest = registry.latest_released("chat")
+        assert latest is not None
+        registry.close()
+        return next(artifacts.read_bytes(f.sha256) for f in latest.manifest.files if f.path == path)
 
     def runs(self) -> list[dict[str, Any]]:
         return json.loads(self.lamella("runs", "list", "--json"))

@@ -18,9 +18,10 @@ from client_sdk.backends import Backend, BackendModel, Piece, likely_backend, op
 from client_sdk.disk import LocalDisk
 from client_sdk.generation import VERSION_ADAPTER
 from client_sdk.runtime import Runtime
-from client_sdk.slots import SlotStore
+from client_sdk.slots import TREE, SlotStore
 from delta_updates import apply_package, build_package
 from model import initial_adapter, preset, save_adapter
+from model.adapter_format import AdapterFormat
 
 HAS_LLAMA_CPP = importlib.util.find_spec("xllamacpp") is not None and importlib.util.find_spec("gguf") is not None
 BACKENDS = [
@@ -48,9 +49,9 @@ def install(home: Path, tree: Path, version: int) -> SlotStore:
     if slots.pointer().highest_version < version:
         package = home / f"{version}.lmpkg"
         build_package(None, tree, package)
-        slot, target = slots.prepare()
+        slot, folder = slots.prepare()
         manifest = manifest_of(tree, version=version)
-        apply_package(None, package, target, expected_target_hash=manifest.tree_hash)
+        apply_package(None, package, folder / TREE, expected_target_hash=manifest.tree_hash)
         slots.begin_test(slot, manifest, f"o{version}")
         slots.confirm()
     return slots
@@ -97,6 +98,27 @@ def test_both_engines_compute_the_same_distribution(open_runtime: Open, adapted:
         for mine, theirs in zip(one.logprobs, other.logprobs, strict=True):
             assert mine.token_id == theirs.token_id
             assert mine.logprob == pytest.approx(theirs.logprob, abs=2e-3)
+
+
+@pytest.mark.skipif(not HAS_LLAMA_CPP, reason="the extra llamacpp is missing")
+@pytest.mark.parametrize("form", ["int8", "int4"])
+def test_both_engines_answer_alike_on_a_quantised_adapter(open_runtime: Open, base: Path, form: AdapterFormat) -> None:
+    tree = write_adapter_version(base, base.parent / f"v2-{form}", form=form)
+    settings = {"version": 2, "precision": "float32", "cache_dtype": "float32"}
+    torch, llama = (
+        open_runtime(tree, backend=backend, **settings).answer(PROMPT, max_new_tokens=12, logprobs=3)
+        for backend in ("torch", "llamacpp")
+    )
+    assert torch.text == llama.text
+    assert [token.token_id for token in torch.logprobs] == [token.token_id for token in llama.logprobs]
+    for mine, theirs in zip(torch.logprobs, llama.logprobs, strict=True):
+        assert mine.logprob == pytest.approx(theirs.logprob, abs=2e-3)
+    without = open_runtime(tree, backend="torch", **settings).answer(
+        PROMPT, max_new_tokens=12, logprobs=3, adapter=None
+    )
+    assert (
+        max(abs(mine.logprob - its.logprob) for mine, its in zip(torch.logprobs, without.logprobs, strict=False)) > 0.02
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

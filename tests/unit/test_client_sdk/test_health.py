@@ -14,7 +14,7 @@ from client_sdk.disk import LocalDisk
 from client_sdk.errors import ConfigurationError, DeviceError, NothingInstalledError, SelfTestError
 from client_sdk.health import self_test
 from client_sdk.runtime import Runtime
-from client_sdk.slots import SlotStore
+from client_sdk.slots import TREE, SlotStore
 from delta_updates import VersionManifest, apply_package, build_package
 from model import generate, load_version
 from model.probe import LOGITS_FACT, describe_logits, probe_logits
@@ -42,9 +42,9 @@ def spoil(tree: Path, name: str, value: float) -> None:
 def install(slots: SlotStore, tree: Path, version: int) -> VersionManifest:
     package = tree.parent / f"{version}.lmpkg"
     build_package(None, tree, package)
-    slot, target = slots.prepare()
+    slot, folder = slots.prepare()
     manifest = manifest_of(tree, version=version)
-    apply_package(None, package, target, expected_target_hash=manifest.tree_hash)
+    apply_package(None, package, folder / TREE, expected_target_hash=manifest.tree_hash)
     slots.begin_test(slot, manifest, f"o{version}")
     slots.confirm()
     return manifest

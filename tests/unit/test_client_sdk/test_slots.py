@@ -9,14 +9,15 @@ from simulators.versions import manifest_of, write_tree
 
 from client_sdk.disk import LocalDisk
 from client_sdk.errors import DeviceDiskError
-from client_sdk.slots import SlotStore, bytes_to_write
+from client_sdk.slots import TREE, SlotStore, bytes_to_write
 from delta_updates import VersionManifest
+from delta_updates.unfinished import work_folder
 
 
 def fill(slots: SlotStore, version: int) -> VersionManifest:
     """Put a version into the free slot and name it test."""
-    slot, tree = slots.prepare()
-    manifest = manifest_of(write_tree(tree, base_seed=version), version=version)
+    slot, folder = slots.prepare()
+    manifest = manifest_of(write_tree(folder / TREE, base_seed=version), version=version)
     slots.begin_test(slot, manifest, f"offer-{version}")
     return manifest
 
@@ -130,3 +131,16 @@ def test_only_files_that_differ_need_room(tmp_path: Path) -> None:
     adapter = sum(entry.length for entry in with_adapter.files if entry.path.startswith("adapter/"))
     assert bytes_to_write(with_adapter, slots.active()) == adapter
     assert bytes_to_write(with_adapter, None) == sum(entry.length for entry in with_adapter.files)
+
+
+def test_only_unfinished_work_on_the_same_tree_outlives_a_clearing(tmp_path: Path) -> None:
+    slots = SlotStore(tmp_path / "slots", LocalDisk())
+    _, folder = slots.prepare()
+    for name in (TREE, "v2"):
+        work_folder(folder / name).mkdir()
+    (folder / "v1").mkdir()
+    _, again = slots.prepare(TREE)
+    assert again == folder
+    assert list(folder.iterdir()) == [work_folder(folder / TREE)]
+    slots.prepare()
+    assert list(folder.iterdir()) == []

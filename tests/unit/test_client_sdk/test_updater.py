@@ -786,9 +786,9 @@ def test_a_captive_portal_is_named_and_nothing_is_held_against_the_package(
     [
         (Weather(loss=0.4, latency_s=0.01), "loss"),
         (Weather(bytes_per_s=30_000, latency_s=0.05), ""),  # a phone with one bar of 2G
-        (Weather(reset=0.1), "reset"),
-        (Weather(truncate=0.1), "truncate"),
-        (Weather(loss=0.02, reset=0.05, truncate=0.1), "truncate"),
+        (Weather(reset=0.3), "reset"),
+        (Weather(truncate=0.3), "truncate"),
+        (Weather(loss=0.1, reset=0.2, truncate=0.2), "truncate"),
     ],
 )
 def test_bad_networks_only_cost_time(
@@ -801,7 +801,7 @@ def test_bad_networks_only_cost_time(
 ) -> None:
     with Network(service.address, weather, seed=3).running() as network:
         device = behind(network, tmp_path, open_device)
-        for _ in range(40):  # every failure is one that the next poll answers
+        for _ in range(80):  # every failure is one that the next poll answers
             try:
                 result = device.update()
                 break

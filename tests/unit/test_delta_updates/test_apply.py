@@ -2,57 +2,33 @@
 
 import errno
 from pathlib import Path
-from typing import Any
 
 import pytest
-from simulators.failing_disk import FailingDisk, PowerCutError
-from simulators.version_trees import source_and_target, write_tree
+from simulators.faulty_disk import FaultyDisk
+from simulators.package_update import PackageUpdate
+from simulators.version_trees import write_tree
 
 from delta_updates import (
-    ApplyResult,
     DeltaError,
     IntegrityError,
     PackageFormatError,
     PackageLimitError,
     SourceMismatchError,
     StorageError,
-    apply_package,
     build_package,
     scan_tree,
     tree_hash,
     verify_tree,
+    work_folder,
 )
-from delta_updates.apply import work_folder
-
-
-class Update:
-    """A source, a target, and the package between them."""
-
-    def __init__(self, folder: Path) -> None:
-        old, new = source_and_target()
-        self.folder = folder
-        self.source = write_tree(folder / "v1", old)
-        self.target = write_tree(folder / "v2", new)
-        self.package = folder / "v2.lmpkg"
-        self.built = build_package(self.source, self.target, self.package)
-        self.slot = folder / "slots" / "b"
-        self.slot.parent.mkdir()
-
-    def apply(self, **options: Any) -> ApplyResult:
-        options = {"expected_target_hash": self.built.target_hash, **options}
-        source = options.pop("source", self.source)
-        return apply_package(source, options.pop("package", self.package), self.slot, **options)
-
-    def require_nothing_left(self) -> None:
-        assert list(self.slot.parent.iterdir()) == []
 
 
 @pytest.fixture
-def update(tmp_path: Path) -> Update:
-    return Update(tmp_path)
+def update(tmp_path: Path) -> PackageUpdate:
+    return PackageUpdate(tmp_path)
 
 
-def test_delta_makes_the_target_exactly(update: Update) -> None:
+def test_delta_makes_the_target_exactly(update: PackageUpdate) -> None:
     result = update.apply()
 
     verify_tree(update.slot, scan_tree(update.target))
@@ -62,7 +38,7 @@ def test_delta_makes_the_target_exactly(update: Update) -> None:
     assert result.bytes_written == written - 5000
 
 
-def test_full_package_needs_no_source(update: Update) -> None:
+def test_full_package_needs_no_source(update: PackageUpdate) -> None:
     full = update.folder / "full.lmpkg"
     built = build_package(None, update.target, full)
 
@@ -73,7 +49,7 @@ def test_full_package_needs_no_source(update: Update) -> None:
     assert result.files_linked == 0
 
 
-def test_unchanged_files_share_their_storage(update: Update) -> None:
+def test_unchanged_files_share_their_storage(update: PackageUpdate) -> None:
     update.apply()
 
     assert (update.slot / "base/config.json").samefile(update.source / "base/config.json")
@@ -81,33 +57,33 @@ def test_unchanged_files_share_their_storage(update: Update) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.EXDEV, errno.EPERM])
-def test_copies_where_links_do_not_work(update: Update, code: int) -> None:
-    clean = FailingDisk()
+def test_copies_where_links_do_not_work(update: PackageUpdate, code: int) -> None:
+    clean = update.disk()
     update.apply(disk=clean)
     update.slot.rename(update.folder / "first")
     at = next(number for number, name in enumerate(clean.operations, 1) if name.startswith("link"))
 
-    result = update.apply(disk=FailingDisk(at, code=code))
+    result = update.apply(disk=update.disk(fail_at=at, code=code))
 
     verify_tree(update.slot, scan_tree(update.target))
     assert result.files_linked == 1
 
 
-def test_a_file_replaced_after_its_check_is_not_linked(update: Update) -> None:
-    class SwappingDisk(FailingDisk):
+def test_a_file_replaced_after_its_check_is_not_linked(update: PackageUpdate) -> None:
+    class SwappingDisk(FaultyDisk):
         def link(self, existing: Path, new: Path) -> None:
             existing.rename(existing.with_suffix(".checked"))
             existing.write_bytes(b"something else")
             super().link(existing, new)
 
-    update.apply(disk=SwappingDisk())
+    update.apply(disk=SwappingDisk(update.folder / "stash"))
 
     verify_tree(update.slot, scan_tree(update.target))
 
 
 @pytest.mark.parametrize("name", ["base/config.json", "base/model.safetensors", "base/tokenizer.json"])
 @pytest.mark.parametrize("damage", ["flip", "longer", "missing", "link", "folder"])
-def test_a_damaged_source_is_found_before_anything_is_written(update: Update, name: str, damage: str) -> None:
+def test_a_damaged_source_is_found_before_anything_is_written(update: PackageUpdate, name: str, damage: str) -> None:
     path = update.source / name
     raw = bytearray(path.read_bytes())
     path.unlink()
@@ -121,7 +97,7 @@ def test_a_damaged_source_is_found_before_anything_is_written(update: Update, na
         path.symlink_to(update.folder / "real")
     elif damage == "folder":
         path.mkdir()
-    disk = FailingDisk()
+    disk = update.disk()
 
     with pytest.raises(SourceMismatchError):
         update.apply(disk=disk)
@@ -130,7 +106,7 @@ def test_a_damaged_source_is_found_before_anything_is_written(update: Update, na
     update.require_nothing_left()
 
 
-def test_a_source_file_that_is_not_needed_may_differ(update: Update) -> None:
+def test_a_source_file_that_is_not_needed_may_differ(update: PackageUpdate) -> None:
     (update.source / "base/gone.txt").write_bytes(b"whatever")
 
     update.apply()
@@ -138,31 +114,31 @@ def test_a_source_file_that_is_not_needed_may_differ(update: Update) -> None:
     verify_tree(update.slot, scan_tree(update.target))
 
 
-def test_a_delta_without_a_source_is_refused(update: Update) -> None:
+def test_a_delta_without_a_source_is_refused(update: PackageUpdate) -> None:
     with pytest.raises(SourceMismatchError):
         update.apply(source=None)
 
 
-def test_another_target_than_promised_is_refused(update: Update) -> None:
+def test_another_target_than_promised_is_refused(update: PackageUpdate) -> None:
     with pytest.raises(IntegrityError):
         update.apply(expected_target_hash="0" * 64)
     update.require_nothing_left()
 
 
-def test_a_target_larger_than_allowed_is_refused(update: Update) -> None:
+def test_a_target_larger_than_allowed_is_refused(update: PackageUpdate) -> None:
     with pytest.raises(PackageLimitError):
         update.apply(max_target_bytes=update.built.target_bytes - 1)
     update.apply(max_target_bytes=update.built.target_bytes)
 
 
-def test_too_little_space_is_said_before_writing(update: Update) -> None:
-    disk = FailingDisk(free=1000)
+def test_too_little_space_is_said_before_writing(update: PackageUpdate) -> None:
+    disk = update.disk(reports_free_bytes=1000)
     with pytest.raises(StorageError, match="1000 are free"):
         update.apply(disk=disk)
     assert not any(name.startswith(("create", "write", "make")) for name in disk.operations)
 
 
-def test_what_is_in_the_way_stays(update: Update) -> None:
+def test_what_is_in_the_way_stays(update: PackageUpdate) -> None:
     write_tree(update.slot, {"precious": b"1"})
 
     with pytest.raises(StorageError, match="in the way"):
@@ -171,7 +147,7 @@ def test_what_is_in_the_way_stays(update: Update) -> None:
     assert (update.slot / "precious").read_bytes() == b"1"
 
 
-def test_an_empty_folder_and_an_unfinished_apply_are_no_obstacle(update: Update) -> None:
+def test_an_empty_folder_and_an_unfinished_apply_are_no_obstacle(update: PackageUpdate) -> None:
     update.slot.mkdir()
     write_tree(work_folder(update.slot), {"base/model.safetensors": b"half"})
 
@@ -181,14 +157,14 @@ def test_an_empty_folder_and_an_unfinished_apply_are_no_obstacle(update: Update)
     assert [path.name for path in update.slot.parent.iterdir()] == [update.slot.name]
 
 
-def test_trailing_bytes_are_refused_and_nothing_stays(update: Update) -> None:
+def test_trailing_bytes_are_refused_and_nothing_stays(update: PackageUpdate) -> None:
     update.package.write_bytes(update.package.read_bytes() + b"\0")
     with pytest.raises(PackageFormatError, match="after the package's end"):
         update.apply()
     update.require_nothing_left()
 
 
-def test_a_package_cut_off_anywhere_leaves_nothing(update: Update) -> None:
+def test_a_package_cut_off_anywhere_leaves_nothing(update: PackageUpdate) -> None:
     raw = update.package.read_bytes()
     for length in [*range(120), *range(120, len(raw), 997), len(raw) - 1]:
         update.package.write_bytes(raw[:length])
@@ -197,51 +173,8 @@ def test_a_package_cut_off_anywhere_leaves_nothing(update: Update) -> None:
         update.require_nothing_left()
 
 
-def test_a_missing_package_is_a_storage_error(update: Update) -> None:
+def test_a_missing_package_is_a_storage_error(update: PackageUpdate) -> None:
     with pytest.raises(StorageError):
         update.apply(package=update.folder / "none")
     with pytest.raises(DeltaError):
         update.apply(package=update.folder)
-
-
-def _count(update: Update) -> int:
-    disk = FailingDisk()
-    update.apply(disk=disk)
-    verify_tree(update.slot, scan_tree(update.target))
-    update.slot.rename(update.folder / "counted")
-    return len(disk.operations)
-
-
-def test_a_disk_that_is_full_at_any_operation_leaves_nothing(update: Update) -> None:
-    count = _count(update)
-    assert count > 30
-    for at in range(1, count + 1):
-        with pytest.raises(StorageError, match="free some space"):
-            update.apply(disk=FailingDisk(at))
-        update.require_nothing_left()
-
-    update.apply()
-    verify_tree(update.slot, scan_tree(update.target))
-
-
-def test_a_power_cut_at_any_operation_leaves_a_complete_target_or_none(update: Update) -> None:
-    count = _count(update)
-    complete = 0
-    for at in range(1, count + 2):
-        disk = FailingDisk(at, is_power_cut=True)
-        if at <= count:
-            with pytest.raises(PowerCutError):
-                update.apply(disk=disk)
-        else:
-            update.apply(disk=disk)
-        disk.after_reboot()
-        if update.slot.exists():
-            verify_tree(update.slot, scan_tree(update.target))
-            complete += 1
-            update.slot.rename(update.folder / f"complete-{at}")
-        # What a cut leaves beside the target is removed by the next apply.
-        update.apply()
-        verify_tree(update.slot, scan_tree(update.target))
-        assert [path.name for path in update.slot.parent.iterdir()] == [update.slot.name]
-        update.slot.rename(update.folder / f"again-{at}")
-    assert complete == 1

@@ -11,7 +11,7 @@ import pytest
 from bsdiff4 import diff
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from simulators.failing_disk import FailingDisk, PowerCutError
+from simulators.faulty_disk import FaultyDisk, PowerCut
 from simulators.version_trees import safetensors_file, source_and_target, write_tree
 
 from delta_updates import (
@@ -55,7 +55,7 @@ def test_every_file_is_made_in_the_way_that_fits(trees: tuple[Path, Path], tmp_p
     built = build_package(*trees, tmp_path / "package")
 
     assert _methods(tmp_path / "package") == {
-        "adapter/adapter_model.safetensors": "full",
+        "adapter/adapter_model.safetensors": "tensors",
         "adapter/empty": "full",
         "adapter/notes.txt": "full",
         "base/config.json": "same",
@@ -207,21 +207,21 @@ def test_a_missing_tree_is_a_storage_error(tmp_path: Path) -> None:
 def test_a_failing_disk_never_leaves_half_a_package(trees: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "out" / "package"
     out.parent.mkdir()
-    clean = FailingDisk()
+    clean = FaultyDisk(tmp_path / "stash")
     build_package(*trees, out, disk=clean)
     before = b"the package of yesterday"
     complete = out.read_bytes()
     for at in range(1, len(clean.operations) + 1):
         out.write_bytes(before)
         with pytest.raises(StorageError):
-            build_package(*trees, out, disk=FailingDisk(at))
+            build_package(*trees, out, disk=FaultyDisk(tmp_path / "stash", fail_at=at))
         # The last operation syncs the name of a package that is complete.
         assert out.read_bytes() == (complete if at == len(clean.operations) else before)
         assert [path.name for path in out.parent.iterdir()] == ["package"]
 
         out.write_bytes(before)
-        disk = FailingDisk(at, is_power_cut=True)
-        with pytest.raises(PowerCutError):
+        disk = FaultyDisk(tmp_path / f"stash-{at}", cut_at=at)
+        with pytest.raises(PowerCut):
             build_package(*trees, out, disk=disk)
         assert out.read_bytes() in {before, complete}
         build_package(*trees, out)

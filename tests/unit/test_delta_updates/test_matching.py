@@ -7,6 +7,7 @@ import pytest
 from simulators.version_trees import safetensors_file, write_tree
 
 from delta_updates import apply_package, build_package, scan_tree, verify_tree
+from delta_updates.package import PackageReader
 
 Tensors = dict[str, tuple[str, np.ndarray]]
 _DTYPES = ["F16", "BF16", "F32", "I8"]
@@ -82,3 +83,62 @@ def test_new_tensors_and_other_dtypes_travel_in_full(tmp_path: Path) -> None:
 def test_tensors_without_values_are_no_trouble(tmp_path: Path) -> None:
     nothing = np.zeros((0, 8), "<f2")
     assert _size(tmp_path, {"w": ("F16", nothing)}, {"w": ("F16", nothing), "v": ("F16", np.ones((2, 8), "<f2"))}) > 0
+
+
+def _trees(tmp_path: Path, old: dict[str, Tensors], new: dict[str, Tensors]) -> tuple[float, dict[str, str | None]]:
+    """Return the package's size in bits for each value, and which file each file is made from."""
+    trees = [
+        write_tree(tmp_path / name, {path: safetensors_file(tensors) for path, tensors in files.items()})
+        for name, files in (("old", old), ("new", new))
+    ]
+    built = build_package(trees[0], trees[1], tmp_path / "package")
+    apply_package(trees[0], tmp_path / "package", tmp_path / "made", expected_target_hash=built.target_hash)
+    verify_tree(tmp_path / "made", scan_tree(trees[1]))
+    with PackageReader(tmp_path / "package") as reader:
+        sources = {each.file.path: each.source.path if each.source else None for each in reader.header.files}
+    values = sum(array.size for tensors in new.values() for _, array in tensors.values())
+    return 8 * built.package_bytes / values, sources
+
+
+def _layers(numbers: range, dtype: str, *, moved: bool = False) -> Tensors:
+    layers = {f"layers.{i}.weight": _weights(i, dtype) for i in numbers}
+    return {name: (dtype, _moved(values) if moved else values) for name, values in layers.items()}
+
+
+def test_a_changed_file_is_found_under_another_name(tmp_path: Path) -> None:
+    old = {"base/model.safetensors": _layers(range(4), "F16"), "base/other": _layers(range(9, 12), "F16")}
+    new = {"weights/model-v2.safetensors": _layers(range(4), "F16", moved=True)}
+    size, sources = _trees(tmp_path, old, new)
+    assert size < 2.5
+    assert sources == {"weights/model-v2.safetensors": "base/model.safetensors"}
+
+
+def test_one_file_that_became_two_is_found_twice(tmp_path: Path) -> None:
+    old = {"model.safetensors": _layers(range(6), "BF16")}
+    new = {f"model-{i}": _layers(range(3 * i, 3 * i + 3), "BF16", moved=True) for i in range(2)}
+    size, sources = _trees(tmp_path, old, new)
+    assert size < 2.5
+    assert sources == {"model-0": "model.safetensors", "model-1": "model.safetensors"}
+
+
+def test_shards_that_traded_names_are_told_apart_by_their_tensors(tmp_path: Path) -> None:
+    old = {f"model-{i}": _layers(range(3 * i, 3 * i + 3), "F32") for i in range(2)}
+    new = {f"model-{i}": _layers(range(3 * (1 - i), 3 * (1 - i) + 3), "F32", moved=True) for i in range(2)}
+    size, sources = _trees(tmp_path, old, new)
+    assert size < 2.5
+    assert sources == {"model-0": "model-1", "model-1": "model-0"}
+
+
+def test_of_equally_good_files_the_one_of_the_same_path_is_taken(tmp_path: Path) -> None:
+    old = {name: _layers(range(2), "F16") for name in "abc"}
+    new = {"b": {f"renamed.{name}": tensor for name, tensor in _layers(range(2), "F16", moved=True).items()}}
+    assert _trees(tmp_path, old, new)[1] == {"b": "b"}
+
+
+def test_a_moved_text_is_patched(tmp_path: Path) -> None:
+    words = "\n".join(f"token {n * 7919 % 1009}" for n in range(1500)).encode()
+    source = write_tree(tmp_path / "old", {"base/tokenizer.json": words})
+    target = write_tree(tmp_path / "new", {"tokenizer/tokenizer.json": words.replace(b"token 77", b"sign 77")})
+    built = build_package(source, target, tmp_path / "package")
+    assert built.codecs == {"patch": 1}
+    assert built.package_bytes < 1500

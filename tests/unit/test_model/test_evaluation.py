@@ -100,6 +100,7 @@ def test_answers_are_judged_by_their_log_probability(tiny_model, byte_tokenizer:
         )
         assert (result.right, result.right_normalised, result.questions) == (right, right_normalised, 3)
         assert result.accuracy == right / 3
+        assert result.answered == tuple(c == q.gold for c, q in zip(result.chosen, QUESTIONS, strict=True))
         assert steps[-1] == (9, 9)
     low, high = result.interval_normalised
     assert 0 <= low <= result.accuracy_normalised <= high <= 1

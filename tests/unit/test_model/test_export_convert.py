@@ -3,14 +3,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from simulators.exchange import add_adapter, byte_pair_tokenizer, make_tree
 
-from model import CheckpointError, ModelConfig, load_checkpoint
+from model import CheckpointError, ModelConfig, load_checkpoint, load_version
 from model.errors import ExportError
 from model.export import export_gguf, export_hf
 from model.export.convert import Conversion, convert_model, source_kind
 from model.export.devices import DEVICES, device_class, fit
 from model.importers import import_gguf
+from model.quantization.convert import QuantizationOptions, quantize_checkpoint
 
 CONFIG = ModelConfig(
     vocab_size=260,
@@ -48,6 +50,36 @@ def test_every_quantization_of_both(tree: Path, tmp_path: Path, form: str, quant
     assert values["fit"]["fits"]
     assert values["ratio"] == pytest.approx(report.bytes_after / report.bytes_before, abs=1e-3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "tree"]
+
+
+TEXT = Path(__file__).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("form", ["gguf", "mlx"])
+def test_a_text_makes_int4_closer_to_the_model(tree: Path, tmp_path: Path, form: str) -> None:
+    add_adapter(tree, CONFIG, stddev=0.1)
+    plain, found = (
+        convert_model(asked(tree, tmp_path / name, form, quantization="int4", calibration_text=text))
+        for name, text in (("plain", None), ("found", TEXT))
+    )
+    assert found.bytes_after != plain.bytes_after  # some matrices have 8 bits
+    if form == "gguf":
+        tokens = torch.tensor(byte_pair_tokenizer().encode(TEXT)[:2048]).view(-1, 64)
+        expected = load_version(tree).model.requires_grad_(False)(tokens)
+        errors = []
+        for report in (plain, found):
+            import_gguf(report.out, report.out.parent / "back", dtype=torch.float32)
+            errors.append(float((load_checkpoint(report.out.parent / "back")(tokens) - expected).norm()))
+        assert errors[1] < errors[0]
+    with pytest.raises(ExportError, match="int8 in gguf takes none"):
+        convert_model(asked(tree, tmp_path / "no", "gguf", quantization="int8", calibration_text=TEXT))
+
+
+def test_what_is_quantised_already_is_not_calibrated(tree: Path, tmp_path: Path) -> None:
+    quantize_checkpoint(tree / "base", tmp_path / "few", QuantizationOptions(bits=4))
+    request = asked(tmp_path / "few", tmp_path / "out", "mlx", quantization="int4", calibration_text=TEXT)
+    with pytest.raises(ExportError, match="is quantised already"):
+        convert_model(request)
 
 
 def test_sources_of_every_kind_become_the_same_file(tree: Path, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from model.errors import AdapterError, ExportError
 from model.export import export_gguf, export_gguf_adapter
 from model.export.gguf_encoding import encode, repack
 from model.export.weights import QuantizedRows
+from model.quantization.sensitivity import raised
 
 SHAPES = {
     "openelm": {},
@@ -293,6 +294,7 @@ def test_int4_groups_keep_their_numbers(
         ({"bits": 4, "embedding_bits": 16}, "stored", ("Q4_1", "F16"), 1e-3),
         ({"bits": 4, "symmetric": True, "embedding_bits": 16}, "stored", ("Q4_0", "F16"), 1e-3),
         ({"bits": 4}, "q4_0", ("Q4_1", "Q4_1"), 1e-4),
+        ({"bits": 4, "scale_bits": 8}, "stored", ("Q4_1", "Q4_1"), 1e-4),
         ({"bits": 8, "embedding_bits": 16}, "stored", ("Q8_0", "F16"), 2e-2),  # int8's scales become float16
     ],
 )
@@ -314,6 +316,28 @@ def test_a_quantised_base_keeps_its_whole_numbers(
     tokens = torch.arange(20)[None]
     expected = load_checkpoint(tmp_path / "few")(tokens)
     torch.testing.assert_close(load_checkpoint(tmp_path / "back")(tokens), expected, atol=worst, rtol=0)
+
+
+@pytest.mark.parametrize("qk_norm", [True, False])
+def test_a_mixed_plan_keeps_its_eight_bits(merging_tokenizer: Tokenizer, tmp_path: Path, qk_norm: bool) -> None:
+    config = ModelConfig(
+        vocab_size=260, model_dim=64, head_dim=16, query_heads=(4, 4), kv_heads=(2, 2), ffn_dims=(64, 64),
+        max_context=64, qk_norm=qk_norm,
+    )  # fmt: skip
+    make_tree(tmp_path, config, merging_tokenizer)
+    model = load_checkpoint(tmp_path / "base")
+    sensitive = {"layers.0.attention.v_proj.weight", "layers.1.ffn.down_proj.weight"}
+    quantize_model(model, raised(uniform_plan(config, bits=4, scale_bits=8, embedding_bits=8), sensitive))
+    save_quantized(tmp_path / "few", model, merging_tokenizer)
+    export_gguf(tmp_path / "few", tmp_path / "x.gguf", quantization="q4_0")
+    found = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "x.gguf").tensors}
+    fused = "blk.0.attn_qkv.weight" if qk_norm else "blk.0.attn_v.weight"
+    assert (found[fused], found["blk.1.ffn_down.weight"], found["blk.1.ffn_up.weight"]) == ("Q8_0", "Q8_0", "Q4_1")
+    import_gguf(tmp_path / "x.gguf", tmp_path / "back", dtype=torch.float32)
+    tokens = torch.arange(20)[None]
+    expected, got = (load_checkpoint(tmp_path / folder)(tokens) for folder in ("few", "back"))
+    # float16's scales of int8, and 8 bits for what four neighbours of the fused matrix had in 4.
+    assert (got - expected).norm() / expected.norm() < 0.02
 
 
 LIGHT = """

@@ -83,22 +83,29 @@ def test_what_mlx_does_not_take_is_refused(tmp_path: Path, settings: dict[str, o
         export_mlx(tmp_path, tmp_path / "mlx", **settings)
 
 
-@pytest.mark.parametrize(("kind", "bits"), [("int8", 8), ("int4", 4), ("int4-symmetric", 4)])
+@pytest.mark.parametrize(
+    ("kind", "bits"), [("int8", 8), ("int8", 4), ("int4", 4), ("int4-symmetric", 4), ("int4-coded", 4)]
+)
 def test_whole_numbers_are_kept(byte_tokenizer: Tokenizer, tmp_path: Path, kind: str, bits: int) -> None:
     from model.quantization import dequantize, quantize_int4, quantize_int8
-    from model.quantization.weights import pack_int4
+    from model.quantization.weights import to_stored
     from model.tensor_file import TensorFile, write_tensors
 
     model = make_tree(tmp_path, CONFIG, byte_tokenizer)
     path, name = tmp_path / "base" / "model.safetensors", "layers.0.ffn.down_proj.weight"
     weight = model.layers[0].ffn.down_proj.weight
-    few = quantize_int8(weight) if kind == "int8" else quantize_int4(weight, 32, symmetric=kind != "int4")
+    if kind == "int8":
+        few = quantize_int8(weight)
+    else:
+        few = quantize_int4(weight, 32, symmetric="symmetric" in kind, scale_bits=8 if "coded" in kind else 16)
     with TensorFile(path) as file:
         tensors = {key: file.read(key) for key in file.tensors if key != name}
-    tensors |= {f"{name}.values": few.values if bits == 8 else pack_int4(few.values), f"{name}.scales": few.scales}
-    if few.zeros is not None:
-        tensors[f"{name}.zeros"] = few.zeros
+    tensors |= {f"{name}.{part}": tensor for part, tensor in to_stored(few).items()}
     write_tensors(path, tensors, metadata={})
     export_mlx(tmp_path, tmp_path / "mlx", bits=bits, dtype="float32")
-    got = meaning(load_file(tmp_path / "mlx" / "model.safetensors"), "transformer.layers.0.ffn.proj_2", bits)
+    # A weight that got 8 bits keeps them among others of 4, and the config says so.
+    told = json.loads((tmp_path / "mlx" / "config.json").read_text())["quantization"]
+    own = told.get("transformer.layers.0.ffn.proj_2", told)["bits"]
+    assert own == (8 if kind == "int8" else 4)
+    got = meaning(load_file(tmp_path / "mlx" / "model.safetensors"), "transformer.layers.0.ffn.proj_2", own)
     np.testing.assert_allclose(got, dequantize(few).numpy(), atol=1e-6)

@@ -9,6 +9,7 @@ from model.quantization import (
     QuantizationPlan,
     dense_state,
     dequantize,
+    gptq,
     plan_of,
     quantize_int4,
     quantize_int8,
@@ -20,6 +21,7 @@ from model.quantization.calibrate import calibrate_model, calibration_windows
 from model.quantization.convert import QuantizationOptions, quantize_checkpoint
 from model.quantization.gptq import gptq_int4, gptq_int8
 from model.quantization.sensitivity import Sensitivity, choose_kept, measure_sensitivity, without
+from model.quantization.weights import from_stored, to_stored
 
 
 def correlated_inputs(columns: int, rows: int = 512) -> torch.Tensor:
@@ -51,6 +53,35 @@ def divergence(model: LayeredTransformer, other: torch.Tensor, token_ids: torch.
     return float(torch.nn.functional.kl_div(found, other, reduction="sum", log_target=True) / token_ids.numel())
 
 
+def test_scales_in_8_bits_cost_little_where_values_make_it_good() -> None:
+    weight = torch.randn(48, 160, generator=torch.Generator().manual_seed(1))
+    inputs = correlated_inputs(160)
+    few, many = (gptq_int4(weight, inputs.T @ inputs, 16, scale_bits=bits) for bits in (8, 16))
+    errors = [float((inputs @ (dequantize(q) - weight).T).norm()) for q in (few, many)]
+    assert errors[0] < 1.05 * errors[1]
+    assert few.tops is not None
+    assert few.stored_bytes == many.stored_bytes - 48 * 10 * 2 + 48 * 4
+    again = from_stored(to_stored(few), bits=4, group_size=16)
+    assert torch.equal(dequantize(again), dequantize(few))
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_the_last_pass_never_makes_it_worse(symmetric: bool) -> None:
+    weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(1))
+    inputs = correlated_inputs(64)
+    hessian = inputs.T @ inputs
+    plain = quantize_int4(weight, 16, symmetric=symmetric)
+    step, low = gptq._levels(plain.scales, plain.zeros, 16)
+    moved = gptq._descended(plain.values, weight, step, low, hessian)
+    errors = [values.float() * step + low - weight for values in (plain.values, moved)]
+    # Each step is the best for the damped error of its row, so none of them can raise it.
+    damped = hessian + torch.eye(64) * 0.01 * hessian.diagonal().mean()
+    before, after = (((error @ damped) * error).sum(-1) for error in errors)
+    assert (after <= before * 1.0001).all()
+    assert after.sum() < 0.7 * before.sum()
+    assert moved.dtype == torch.uint8
+
+
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("columns", [64, 160])
 def test_outputs_change_less_than_by_nearest_levels(symmetric: bool, columns: int) -> None:
@@ -67,7 +98,9 @@ def test_outputs_change_less_than_by_nearest_levels(symmetric: bool, columns: in
 
 def test_inputs_that_say_nothing_give_the_nearest_levels() -> None:
     weight = torch.randn(8, 32, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(gptq_int4(weight, torch.eye(32), 16).values, quantize_int4(weight, 16).values)
+    deaf, nearest = gptq_int4(weight, torch.eye(32), 16), quantize_int4(weight, 16)
+    assert (deaf.values.int() - nearest.values.int()).abs().max() <= 1  # its scales are refitted once more
+    assert (dequantize(deaf) - weight).norm() <= 1.0001 * (dequantize(nearest) - weight).norm()
     silent = gptq_int4(weight, torch.zeros(32, 32), 16)
     torch.testing.assert_close(dequantize(silent), weight, atol=0.2, rtol=0)
 
@@ -185,7 +218,7 @@ TEXT = "A few hundred lines like those that the model will see, one after the ot
 
 def test_a_checkpoint_becomes_a_smaller_one(base: Path, tmp_path: Path) -> None:
     steps = []
-    options = QuantizationOptions(bits=4, group_size=8, keep_sensitive=0.1, calibration_tokens=512)
+    options = QuantizationOptions(bits=4, group_size=8, keep_sensitive=0.1, sensitive_bits=16, calibration_tokens=512)
     report = quantize_checkpoint(
         base, tmp_path / "out", options, calibration_text=TEXT, on_progress=lambda *step: steps.append(step)
     )
@@ -198,6 +231,23 @@ def test_a_checkpoint_becomes_a_smaller_one(base: Path, tmp_path: Path) -> None:
     loaded = load_checkpoint(tmp_path / "out")
     assert not set(report.kept) & set(dict(quantized_layers(loaded)))
     assert plan_of(loaded).tensors["embedding.weight"].bits == 8
+
+
+def test_with_a_text_the_most_sensitive_get_8_bits(base: Path, tmp_path: Path) -> None:
+    options = QuantizationOptions(bits=4, group_size=8, calibration_tokens=512)
+    report = quantize_checkpoint(base, tmp_path / "out", options, calibration_text=TEXT)
+    plan = plan_of(load_checkpoint(tmp_path / "out"))
+    assert report.kept
+    assert {name for name, entry in plan.tensors.items() if entry.bits == 8} == {*report.kept, "embedding.weight"}
+    assert "embedding.weight" not in report.loss_rises
+    assert {entry.scale_bits for entry in plan.tensors.values() if entry.bits == 4} == {8}
+
+
+@pytest.mark.parametrize("options", [{"bits": 8}, {"bits": 4, "symmetric": True}, {"bits": 4, "sensitive_bits": 16}])
+def test_nobody_gets_more_bits_unasked(options: dict[str, int]) -> None:
+    assert QuantizationOptions(**options).sensitive_share(has_text=True) == 0
+    assert QuantizationOptions(bits=4).sensitive_share(has_text=False) == 0
+    assert QuantizationOptions(bits=4).sensitive_share(has_text=True) == 0.08
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -216,6 +266,9 @@ def test_without_a_text_weights_go_to_their_nearest_levels(base: Path, tmp_path:
         ({"bits": 3}, "bits must be 8 or 4"),
         ({"bits": 4, "embedding_bits": 5}, "embedding 4, 8 or 16"),
         ({"bits": 4, "keep_sensitive": 1.0}, r"in \[0, 1\)"),
+        ({"bits": 4, "scale_bits": 4}, "must be 8 or 16; got 4 and 8"),
+        ({"bits": 4, "sensitive_bits": 4}, "must be 8 or 16; got 8 and 4"),
+        ({"bits": 8, "keep_sensitive": 0.1}, "give them 16"),
     ],
 )
 def test_impossible_options(options: dict[str, int], said: str) -> None:

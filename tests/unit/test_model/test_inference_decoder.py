@@ -32,6 +32,7 @@ from model.inference import (
 )
 from model.inference.linears import PlainLinear, pack
 from model.quantization import dequantize, quantize_int4, quantize_int8
+from model.quantization.sensitivity import raised
 
 PROMPT = [5, 9, 100, 7, 7, 300, 12, 5, 9, 100]
 PLAIN = ModelConfig(
@@ -114,12 +115,30 @@ def test_packing_int4_keeps_symmetric_and_asymmetric_levels() -> None:
     assert isinstance(pack([weight], "float32"), PlainLinear)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_a_quantised_model_is_packed_from_its_whole_numbers(bits: int) -> None:
+@pytest.mark.parametrize("plan", [{"bits": 8}, {"bits": 4}, {"bits": 4, "scale_bits": 8}])
+def test_a_quantised_model_is_packed_from_its_whole_numbers(plan: dict[str, int]) -> None:
     model = make(PYRAMID)
-    quantize_model(model, uniform_plan(PYRAMID, bits=bits))
+    quantize_model(model, uniform_plan(PYRAMID, **plan))
     decoder = PackedDecoder(ModelSource(model), precision="float32")
     assert torch.allclose(whole(decoder, PROMPT), logits_of(model, PROMPT), atol=1e-3)
+
+
+def test_a_mixed_plan_keeps_its_eight_bits_among_four() -> None:
+    model = make(PYRAMID)
+    sensitive = {"layers.0.attention.k_proj.weight", "layers.0.ffn.gate_proj.weight", "layers.1.ffn.down_proj.weight"}
+    plan = raised(uniform_plan(PYRAMID, bits=4, embedding_bits=8), sensitive)
+    quantize_model(model, plan)
+    expected = logits_of(model, PROMPT)
+    mixed = PackedDecoder(ModelSource(model), precision="int4")
+    # Whole numbers are kept: what is left is that int4's kernel reads bfloat16.
+    assert (whole(mixed, PROMPT) - expected).norm() / expected.norm() < 0.05
+    eight, four = quantize_int8(torch.randn(32, 64)), quantize_int4(torch.randn(32, 64))
+    x = torch.randn(3, 64)
+    stacked = pack([four, eight, four], "int4")
+    assert stacked.out_features == 96
+    assert torch.equal(stacked(x)[:, 32:64], pack([eight], "int8")(x))
+    assert torch.equal(stacked(x)[:, :32], pack([four], "int4")(x))
+    assert torch.equal(stacked(x)[:, 64:], stacked(x)[:, :32])
 
 
 def test_sequences_of_one_pass_do_not_touch_each_other() -> None:

@@ -83,15 +83,17 @@ def test_shared_layers_count_once(config: ModelConfig, byte_tokenizer: Tokenizer
     assert inspect_model(tmp_path).num_bytes == 2 * config.parameter_count
 
 
+@pytest.mark.parametrize(("scale_bits", "said"), [(16, ""), (8, ", scales of 8 bits")])
 def test_a_quantised_checkpoint_says_how(
-    config: ModelConfig, tiny_model: LayeredTransformer, byte_tokenizer: Tokenizer, tmp_path: Path, monkeypatch
-) -> None:
-    quantize_model(tiny_model, uniform_plan(config, bits=4, group_size=8, embedding_bits=8))
+    config: ModelConfig, tiny_model: LayeredTransformer, byte_tokenizer: Tokenizer, tmp_path: Path, monkeypatch,
+    scale_bits: int, said: str,
+) -> None:  # fmt: skip
+    quantize_model(tiny_model, uniform_plan(config, bits=4, group_size=8, scale_bits=scale_bits, embedding_bits=8))
     save_quantized(tmp_path, tiny_model, byte_tokenizer)
     no_reading(monkeypatch)
     facts = inspect_model(tmp_path)
     assert facts.quantized["int8"] == 1
-    assert facts.quantized["int4, groups of 8"] == 21
+    assert facts.quantized[f"int4, groups of 8{said}"] == 21
     assert set(facts.dtypes) >= {"U8", "I8", "F16"}
     assert facts.num_bytes < 2 * config.parameter_count
     assert sum(part.parameters for part in facts.parts) == config.parameter_count

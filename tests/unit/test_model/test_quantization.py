@@ -24,6 +24,7 @@ from model.quantization import (
     set_int8_inputs,
     uniform_plan,
 )
+from model.quantization.scales import decode_scales, encode_scales, nearest_coded
 from model.quantization.weights import from_stored, pack_int4, to_stored, unpack_int4
 
 TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8, 1, 8]])
@@ -72,6 +73,56 @@ def test_int4_finds_weights_that_lie_on_16_levels() -> None:
     scale = torch.rand(8, 4, 1, generator=generator).half().float() + 0.5
     weight = (levels * scale - 3.0).view(8, 128)
     torch.testing.assert_close(dequantize(quantize_int4(weight, 32)), weight, atol=5e-3, rtol=0)
+
+
+@given(
+    rows=st.integers(1, 4),
+    groups=st.integers(1, 6),
+    size=st.floats(1e-3, 1e3),
+    spread=st.floats(0, 2),
+    seed=st.integers(0, 9),
+)
+@settings(max_examples=60, deadline=None)
+def test_scales_in_8_bits_mean_float16_numbers_and_survive_their_codes(
+    rows: int, groups: int, size: float, spread: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scales = (torch.randn(rows, groups, generator=generator) * spread).exp().mul_(size / 100).clamp_(1e-6, 6e4).half()
+    zeros = (torch.randn(rows, groups, generator=generator) * size).clamp_(-6e4, 6e4).half()
+    near_scales, near_zeros, tops = nearest_coded(scales, zeros)
+    codes = encode_scales(near_scales, near_zeros, tops)
+    assert (codes[0].dtype, codes[1].dtype) == (torch.uint8, torch.int8)
+    assert all(torch.equal(a, b) for a, b in zip(decode_scales(*codes, tops), (near_scales, near_zeros), strict=True))
+    assert (near_scales > 0).all()
+    largest = tops.float()
+    # Half a code, or a whole one where 0 would have been nearer than the smallest scale; and float16's rounding.
+    assert ((near_scales.float() - scales.float()).abs() <= largest[:, :1] * (1 / 255 + 1e-3)).all()
+    assert ((near_zeros.float() - zeros.float()).abs() <= largest[:, 1:] * (0.5 / 127 + 1e-3)).all()
+
+
+def test_a_weight_with_scales_in_8_bits() -> None:
+    weight = matrix(24, 128)
+    few, many = quantize_int4(weight, 32, scale_bits=8), quantize_int4(weight, 32)
+    assert relative_error(few, weight) < 1.02 * relative_error(many, weight)
+    stored = to_stored(few)
+    assert few.stored_bytes == sum(part.nbytes for part in stored.values()) == 24 * (64 + 4 + 4 + 4)
+    assert torch.equal(dequantize(from_stored(stored, bits=4, group_size=32)), dequantize(few))
+    assert quantize_int4(weight, 32, symmetric=True, scale_bits=8).tops is None
+
+
+def test_codes_never_mean_a_scale_of_zero() -> None:
+    for scales in ([[1.0, 1e-4]], [[1e-6, 6e-8]]):
+        found, _, _ = nearest_coded(torch.tensor(scales).half(), torch.zeros(1, 2).half())
+        assert (found > 0).all()
+
+
+@pytest.mark.parametrize("size", [1e-2, 1e-4])
+def test_a_group_without_spread_does_not_spoil_its_row(size: float) -> None:
+    weight = matrix(8, 128) * size
+    weight[:, 32:64] = 0.0
+    few, many = quantize_int4(weight, 32, scale_bits=8), quantize_int4(weight, 32)
+    assert relative_error(few, weight) < 1.05 * relative_error(many, weight)
+    assert (dequantize(few)[:, 32:64] == 0).all()
 
 
 def test_what_matters_more_errs_less() -> None:
@@ -240,6 +291,10 @@ def test_a_plan_survives_its_file(config: ModelConfig) -> None:
     assert QuantizationPlan.from_json(plan.to_json()) == plan
     assert QuantizationPlan.from_json(plan.to_json()).to_json() == plan.to_json()
     assert {entry.group_size for entry in plan.tensors.values()} == {8, 16, 32}
+    assert "scale_bits" not in plan.to_json()  # plans from before there was a choice keep their bytes
+    coded = uniform_plan(config, bits=4, scale_bits=8)
+    assert QuantizationPlan.from_json(coded.to_json()) == coded != uniform_plan(config, bits=4)
+    assert uniform_plan(config, bits=4, scale_bits=8, symmetric=True) == uniform_plan(config, bits=4, symmetric=True)
 
 
 def test_rows_without_groups_are_stored_in_8_bits(config: ModelConfig) -> None:
@@ -258,6 +313,8 @@ def test_the_size_is_known_from_the_plan(config: ModelConfig) -> None:
     assert eight == numbers + 4 * sum(rows for rows, _ in matrices) + vectors
     four = uniform_plan(config, bits=4, group_size=8).stored_bytes(config)
     assert four == numbers // 2 + 2 * 2 * numbers // 8 + vectors
+    coded = uniform_plan(config, bits=4, group_size=8, scale_bits=8).stored_bytes(config)
+    assert coded == numbers // 2 + 2 * numbers // 8 + 4 * sum(rows for rows, _ in matrices) + vectors
 
 
 GOOD = {"format": "lamella-quantization", "format_version": 1, "tensors": {"a": {"bits": 8}}}
@@ -277,6 +334,10 @@ GOOD = {"format": "lamella-quantization", "format_version": 1, "tensors": {"a": 
         ({"tensors": {"a": {"bits": 4}}}, "a: int4 needs an even group_size"),
         ({"tensors": {"a": {"bits": 4, "group_size": 9}}}, "a: int4 needs an even group_size"),
         ({"tensors": {"a": {"bits": 4, "group_size": 8, "symmetric": 1}}}, "a: symmetric"),
+        ({"tensors": {"a": {"bits": 4, "group_size": 8, "symmetric": False, "scale_bits": 6}}}, "a: scale_bits must"),
+        ({"tensors": {"a": {"bits": 4, "group_size": 8, "symmetric": False, "scale_bits": 8.0}}}, "a: scale_bits must"),
+        ({"tensors": {"a": {"bits": 4, "group_size": 8, "symmetric": True, "scale_bits": 8}}}, "a: scales of 8 bits"),
+        ({"tensors": {"a": {"bits": 8, "scale_bits": 8}}}, "a: scales of 8 bits"),
     ],
 )
 def test_a_damaged_plan_is_refused(change: dict[str, object], said: str) -> None:

@@ -32,10 +32,11 @@ UP = "layers.0.ffn.up_proj.weight"
 
 
 @pytest.fixture
-def quantized(tiny_model: LayeredTransformer, config: ModelConfig) -> LayeredTransformer:
-    quantize_model(
-        tiny_model, uniform_plan(config, bits=4, group_size=8, embedding_bits=8, keep={"layers.1.ffn.up_proj.weight"})
-    )
+def quantized(request, tiny_model: LayeredTransformer, config: ModelConfig) -> LayeredTransformer:
+    keep = {"layers.1.ffn.up_proj.weight"}
+    scale_bits = getattr(request, "param", 16)
+    plan = uniform_plan(config, bits=4, group_size=8, scale_bits=scale_bits, embedding_bits=8, keep=keep)
+    quantize_model(tiny_model, plan)
     return tiny_model
 
 
@@ -56,6 +57,10 @@ def random_state(config: ModelConfig) -> dict[str, torch.Tensor]:
     return {n: torch.randn(s, generator=generator).half() for n, s in adapter_shapes(config, LORA).items()}
 
 
+BOTH_SCALES = pytest.mark.parametrize("quantized", [16, 8], indirect=True)
+
+
+@BOTH_SCALES
 @torch.no_grad()
 def test_a_quantised_model_survives_its_files(
     quantized: LayeredTransformer, folder: Path, byte_tokenizer: Tokenizer, tmp_path: Path
@@ -74,6 +79,7 @@ def test_a_quantised_model_survives_its_files(
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
 
 
+@BOTH_SCALES
 @torch.no_grad()
 def test_computing_in_bfloat16(folder: Path, quantized: LayeredTransformer) -> None:
     loaded = load_checkpoint(folder, dtype=torch.bfloat16)
@@ -112,6 +118,7 @@ def test_a_version_on_a_quantised_base(config: ModelConfig, folder: Path) -> Non
     assert all(torch.equal(read[name], state[name]) for name in state)
 
 
+@BOTH_SCALES
 @torch.no_grad()
 def test_an_adapter_is_left_out_or_merged_into_dense_weights(
     quantized: LayeredTransformer, config: ModelConfig, byte_tokenizer: Tokenizer, folder: Path, tmp_path: Path
@@ -150,6 +157,21 @@ def test_an_adapter_is_left_out_or_merged_into_dense_weights(
     ],
 )
 def test_damaged_weights_are_named(folder: Path, tensors: dict[str, torch.Tensor | None], said: str) -> None:
+    change(folder, **tensors)
+    with pytest.raises(CheckpointError, match=said):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("quantized", [8], indirect=True)
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        ({f"{UP}.tops": None}, r"missing layers\.0\.ffn\.up_proj\.weight\.tops"),
+        ({f"{UP}.tops": torch.full((32, 2), torch.nan).half()}, r"up_proj\.weight\.tops is not finite"),
+        ({f"{UP}.zeros": torch.zeros(32, 3, dtype=torch.uint8)}, r"zeros is U8, its place needs I8"),
+    ],
+)
+def test_damaged_codes_are_named(folder: Path, tensors: dict[str, torch.Tensor | None], said: str) -> None:
     change(folder, **tensors)
     with pytest.raises(CheckpointError, match=said):
         load_checkpoint(folder)

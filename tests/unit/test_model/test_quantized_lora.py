@@ -29,12 +29,12 @@ LORA = LoRAConfig(rank=3, targets=PROJECTIONS)
 BATCH = [EncodedExample(tuple(range(3, 3 + n)), n // 2) for n in (4, 20, 11)]
 
 
-@pytest.fixture(params=[8, 4])
+@pytest.fixture(params=[{"bits": 8}, {"bits": 4}, {"bits": 4, "scale_bits": 8}])
 def bases(
     request, tiny_model: LayeredTransformer, config: ModelConfig
 ) -> tuple[LayeredTransformer, LayeredTransformer]:
     """A quantised model and its dense twin, with the same adapter."""
-    quantize_model(tiny_model, uniform_plan(config, bits=request.param, group_size=8))
+    quantize_model(tiny_model, uniform_plan(config, group_size=8, **request.param))
     twin = LayeredTransformer(config).eval()
     twin.load_state_dict(dense_state(tiny_model))
     generator = torch.Generator().manual_seed(0)

@@ -10,8 +10,10 @@ import pytest
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
+from delta_updates import ApplyProgress, ApplyResult, apply_in_place, apply_package
 from delta_updates.errors import DeltaError
-from server.cli.delta_files import as_tree
+from delta_updates.package import PackageReader
+from server.cli.delta_files import as_tree, unwrap
 from server.cli.main import app
 from server.errors import ConfigurationError
 
@@ -86,6 +88,90 @@ def test_an_unchanged_file_is_a_file_of_its_own(files: tuple[Path, Path], tmp_pa
     run("apply", old, tmp_path / "p", "--out", tmp_path / "again.safetensors")
     (tmp_path / "again.safetensors").write_bytes(b"edited")
     assert old.read_bytes() == (tmp_path / "same.safetensors").read_bytes()
+
+
+class CutOffError(Exception):
+    """What ends an apply in the middle."""
+
+
+def cut_off_at_end(done: int, total: int) -> None:
+    if done == total:
+        raise CutOffError
+
+
+def test_what_was_cut_off_goes_on(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    old, new = folders
+    built = json.loads(run("build", old, new, "--out", tmp_path / "p", "--json"))
+    with pytest.raises(CutOffError):
+        apply_package(
+            old, tmp_path / "p", tmp_path / "v3", expected_target_hash=built["target_hash"], on_progress=cut_off_at_end
+        )
+    assert "kept from before" in run("apply", old, tmp_path / "p", "--out", tmp_path / "v3")
+    assert (tmp_path / "v3/model.safetensors").read_bytes() == (new / "model.safetensors").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p", "v1", "v2", "v3"]
+
+
+def test_a_single_file_that_was_cut_off_goes_on(files: tuple[Path, Path], tmp_path: Path) -> None:
+    old, new = files
+    built = json.loads(run("build", old, new, "--out", tmp_path / "p", "--json"))
+    out = tmp_path / "three.safetensors"
+
+    def made(folder: Path, *, on_progress: ApplyProgress | None = None) -> ApplyResult:
+        with ExitStack() as stack:
+            with PackageReader(tmp_path / "p") as reader:
+                files = reader.header.files
+            tree = as_tree(old, stack, named=files)
+            return apply_package(
+                tree, tmp_path / "p", folder, expected_target_hash=built["target_hash"], on_progress=on_progress
+            )
+
+    with pytest.raises(CutOffError):
+        unwrap(out, lambda folder: made(folder, on_progress=cut_off_at_end))
+    assert not out.exists()
+    assert unwrap(out, made).bytes_resumed > 0
+    assert out.read_bytes() == new.read_bytes()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_folder_changes_in_place(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    old, new = folders
+    built = json.loads(run("build", old, new, "--out", tmp_path / "p", "--json"))
+    applied = json.loads(run("apply", old, tmp_path / "p", "--in-place", "--json"))
+    assert applied["target_hash"] == built["target_hash"]
+    assert applied["bytes_moved"] > 0
+    assert (old / "model.safetensors").read_bytes() == (new / "model.safetensors").read_bytes()
+    assert "0 bytes changed" in run("apply", old, tmp_path / "p", "--in-place")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p", "v1", "v2"]
+
+
+def test_a_change_in_place_that_was_cut_off_goes_on(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    old, new = folders
+    built = json.loads(run("build", old, new, "--out", tmp_path / "p", "--json"))
+    with pytest.raises(CutOffError):
+        apply_in_place(
+            old,
+            tmp_path / "p",
+            tmp_path / ".v1.journal",
+            expected_target_hash=built["target_hash"],
+            on_progress=cut_off_at_end,
+        )
+    assert not old.exists()
+    run("apply", old, tmp_path / "p", "--in-place")
+    assert (old / "model.safetensors").read_bytes() == (new / "model.safetensors").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p", "v1", "v2"]
+
+
+def test_what_does_not_go_together_in_place(files: tuple[Path, Path], tmp_path: Path) -> None:
+    old, new = files
+    run("build", old, new, "--out", tmp_path / "p")
+    with pytest.raises(ConfigurationError, match="only folders"):
+        run("apply", old, tmp_path / "p", "--in-place")
+    with pytest.raises(ConfigurationError, match="no --out"):
+        run("apply", old, tmp_path / "p", "--in-place", "--out", tmp_path / "x")
+    with pytest.raises(ConfigurationError, match="--out"):
+        run("apply", old, tmp_path / "p")
+    with pytest.raises(ConfigurationError, match="is not a file"):
+        run("apply", old, tmp_path / "none", "--in-place")
 
 
 def test_bench_runs_the_peers(folders: tuple[Path, Path]) -> None:

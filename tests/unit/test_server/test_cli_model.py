@@ -8,6 +8,7 @@ from simulators.models import write_adapter_version, write_base_version
 from typer.testing import CliRunner
 
 from model import ConfigError, ModelConfig, load_checkpoint, preset
+from model.adapter_format import AdapterFormat
 from model.plans import SHAPES
 from server.cli.model import app
 from server.cli.sizes import parse_amount, short_amount
@@ -141,6 +142,16 @@ def test_a_tree_is_shown_with_its_adapter(tmp_path: Path) -> None:
     assert told["adapter"] is None
     assert told["dtypes"] == {"F16": 2 * told["parameters"]}
     assert [part["name"] for part in told["parts"]] == ["embedding", "attention", "feed-forward", "norms"]
+
+
+@pytest.mark.parametrize("form", ["int8", "int4"])
+def test_a_tree_is_shown_with_the_format_of_its_adapter(tmp_path: Path, form: AdapterFormat) -> None:
+    base = write_base_version(tmp_path / "one")
+    tree = write_adapter_version(base, tmp_path / "two", form=form)
+    assert f"({form})" in call("show", str(tree))
+    told = call_json("show", str(tree))["adapter"]
+    assert told["form"] == form
+    assert told["num_bytes"] < told["parameters"] * {"int8": 1.1, "int4": 0.6}[form]
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ import pytest
 from simulators.server_home import MODEL, make_manifest
 
 from server.cli.console import Service
-from server.cli.train import watch
+from server.cli.train import _recipe, watch
 from server.config import Settings
-from server.errors import FederationError
+from server.errors import FederationError, RecipeError
 from server.federation.flower import RunStatus
 from server.federation.recipe import Recipe
 
@@ -93,3 +93,11 @@ def test_every_round_is_shown_even_when_the_run_ends_at_once(
     shown = capsys.readouterr().out
     assert "round 1: released" in shown
     assert "round 2: released" in shown
+
+
+def test_the_format_of_a_release_is_an_option_and_a_key(service: Service) -> None:
+    chosen = {"model": MODEL, "adapter-format": "int4"}
+    assert _recipe(service, chosen, [], resume=None).adapter_format == "int4"
+    assert _recipe(service, chosen, ["adapter-format=float16"], resume=None).adapter_format == "float16"
+    with pytest.raises(RecipeError, match=r"adapter-format: .*'float16', 'int8' or 'int4'"):
+        _recipe(service, chosen | {"adapter-format": "int3"}, [], resume=None)

@@ -40,6 +40,19 @@ def test_opening_again_keeps_what_is_there(any_settings: Settings) -> None:
     second.close()
 
 
+def test_versions_from_before_masters_have_none(any_settings: Settings) -> None:
+    registry = Registry.open(any_settings)
+    registry.add_candidate(make_manifest(), master_sha256="d" * 64)
+    with registry._connection() as connection:
+        downgrade(connection, "0001")
+    registry.close()
+    again = Registry.open(any_settings)
+    assert [version.master_sha256 for version in again.versions("tiny")] == [None]
+    second = again.add_candidate(make_manifest(kind="adapter", parent=1, adapter="b"), master_sha256="e" * 64)
+    assert again.version("tiny", second.number).master_sha256 == "e" * 64
+    again.close()
+
+
 def _open(settings: Settings) -> None:
     Registry.open(settings).close()
 

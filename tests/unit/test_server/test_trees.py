@@ -6,7 +6,14 @@ from simulators.server_home import MODEL, Home, write_adapter, write_base
 
 from delta_updates import scan_tree, tree_hash
 from server import trees
-from server.errors import ArtifactDamagedError, ArtifactMissingError, NotFoundError, PublishingError, RegistryError
+from server.errors import (
+    ArtifactDamagedError,
+    ArtifactMissingError,
+    NotFoundError,
+    PublishingError,
+    RegistryError,
+    StorageError,
+)
 from server.publishing import create_candidate, import_base, materialise
 
 
@@ -93,6 +100,25 @@ def test_a_model_name_that_could_be_a_path_is_refused(home: Home, tmp_path: Path
     write_base(tmp_path / "tree", seed=0)
     with pytest.raises(RegistryError, match="model"):
         import_base(home.registry, home.artifacts, model="../escape", tree=tmp_path / "tree")
+
+
+def test_a_master_that_the_disk_refuses_leaves_no_candidate(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    home.base()
+    write_adapter(home.folder / "adapter", seed=1)
+
+    def refuse(content: bytes) -> str:
+        raise StorageError(f"Could not store {len(content)} bytes: No space left on device.")
+
+    where = {"model": MODEL, "adapter": home.folder / "adapter", "parent": 1, "master": b"master"}
+    with monkeypatch.context() as patch:
+        patch.setattr(home.artifacts, "put_bytes", refuse)
+        with pytest.raises(StorageError, match="No space"):
+            create_candidate(home.registry, home.artifacts, **where)
+    assert [version.number for version in home.registry.versions(MODEL)] == [1]
+    record = create_candidate(home.registry, home.artifacts, **where)
+    assert record.number == 2
+    assert record.master_sha256 is not None
+    assert home.artifacts.read_bytes(record.master_sha256) == b"master"
 
 
 def test_a_folder_that_is_no_adapter_is_refused(home: Home, tmp_path: Path) -> None:
