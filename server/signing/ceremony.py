@@ -93,8 +93,10 @@ class Ceremonies:
         chain = Chain(self._documents)
         present = Proposal.of(chain, {})
         new = _Drafts(chain)
-        for document in {document for role in roles for document in (_NAMED_IN[role], *_SIGNED_BY.get(role, ()))}:
-            new.draft(document)
+        touched = {document for role in roles for document in (_NAMED_IN[role], *_SIGNED_BY.get(role, ()))}
+        for document in KINDS:
+            if document in touched:
+                new.draft(document)
         _require_known(without, [keyid for role in roles for keyid in present.keyids(role, installed=True)])
         for role in roles:
             old = [keyid for keyid in present.keyids(role, installed=True) if _is_named(keyid, without)]
