@@ -1,11 +1,13 @@
 """Device processes that are killed: a starter that has everything imported forks one for each update.
 
-Run as `python killed_device.py HOME`: for each line on standard input it starts one update in a child, says the child's
-process id, and, once the child is gone, its wait status.
+Run as `python killed_device.py HOME`: for each line on standard input it starts one update in a child, kills it after so
+many seconds as the line says (`never` lets it live), and says its wait status.
 """
 
 import os
+import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -20,7 +22,7 @@ def say(word: object) -> None:
 def main() -> None:
     home = Path(sys.argv[1])
     say("ready")
-    for _ in sys.stdin:
+    for line in sys.stdin:
         child = os.fork()
         if child == 0:
             code = 1
@@ -31,7 +33,9 @@ def main() -> None:
                 traceback.print_exc()
             finally:
                 os._exit(code)
-        say(child)
+        if line.strip() != "never":
+            time.sleep(float(line))
+            os.kill(child, signal.SIGKILL)  # nobody has waited for it yet, so the number is still its own
         say(os.waitpid(child, 0)[1])
 
 
