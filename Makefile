@@ -20,7 +20,8 @@ demo: .venv/demo.stamp
 	@$(BIN)/python examples/demo.py --work-dir "$(DEMO_DIR)" $(if $(QUICK),--quick)
 
 test: check
-	$(BIN)/pytest -q -m slow
+	$(BIN)/pytest -q -n 2 --dist loadfile -m slow tests/unit
+	$(BIN)/pytest -q -m slow tests/integration
 
 check: lint types contracts unit
 

@@ -1,7 +1,7 @@
 """Device processes that are killed: a starter that has everything imported forks one for each update.
 
-Run as `python killed_device.py HOME`: for each line on standard input it starts one update in a child, kills it after so
-many seconds as the line says (`never` lets it live), and says its wait status.
+Run as `python killed_device.py HOME`: for each line on standard input it starts one update in a child, kills it after
+so many seconds as the line says (`never` lets it live), and says its wait status.
 """
 
 import os
