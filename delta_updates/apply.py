@@ -52,7 +52,7 @@ def apply_package(
     Work happens in a folder beside `target` (`work_folder`). When it is cut off, or the disk fails, what was made stays
     there, and the next apply of the same package verifies it and goes on; an apply of another package, and an error
     that means "these bytes are bad", remove it. Memory is constant. Files that did not change are hard links to the
-    source's: never edit a version in place.
+    source's: never edit a file of a version.
 
     Args:
         source: The version to start from; None for a full package.

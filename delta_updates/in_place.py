@@ -14,7 +14,6 @@ README.md says why this is safe at every operation.
 """
 
 import contextlib
-import hashlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +27,9 @@ from delta_updates.manifest import scan_tree, tree_hash, verify_tree
 from delta_updates.moves import Chunk, Moves, Place, Step, plan_moves
 from delta_updates.package import PackageReader
 from delta_updates.reading import RandomReader
-from delta_updates.sources import open_sources
+from delta_updates.rehearsal import rehearse
 from delta_updates.step_journal import Entry, StepJournal
-from delta_updates.tree_writer import Task, old_bytes
+from delta_updates.tree_writer import Task
 
 DEFAULT_MAX_SCRATCH_BYTES = 64 << 20
 
@@ -147,8 +146,6 @@ class _Change:
         self._come_back()
         return resumed
 
-    # --- before anything changes
-
     def _is_there(self) -> bool:
         """Return whether an earlier call did all of it, and only its answer was lost."""
         try:
@@ -161,61 +158,7 @@ class _Change:
             raise SourceMismatchError(
                 f"{self.tree} is half-way to another target, in {self.folder}: use that package, or the full one"
             )
-        if self.moves.scratch_bytes > max_scratch_bytes:
-            raise StorageError(
-                f"{self.moves.scratch_bytes} bytes of scratch are needed to apply in place, {max_scratch_bytes} are "
-                "allowed; allow more, or make room and apply beside the source"
-            )
-        self._require_own_storage()
-        self._try_all()
-        self._require_room()
-
-    def _require_own_storage(self) -> None:
-        """Refuse to change what is not only this tree's."""
-        written = {chunk.writes.place for chunk in self.moves.chunks}
-        for number, name in enumerate(self.moves.sources):
-            path = self.tree / name
-            folders = [self.tree / folder for folder in Path(name).parents]
-            if any(folder.is_symlink() for folder in folders):
-                raise SourceMismatchError(f"{path} lies behind a link; ask for the full package")
-            shrinks = any(
-                host == number and entry.length < self._source_length(name)
-                for entry, host in zip(self.files, self.moves.hosts, strict=True)
-            )
-            if (("old", number) in written or shrinks) and path.is_file() and path.lstat().st_nlink > 1:
-                raise StorageError(
-                    f"{path} shares its storage with another version, which changing it would damage; remove that "
-                    "version, or apply beside the source"
-                )
-
-    def _try_all(self) -> None:
-        """Apply without writing: after this the package cannot be at fault any more."""
-        with open_sources(self.tree, self.header) as sources:
-            self.reader.rewind()
-            for packaged in self.header.files:
-                source = sources[packaged.source.path] if packaged.source else None
-                digest, length = hashlib.sha256(), 0
-                for record in self.reader.records(packaged):
-                    for part in Task(record, source, old_bytes(record, source)).content():
-                        digest.update(part)
-                        length += len(part)
-                made = (length, digest.hexdigest())
-                if packaged.method != "same" and made != (packaged.file.length, packaged.file.sha256):
-                    raise IntegrityError(f"{packaged.file.path!r} would come out as {made[1]}; do not use this package")
-
-    def _require_room(self) -> None:
-        lengths = {path: self._source_length(path) for path in self.moves.sources}
-        grown = self.moves.scratch_bytes
-        for entry, host in zip(self.files, self.moves.hosts, strict=True):
-            grown += max(0, entry.length - (0 if host is None else lengths[self.moves.sources[host]]))
-        free = self.disk.free_bytes(self.tree.parent)
-        if self.header.source_hash is None and self.tree.is_dir():
-            free += sum(path.stat().st_size for path in self.tree.rglob("*") if path.is_file())
-        if grown > free:
-            raise StorageError(f"{grown} bytes are needed to apply in place, {free} are free; free some space")
-
-    def _source_length(self, path: str) -> int:
-        return next(each.source.length for each in self.header.files if each.source and each.source.path == path)
+        rehearse(self.tree, self.reader, self.moves, max_scratch_bytes=max_scratch_bytes, disk=self.disk)
 
     # --- the change
 
