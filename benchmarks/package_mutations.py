@@ -325,17 +325,21 @@ def _bomb(packer: zstandard.ZstdCompressor, size: int) -> bytes:
     return _BOMBS[size, len(made)]
 
 
+def _unpacked(frame: bytes) -> bytearray | None:
+    try:
+        # What was changed before may declare terabytes, and this decoder would ask for them.
+        if zstandard.get_frame_parameters(frame).content_size > _MOST_UNPACKED:
+            return None
+        return bytearray(zstandard.ZstdDecompressor().decompress(frame, max_output_size=_MOST_UNPACKED))
+    except zstandard.ZstdError:
+        return None
+
+
 def _change_plain(package: RawPackage, draw: random.Random) -> None:
     """Change what a frame holds: sections, classes, symbols, edits."""
     record = _record(package, draw)
-    if record is None:
-        return
-    try:
-        # What was changed before may declare terabytes, and this decoder would ask for them.
-        if zstandard.get_frame_parameters(record.frame).content_size > _MOST_UNPACKED:
-            return
-        plain = bytearray(zstandard.ZstdDecompressor().decompress(record.frame, max_output_size=_MOST_UNPACKED))
-    except zstandard.ZstdError:
+    plain = _unpacked(record.frame) if record else None
+    if record is None or plain is None:
         return
     for _ in range(draw.choice((1, 1, 2, 5))):
         # What steers comes first.
