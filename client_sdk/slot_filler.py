@@ -14,7 +14,7 @@ from client_sdk.offers import VerifiedOffer
 from client_sdk.reports import Reporter
 from client_sdk.slots import TREE, ActiveVersion, SlotStore, bytes_to_write
 from client_sdk.update_result import UpdateResult
-from delta_updates import ApplyResult, DeltaError, Outcome, StorageError, VersionManifest, apply_package
+from delta_updates import ApplyResult, DeltaError, KnownHashes, Outcome, StorageError, VersionManifest, apply_package
 
 
 class PostponedError(Exception):
@@ -41,10 +41,13 @@ class SlotFiller:
             # Versions between get a folder of their own beside the last one's.
             names = [*(f"v{step.offer.version}" for step in way[:-1]), TREE]
             slot, folder = self.slots.prepare(*names)
-            packages, filled = self._download(way, source, folder, before, on_progress)
+            hashes = KnownHashes()
+            # The network is the slow part: meanwhile the versions' common files are read, once for all steps.
+            with hashes.hashing(_files_of(source)):
+                packages, filled = self._download(way, source, folder, before, on_progress)
             for step, package, name in zip(way, packages, names, strict=True):
                 target = folder / name
-                applied = self._apply(package, source, step.manifest, target)
+                applied = self._apply(package, source, step.manifest, target, hashes)
                 filled = replace(filled, apply_seconds=filled.apply_seconds + applied.seconds)
                 source = ActiveVersion(target, step.manifest)
             self.slots.begin_test(slot, way[-1].manifest, offer.offer_id)
@@ -127,7 +130,14 @@ class SlotFiller:
                 f"{free / 1e6:.1f} MB are free. Free some space and run the update again."
             )
 
-    def _apply(self, package: Path, source: ActiveVersion | None, manifest: VersionManifest, tree: Path) -> ApplyResult:
+    def _apply(
+        self,
+        package: Path,
+        source: ActiveVersion | None,
+        manifest: VersionManifest,
+        tree: Path,
+        hashes: KnownHashes,
+    ) -> ApplyResult:
         try:
             return apply_package(
                 source.tree if source else None,
@@ -136,6 +146,7 @@ class SlotFiller:
                 expected_target_hash=manifest.tree_hash,
                 max_target_bytes=sum(entry.length for entry in manifest.files),
                 disk=self.disk,
+                hashes=hashes,
             )
         except StorageError as error:
             raise DeviceDiskError(f"{error}. The old version serves on.") from error
@@ -148,6 +159,10 @@ class SlotFiller:
 def _shifted(on_progress: Progress, done: int, length: int) -> Progress:
     """Progress of one package of several: `done` bytes of `length` lie before it."""
     return lambda here, _length: on_progress(done + here, length)
+
+
+def _files_of(version: ActiveVersion | None) -> list[Path]:
+    return [version.tree / entry.path for entry in version.manifest.files] if version else []
 
 
 def _bytes_under(folder: Path) -> int:

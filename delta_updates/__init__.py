@@ -16,6 +16,7 @@ from delta_updates.errors import (
     TensorFileError,
 )
 from delta_updates.in_place import InPlaceResult, apply_in_place, changing_folder
+from delta_updates.known_hashes import KnownHashes
 from delta_updates.manifest import FileEntry, VersionManifest, base_hash, scan_tree, sha256_of, tree_hash, verify_tree
 from delta_updates.offer import (
     PROTOCOL,
@@ -48,6 +49,7 @@ __all__ = [
     "FileEntry",
     "InPlaceResult",
     "IntegrityError",
+    "KnownHashes",
     "LocalDisk",
     "Offer",
     "Outcome",

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from delta_updates.disk import Disk, LocalDisk, disk_errors
 from delta_updates.errors import DeltaError, IntegrityError, PackageLimitError, StorageError
+from delta_updates.known_hashes import KnownHashes
 from delta_updates.manifest import verify_tree
 from delta_updates.package import PackageHeader, PackageReader
 from delta_updates.sources import open_sources
@@ -36,7 +37,7 @@ class ApplyResult(BaseModel):
     files_linked: int
 
 
-def apply_package(
+def apply_package(  # noqa: PLR0913 - what most leave as it is has a default
     source: Path | None,
     package: Path,
     target: Path,
@@ -46,6 +47,7 @@ def apply_package(
     workers: int = 1,
     disk: Disk | None = None,
     on_progress: ApplyProgress | None = None,
+    hashes: KnownHashes | None = None,
 ) -> ApplyResult:
     """Make `target` from `source` and `package`; afterwards it is there completely and durably, or not at all.
 
@@ -57,13 +59,14 @@ def apply_package(
     Args:
         source: The version to start from; None for a full package.
         package: The package's file.
-        target: Must not exist, or be an empty folder; its parent must exist.
+        target: Must not exist, be an empty folder, or be this very target already; its parent must exist.
         expected_target_hash: The tree hash from the signed manifest.
         max_target_bytes: Refuse a package that makes more.
         workers: How many chunks are computed at a time; each takes 15 to 80 MB.
         disk: What is written through; the real disk when None.
         on_progress: Called with the bytes of the target that are done, and all of them. What it raises ends the apply,
             as a cut does.
+        hashes: What is known of the source's files; a chain of applies, or who hashed ahead, shares it.
 
     Raises:
         PackageFormatError: Drop these bytes (PackageLimitError: they ask for too much).
@@ -73,7 +76,15 @@ def apply_package(
     """
     started = time.monotonic()
     order = _Order(
-        source, package, target, expected_target_hash, max_target_bytes, workers, disk or LocalDisk(), on_progress
+        source,
+        package,
+        target,
+        expected_target_hash,
+        max_target_bytes,
+        workers,
+        disk or LocalDisk(),
+        on_progress,
+        hashes or KnownHashes(),
     )
     with disk_errors(f"applying {package.name}"):
         # What an earlier apply left may have been made from other records: then it ends in another hash, once.
@@ -93,6 +104,7 @@ class _Order:
     workers: int
     disk: Disk
     on_progress: ApplyProgress | None
+    hashes: KnownHashes
 
     def run(self) -> ApplyResult | None:
         """Return what was done; None when it must be done again, without what was kept."""
@@ -100,7 +112,7 @@ class _Order:
             reader = stack.enter_context(PackageReader(self.package))
             header = reader.header
             check_promise(header, self.expected_target_hash, self.max_target_bytes)
-            sources = stack.enter_context(open_sources(self.source, header))
+            sources = stack.enter_context(open_sources(self.source, header, self.hashes))
             work = stack.enter_context(Unfinished(self.target, reader.fingerprint, self.disk))
             if self._is_published(work, header):
                 self.disk.sync_folder(self.target.parent)
@@ -134,8 +146,8 @@ class _Order:
         return lambda done: on_progress(done, total) if on_progress else None
 
     def _is_published(self, work: Unfinished, header: PackageHeader) -> bool:
-        """Return whether an earlier apply was cut off after its very last step but one."""
-        if not work.is_resumed or work.tree.exists() or not self.target.is_dir():
+        """Return whether the target is there: an earlier apply was cut off while it removed what it worked with."""
+        if work.tree.exists() or self.target.is_symlink() or not self.target.is_dir() or not any(self.target.iterdir()):
             return False
         try:
             verify_tree(self.target, [packaged.file for packaged in header.files])

@@ -20,6 +20,7 @@ class RandomReader:
         path: Where it was found.
         length: Its length in bytes when it was opened.
         identity: Device and inode.
+        state: Those, its length, and when it was last written in nanoseconds.
         links: How many names it has.
     """
 
@@ -33,6 +34,7 @@ class RandomReader:
             raise IntegrityError(f"{path} is not a regular file")
         self.length = status.st_size
         self.identity = (status.st_dev, status.st_ino)
+        self.state = (*self.identity, status.st_size, status.st_mtime_ns)
         self.links = status.st_nlink
 
     def __enter__(self) -> Self:

@@ -6,20 +6,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from delta_updates.errors import IntegrityError, SourceMismatchError
+from delta_updates.known_hashes import KnownHashes
 from delta_updates.manifest import FileEntry
 from delta_updates.package import PackageHeader
 from delta_updates.reading import RandomReader
 
 
 @contextlib.contextmanager
-def open_sources(source: Path | None, header: PackageHeader) -> Iterator[dict[str, RandomReader]]:
-    """Yield the files that `header` needs by path, open and hashed.
+def open_sources(
+    source: Path | None, header: PackageHeader, hashes: KnownHashes | None = None
+) -> Iterator[dict[str, RandomReader]]:
+    """Yield the files that `header` needs by path, open and hashed (unless `hashes` knows them).
 
     Raises:
         SourceMismatchError: One is missing or another than the package starts from.
         OSError: The disk failed.
     """
-    needed = needed_files(header)
+    needed, hashes = needed_files(header), hashes or KnownHashes()
     if needed and source is None:
         raise SourceMismatchError(f"package starts from {header.source_hash}, but no source is given")
     with contextlib.ExitStack() as stack:
@@ -27,7 +30,7 @@ def open_sources(source: Path | None, header: PackageHeader) -> Iterator[dict[st
         for path, entry in needed.items():
             readers[path] = stack.enter_context(open_source((source or Path()) / path, entry))
         for path, entry in needed.items():
-            if readers[path].sha256() != entry.sha256:
+            if hashes.of(readers[path]) != entry.sha256:
                 raise SourceMismatchError(
                     f"{readers[path].path} is not the file that the package starts from (hash differs)"
                 )

@@ -148,6 +148,25 @@ def test_an_apply_cut_off_after_its_switch_is_finished(update: PackageUpdate) ->
     update.require_complete()
 
 
+@pytest.mark.parametrize("left", [None, "empty", "other"])
+def test_an_apply_cut_off_while_it_removed_what_it_worked_with_is_finished(
+    update: PackageUpdate, left: str | None
+) -> None:
+    update.apply()
+    if left:
+        work_folder(update.slot).mkdir()
+    if left == "other":
+        (work_folder(update.slot) / "journal").write_text("of another package\n")
+    disk = update.disk()
+
+    result = update.apply(disk=disk)
+
+    assert result.bytes_resumed == update.built.target_bytes
+    assert not any(name.startswith(("create", "write", "make")) for name in disk.operations)
+    update.require_complete()
+    assert not work_folder(update.slot).exists()
+
+
 def test_a_target_changed_after_the_switch_is_in_the_way(update: PackageUpdate) -> None:
     cut_off(update, "sync slots/", nth=2)
     (update.slot / MODEL).write_bytes(b"edited")
