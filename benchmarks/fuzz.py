@@ -35,6 +35,7 @@ from package_mutations import mutated
 from tiny_versions import tiny_versions
 
 from delta_updates import DeltaError, apply_in_place, apply_package, build_package, verify_tree
+from delta_updates.memory import peak_memory_bytes
 from delta_updates.package import PackageHeader, PackageReader
 
 _PIECE = 2_000
@@ -216,17 +217,13 @@ def _work(pipe: Connection, started: Any, seed: int, megabytes: int) -> None:  #
     with sandbox(seed=seed) as box:
         # A good package of each sort first: imports and tables do not count as a case's memory.
         run_cases(box, 0, 50)
-        at_start = _resident_peak()
+        at_start = peak_memory_bytes()
         allowed = _virtual() + (megabytes << 20)
         resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
         while (piece := pipe.recv()) is not None:
             report = run_cases(box, *piece, started=started)
-            report.peak_bytes = _resident_peak() - at_start
+            report.peak_bytes = peak_memory_bytes() - at_start
             pipe.send(report)
-
-
-def _resident_peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _virtual() -> int:

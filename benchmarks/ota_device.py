@@ -8,7 +8,6 @@ Like an application that runs already: what is timed is the update, not the star
 import dataclasses
 import json
 import os
-import resource
 import sys
 import threading
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 def main() -> None:
     """Update one home."""
     from client_sdk import Device  # noqa: PLC0415 - its memory counts before the update begins
+    from delta_updates.memory import peak_memory_bytes  # noqa: PLC0415 - as above
 
     home = Path(sys.argv[1])
     device = Device(home)
@@ -35,7 +35,7 @@ def main() -> None:
         "seconds": seconds,
         "to_switch_seconds": seconds - result.self_test_seconds,
         "memory_before_bytes": before,
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory_bytes": peak_memory_bytes(),
         "disk_before_bytes": meter.before,
         "peak_disk_bytes": meter.peak,
     }

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from chart import Panel, draw, picture_path
+from memory import peak_megabytes
 
 PROMPT_TOKENS = 128
 REPEATED_TOKENS = 96
@@ -389,12 +390,6 @@ def read_bandwidth(threads: int) -> float:
         block.sum()
         best = max(best, block.nbytes / (time.perf_counter() - begun))
     return best / 1e9
-
-
-def peak_megabytes() -> float:
-    """Most memory this process ever had resident."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return float(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1024.0
 
 
 def energy_joules() -> float | None:

@@ -12,7 +12,6 @@ import argparse
 import importlib
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from chart import Panel, draw, picture_path
+from memory import peak_megabytes
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -188,19 +188,14 @@ def work(task: Task) -> None:
     torch.set_num_threads(task.threads)
     for name in ("transformers.models.llama", "peft") if task.name == "peft" else ("model.training",):
         importlib.import_module(name)
-    imports = peak_mb()
+    imports = peak_megabytes()
     step = (peft if task.name == "peft" else ours)(task)
     tell({"ready": True})
     for _line in sys.stdin:
         started = time.perf_counter()
         loss = step()
         tell({"seconds": time.perf_counter() - started, "loss": loss})
-    tell({"peak_mb": peak_mb(), "import_mb": imports})
-
-
-def peak_mb() -> float:
-    """The most memory that this process ever had resident."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    tell({"peak_mb": peak_megabytes(), "import_mb": imports})
 
 
 def tell(value: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from client_sdk.errors import ConfigurationError, DeviceDiskError, DeviceError, 
 from client_sdk.health import HealthFacts, self_test
 from client_sdk.slots import SlotStore
 from delta_updates import VersionManifest
+from delta_updates.memory import peak_memory_bytes
 
 _MAX_ANSWER_BYTES = 1 << 16
 _FACTS = TypeAdapter(HealthFacts)
@@ -146,7 +147,7 @@ def main() -> None:
     answer: dict[str, Any]
     try:
         facts = self_test(task.tree, task.manifest, limits=task.limits, serving=task.serving, probe=task.probe)
-        answer = dataclasses.asdict(facts) | {"peak_memory_bytes": _peak_memory_bytes()}
+        answer = dataclasses.asdict(facts) | {"peak_memory_bytes": peak_memory_bytes()}
     except DeviceError as error:
         answer = {"error": type(error).__name__, "message": str(error)}
     sys.stdout.write(json.dumps(answer) + "\n")
@@ -158,13 +159,6 @@ def main() -> None:
 def _end_with_parent() -> None:
     sys.stdin.buffer.read()
     os._exit(1)
-
-
-def _peak_memory_bytes() -> int:
-    import resource  # noqa: PLC0415 - not on every system
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 if __name__ == "__main__":

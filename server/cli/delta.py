@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import resource
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +11,7 @@ import typer
 
 from delta_updates import apply_in_place, apply_package, build_package, changing_folder
 from delta_updates.in_place import DEFAULT_MAX_SCRATCH_BYTES
+from delta_updates.memory import peak_memory_bytes
 from delta_updates.package import PackageReader
 from delta_updates.workers import usable_cores
 from server.cli.console import console, megabytes, show_json, show_table
@@ -55,7 +54,7 @@ def build(
             out,
             workers=usable_cores(),
         )
-    peak = _peak_memory_bytes()
+    peak = peak_memory_bytes()
     if as_json:
         show_json(result.model_dump() | {"peak_memory_bytes": peak})
         return
@@ -137,7 +136,7 @@ def _show_applied(
     out: Path, result: ApplyResult | InPlaceResult, what: str, *, as_json: bool, is_vouched: bool
 ) -> None:
     if as_json:
-        show_json(result.model_dump() | {"peak_memory_bytes": _peak_memory_bytes()})
+        show_json(result.model_dump() | {"peak_memory_bytes": peak_memory_bytes()})
         return
     console.print(f"{out}: {what}, {result.seconds:.1f} s")
     if not is_vouched:
@@ -180,7 +179,7 @@ def bench(
                 expected_target_hash=built.target_hash,
                 workers=usable_cores(),
             )
-        peak = _peak_memory_bytes()
+        peak = peak_memory_bytes()
         with console.status("Running the peers ..."):
             peers = measure_peers(old, new)
     if as_json:
@@ -223,9 +222,3 @@ def _require_folder(out: Path) -> None:
         raise ConfigurationError(
             f"The folder {out.absolute().parent} does not exist; make it, or choose another --out."
         )
-
-
-def _peak_memory_bytes() -> int:
-    """The most memory that this process ever had resident."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

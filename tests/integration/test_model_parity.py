@@ -120,13 +120,12 @@ MEMORY_PROBE = """
 import sys
 from pathlib import Path
 import torch
+from delta_updates.memory import peak_memory_bytes
 from model import load_checkpoint
-def peak_mb():
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
 torch.set_num_threads(1)
-before = peak_mb()
+before = peak_memory_bytes()
 load_checkpoint(Path(sys.argv[1]))
-print(peak_mb() - before)
+print((peak_memory_bytes() - before) / (1 << 20))
 """
 
 
