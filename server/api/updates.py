@@ -66,9 +66,10 @@ def check(
 ) -> Response:
     """Offer the latest release, by the delta from what the device has, or by the full package.
 
-    Full is offered when the device asks for it, when it has nothing, and when its hash is not that of the version it
-    names. A version lower than what the device has is never offered. Deltas over versions between (`chain`, from
-    protocol 2 on) are offered beside it where they are fewer bytes.
+    A version that this device reverted is not offered to it again: the next release is. Full is offered when the device
+    asks for it, when it has nothing, and when its hash is not that of the version it names. A version lower than what
+    the device has is never offered. Deltas over versions between (`chain`, from protocol 2 on) are offered beside it
+    where they are fewer bytes.
     """
     if query.model != device.model:
         raise ForbiddenError(f"This device is enrolled for {device.model!r}, not for {query.model!r}.")
@@ -77,7 +78,7 @@ def check(
         device.device_id, installed_version=query.installed_version, installed_hash=query.installed_hash
     )
     latest = registry.latest_released(query.model)
-    if latest is None:
+    if latest is None or registry.was_reverted(device.device_id, model=latest.model, version=latest.number):
         return Response(status_code=HTTPStatus.NO_CONTENT)
     installed_hash = _known_hash(registry, query)
     package = choose_package(

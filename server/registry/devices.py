@@ -198,6 +198,22 @@ class DeviceTransactions(Transactions):
             if report.outcome is Outcome.CONFIRMED:
                 _remember_confirmed(session, offer)
 
+    def was_reverted(self, device_id: str, *, model: str, version: int) -> bool:
+        """Whether a version failed its self-test on a device, which will not take it again."""
+        query = (
+            select(ReportRow.offer_id)
+            .join(OfferRow, OfferRow.offer_id == ReportRow.offer_id)
+            .where(
+                OfferRow.device_id == device_id,
+                OfferRow.model == model,
+                OfferRow.version == version,
+                ReportRow.outcome == Outcome.REVERTED,
+            )
+            .limit(1)
+        )
+        with self._read() as session:
+            return session.scalar(query) is not None
+
     def offers(self, device_id: str, *, limit: int | None = None) -> tuple[OfferRecord, ...]:
         """What a device was offered, newest first."""
         query = (

@@ -150,6 +150,19 @@ def test_asking_again_is_the_same_offer(shared_api: Service) -> None:
     assert shared_api.check(shared_api.enrol("other")).json()["offer_id"] != shared_api.check(device).json()["offer_id"]
 
 
+def test_a_version_that_a_device_reverted_is_not_offered_to_it_again(shared_api: Service) -> None:
+    bad, good = shared_api.enrol("bad"), shared_api.enrol("good")
+    has = {"installed_version": 2, "installed_hash": shared_api.hash_of(2)}
+    offer = shared_api.check(bad, **has).json()
+    for outcome in ("failed", "applied", "reverted"):
+        assert shared_api.check(bad, **has).status_code == 200  # a failed download is tried again
+        report = {"offer_id": offer["offer_id"], "version": 3, "outcome": outcome}
+        assert shared_api.client.post("/v1/updates/report", json=report, headers=bad).status_code == 204
+        offer = offer if outcome != "failed" else shared_api.check(bad, **has).json()
+    assert shared_api.check(bad, **has).status_code == 204
+    assert shared_api.check(good, **has).json()["version"] == 3
+
+
 def test_a_device_reports_about_its_own_offers_only(api: Service) -> None:
     mine, theirs = api.enrol("mine"), api.enrol("theirs")
     offer = api.check(theirs).json()
