@@ -1,4 +1,4 @@
-# make demo      the whole product once, on this machine (QUICK=1: under 90 seconds, with a tiny model)
+# make demo      the whole product once, on this machine (QUICK=1: a minute and a half, with a tiny model)
 # make check     lint, types, import contracts, unit tests: the everyday loop, under three minutes
 # make test      everything `check` does, and the tests with real weights and real processes
 # make bench     the benchmarks, side by side with their peers
