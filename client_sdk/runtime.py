@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 _LOAD_ATTEMPTS = 3
 _SWAP_PATIENCE_S = 0.03
-"""How long a request waits for a new adapter before it is answered by the old version; most are ready by then."""
+"""How long the request that finds a new adapter waits for it, before the old version answers it, and all others."""
 
 _logger = logging.getLogger(__name__)
 
@@ -209,10 +209,10 @@ class Runtime:
                 return self._reload()
             if confirmed in {loaded.record, self._given_up}:
                 return loaded
-            if self._swap is None:
-                self._swap = threading.Thread(target=self._renew, args=(loaded,), name="lamella-swap", daemon=True)
-                self._swap.start()
-            swap = self._swap
+            if self._swap is not None:
+                return loaded
+            self._swap = swap = threading.Thread(target=self._renew, args=(loaded,), name="lamella-swap", daemon=True)
+            swap.start()
         swap.join(_SWAP_PATIENCE_S)
         return self._loaded or loaded
 

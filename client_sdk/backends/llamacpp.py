@@ -1,12 +1,10 @@
-"""llama.cpp inside this process: its own scheduler, prefix cache, grammars and prompt lookup, on a mapped GGUF file.
+"""llama.cpp: its own scheduler, prefix cache, grammars and prompt lookup, on a mapped GGUF file.
 
-The binding runs llama.cpp's server loop in a thread; requests go in and tokens come out by function call. It also opens
-a port on loopback, which is closed to everybody else by a key that is drawn at random and kept nowhere.
+It runs in a process of its own (`llamacpp_process.py` says why).
 """
 
 import copy
-import json
-import queue
+import importlib.util
 import secrets
 import threading
 import time
@@ -24,6 +22,7 @@ from client_sdk.backends.interface import (
     Piece,
     TokenLogprob,
 )
+from client_sdk.backends.llamacpp_server import Chunks, LlamaCppServer
 from client_sdk.backends.threads import LoadMeter
 from client_sdk.errors import DeviceError, MissingExtraError
 
@@ -62,7 +61,8 @@ class LlamaCppBackend:
             MissingExtraError: llama.cpp is not installed.
             DeviceError: the model cannot be expressed as GGUF, or llama.cpp does not load it.
         """
-        self._binding = _binding()
+        if not is_installed():
+            raise MissingExtraError("llama.cpp needs `pip install lamella[device,llamacpp]`.")
         if model.derived is None:
             raise DeviceError("llama.cpp needs a folder to keep its GGUF file in.")
         if settings.window is not None:
@@ -82,7 +82,7 @@ class LlamaCppBackend:
         self._adapters = adapters
         self._idle = threading.Condition()
         self._running = 0
-        self._server: Any = None
+        self._server: LlamaCppServer | None = None
         self._known: tuple[str, ...] = ()
         self._open()
 
@@ -110,8 +110,7 @@ class LlamaCppBackend:
             )
         room = min(request.max_new_tokens, self._longest - count)
         with self._idle:
-            self._prepare(count + room + 1)
-            server, known = self._server, self._known
+            server, known = self._prepare(count + room + 1), self._known
             self._running += 1
         try:
             yield from _answer(server, self._body(request, room, known), request)
@@ -132,8 +131,8 @@ class LlamaCppBackend:
             self._idle.wait_for(lambda: self._running == 0)
             before = self._adapters
             self._adapters = before | {name: path}
-            self._open()
-            if self._probe(name) == self._probe(None):
+            server = self._open()
+            if self._probe(server, name) == self._probe(server, None):
                 self._adapters = before
                 self._open()
                 raise DeviceError(f"The adapter {name!r} changes nothing: it was made for another base, or is empty.")
@@ -154,12 +153,20 @@ class LlamaCppBackend:
         """Wait for running answers, and give the memory back."""
         with self._idle:
             self._idle.wait_for(lambda: self._running == 0)
+            self._shut()
+
+    def _shut(self) -> None:
+        if self._server is not None:
+            self._server.close()
             self._server = None
 
-    def _prepare(self, tokens: int) -> None:
+    def _prepare(self, tokens: int) -> LlamaCppServer:
         """Open again where this request or the machine's load asks for it, and no answer is running."""
         if self._server is None:
             raise DeviceError("This engine was closed.")
+        if not self._server.is_alive:
+            self._idle.wait_for(lambda: self._running == 0)
+            self._open()
         context = self._context
         while context < min(tokens, self._longest):
             context *= 2
@@ -174,41 +181,32 @@ class LlamaCppBackend:
             if threads != self._threads:
                 self._threads = threads
                 self._open()
+        return self._server
 
-    def _open(self) -> None:
-        binding, settings = self._binding, self._settings
-        self._server = None  # the old one's memory goes first
-        params = binding.CommonParams()
-        params.model.path = str(self._file)
-        params.n_ctx = self._context
-        params.n_parallel = max(1, min(settings.max_batch, _MAX_PARALLEL))
-        params.kv_unified = True  # side by side, answers share the room instead of halving it
-        params.cache_ram_mib = 0  # a second copy of what the slots keep anyway
-        params.n_ubatch = _PROMPT_TOKENS_AT_ONCE
-        params.warmup = False
-        params.verbosity = -1
-        params.fit_params = False
-        params.api_keys = [secrets.token_hex(32)]
-        for threads in (params.cpuparams, params.cpuparams_batch):
-            threads.n_threads = self._threads
-        cache_type = getattr(binding.ggml_type, f"GGML_TYPE_{_CACHE_TYPES[settings.cache_dtype]}")
-        params.cache_type_k = params.cache_type_v = cache_type
-        if settings.is_lookup_on:
-            params.speculative.types = [binding.common_speculative_type.COMMON_SPECULATIVE_TYPE_NGRAM_MOD]
-            lookup = params.speculative.ngram_mod
-            lookup.n_match, lookup.n_min, lookup.n_max = _LOOKUP
-        params.lora_init_without_apply = True
-        params.lora_adapters = [_lora(binding, path) for path in self._adapters.values()]
-        self._known = tuple(self._adapters)
+    def _open(self) -> LlamaCppServer:
+        settings = self._settings
+        self._shut()  # the old one's memory goes first
         try:
-            self._server = binding.Server(params)
-        except Exception as error:
+            server = LlamaCppServer(
+                {
+                    "model": str(self._file),
+                    "context": self._context,
+                    "parallel": max(1, min(settings.max_batch, _MAX_PARALLEL)),
+                    "tokens_at_once": _PROMPT_TOKENS_AT_ONCE,
+                    "threads": self._threads,
+                    "cache_type": _CACHE_TYPES[settings.cache_dtype],
+                    "lookup": _LOOKUP if settings.is_lookup_on else None,
+                    "adapters": [str(path) for path in self._adapters.values()],
+                }
+            )
+        except DeviceError as error:
             raise DeviceError(f"llama.cpp cannot load {self._file.name}: {error}.") from error
-        # The binding returns before its loop runs, and closing it before then would wait for ever: one token proves
-        # that the loop runs, and that the file computes something.
+        self._server, self._known = server, tuple(self._adapters)
+        # One token proves that the file computes something.
         first = GenerationRequest(token_ids=_PROBE[:1], max_new_tokens=1)
-        list(_answer(self._server, self._body(first, 1, self._known), first))
+        list(_answer(server, self._body(first, 1, self._known), first))
         self._opened_at = time.monotonic()
+        return server
 
     def _adapter_file(self, folder: Path) -> Path:
         if self._model.derived is None:  # pragma: no cover - refused when it was opened
@@ -218,10 +216,10 @@ class LlamaCppBackend:
         except OSError as error:
             raise DeviceError(f"The adapter in {folder} cannot be read: {error.strerror}.") from error
 
-    def _probe(self, adapter: str | None) -> object:
+    def _probe(self, server: LlamaCppServer, adapter: str | None) -> object:
         """Log-probabilities after a fixed prompt."""
         request = GenerationRequest(token_ids=_PROBE, max_new_tokens=1, logprobs=_PROBE_LOGPROBS, adapter=adapter)
-        pieces = list(_answer(self._server, self._body(request, 1, self._known), request))
+        pieces = list(_answer(server, self._body(request, 1, self._known), request))
         return [piece.logprobs for piece in pieces]
 
     def _body(self, request: GenerationRequest, room: int, known: tuple[str, ...]) -> dict[str, Any]:
@@ -248,24 +246,11 @@ class LlamaCppBackend:
 
 
 def is_installed() -> bool:
-    """Whether the binding of llama.cpp can be imported."""
+    """Whether the binding of llama.cpp can be imported; it is not imported here."""
     try:
-        _binding()
-    except MissingExtraError:
-        return False
-    return True
-
-
-def _binding() -> Any:  # noqa: ANN401 - the binding publishes no types
-    try:
-        import xllamacpp  # type: ignore[import-untyped]  # noqa: PLC0415 - an extra; publishes no types
-    except ImportError as error:
-        raise MissingExtraError(f"llama.cpp needs `pip install lamella[device,llamacpp]` ({error}).") from error
-    return xllamacpp
-
-
-def _lora(binding: Any, path: Path) -> Any:  # noqa: ANN401 - as above
-    return binding.CommonAdapterLoraInfo(str(path), 1.0)
+        return importlib.util.find_spec("xllamacpp") is not None
+    except ValueError:
+        return False  # somebody took it out of sys.modules
 
 
 def _context_of(base: Path) -> int:
@@ -275,37 +260,13 @@ def _context_of(base: Path) -> int:
     return ModelConfig.from_json(read_text(base / "config.json", max_bytes=MAX_CONFIG_BYTES)).max_context
 
 
-def _answer(server: Any, body: Mapping[str, Any], request: GenerationRequest) -> Iterator[Piece]:  # noqa: ANN401
-    """Run one request in a thread of its own, which only waits: llama.cpp computes in its own threads."""
-    chunks: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-    is_closed = threading.Event()
-
-    def receive(chunk: Any) -> bool:  # noqa: ANN401 - parsed JSON
-        chunks.put(chunk if isinstance(chunk, dict) else json.loads(chunk))
-        return is_closed.is_set()  # true ends the request
-
-    def run() -> None:
-        try:
-            result = server.handle_completions(dict(body), receive)
-            if isinstance(result, dict):
-                chunks.put(result)
-        except Exception as error:  # noqa: BLE001 - it must not die unseen in its thread
-            chunks.put({"error": {"message": str(error)}})
-        chunks.put(None)
-
+def _answer(server: LlamaCppServer, body: Mapping[str, Any], request: GenerationRequest) -> Iterator[Piece]:
     started = time.monotonic()
-    worker = threading.Thread(target=run, name="llamacpp-request", daemon=True)
-    worker.start()
-    try:
+    with server.asking(body) as chunks:
         yield from _pieces(chunks, request, started)
-    finally:
-        is_closed.set()
-        worker.join()
 
 
-def _pieces(
-    chunks: "queue.SimpleQueue[dict[str, Any] | None]", request: GenerationRequest, started: float
-) -> Iterator[Piece]:
+def _pieces(chunks: Chunks, request: GenerationRequest, started: float) -> Iterator[Piece]:
     first: float | None = None
     reason = "length"
     while (chunk := chunks.get()) is not None:
