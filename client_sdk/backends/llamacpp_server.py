@@ -65,8 +65,8 @@ class LlamaCppServer:
 
     @property
     def is_alive(self) -> bool:
-        """Whether its process still runs."""
-        return self._process.poll() is None
+        """Whether its process still runs, and is understood."""
+        return not self._is_over.is_set() and self._process.poll() is None
 
     @contextlib.contextmanager
     def asking(self, body: Mapping[str, Any]) -> Iterator[Chunks]:
@@ -105,16 +105,22 @@ class LlamaCppServer:
 
 def _receive(answers: IO[bytes], waiting: dict[int, Chunks], is_over: threading.Event) -> None:
     """Hand on what arrives. It holds no reference to the server, which could not be forgotten otherwise."""
-    with answers:
-        for line in answers:
-            message = json.loads(line)
-            number = message["id"]
-            if "chunk" in message:
-                waiting[number].put(message["chunk"])
-            else:
-                waiting.pop(number).put(None)
-    is_over.set()
-    _drop(waiting)
+    try:
+        with answers:
+            for line in answers:
+                message = json.loads(line)
+                number = message["id"]
+                if "chunk" in message:
+                    waiting[number].put(message["chunk"])
+                else:
+                    waiting.pop(number).put(None)
+    except (ValueError, KeyError):
+        # Cut off in the middle of a line, or about a request that was told already that this is over.
+        pass
+    finally:
+        # Whatever ended this: nobody waits for ever.
+        is_over.set()
+        _drop(waiting)
 
 
 def _drop(waiting: dict[int, Chunks]) -> None:

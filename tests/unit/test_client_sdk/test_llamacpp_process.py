@@ -1,6 +1,7 @@
 """llama.cpp in its own process: what its end, the application's end and a bad file come to."""
 
 import importlib.util
+import io
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from simulators.models import write_base_version
 from client_sdk import DeviceError, EngineSettings
 from client_sdk.backends.interface import BackendModel, GenerationRequest
 from client_sdk.backends.llamacpp import LlamaCppBackend
-from client_sdk.backends.llamacpp_server import LlamaCppServer
+from client_sdk.backends.llamacpp_server import Chunks, LlamaCppServer, _receive
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("xllamacpp") is None or importlib.util.find_spec("gguf") is None,
@@ -58,6 +59,20 @@ def test_its_end_is_told_to_who_waits_and_the_next_request_opens_it_again(backen
     with pytest.raises(DeviceError, match="ended unexpectedly"):
         list(running)
     assert "".join(piece.text for piece in backend.stream(SHORT)) == words
+
+
+@pytest.mark.parametrize("rest", [b"", b'{"id": 0, "ch', b"no JSON\n", b'{"id": 7, "chunk": {}}\n'])
+def test_whatever_ends_the_answers_nobody_waits_for_ever(rest: bytes) -> None:
+    chunks, is_over = Chunks(), threading.Event()
+    waiting = {0: chunks}
+    _receive(io.BytesIO(b'{"id": 0, "chunk": {"choices": []}}\n' + rest), waiting, is_over)
+    assert is_over.is_set()
+    assert chunks.get_nowait() == {"choices": []}
+    told = chunks.get_nowait()
+    assert told is not None
+    assert "ended unexpectedly" in told["error"]["message"]
+    assert chunks.get_nowait() is None
+    assert not waiting
 
 
 def test_its_end_between_two_requests_is_not_noticed(backend: LlamaCppBackend) -> None:
