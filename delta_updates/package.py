@@ -29,17 +29,18 @@ from delta_updates.manifest import (
 from delta_updates.reading import RandomReader
 
 MAGIC = b"\x89LMPKG\r\n"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MAX_HEADER_BYTES = 4 << 20
 MAX_PARTS = 1 << 16
 # zstd's own bound for what it cannot compress (n + n/256 + 64), rounded up.
 MAX_FRAME_BYTES = MAX_PLAIN_BYTES + MAX_PLAIN_BYTES // 128
 
-# What devices may still be sent, and the last kind and layout that each format knows.
-_READABLE: dict[int, tuple[ElementKind, Layout]] = {
-    1: (ElementKind.WORDS8, Layout.LEADING),
-    2: (ElementKind.FLOAT8_E5M2, Layout.CLASSES),
-    FORMAT_VERSION: (max(ElementKind), max(Layout)),
+# What devices may still be sent, and the last codec, kind and layout that each format knows.
+_READABLE: dict[int, tuple[CodecName, ElementKind, Layout]] = {
+    1: (CodecName.PATCH, ElementKind.WORDS8, Layout.LEADING),
+    2: (CodecName.PATCH, ElementKind.FLOAT8_E5M2, Layout.CLASSES),
+    3: (CodecName.PATCH, ElementKind.FLOAT8_E5M2, Layout.CLASSES),
+    FORMAT_VERSION: (max(CodecName), max(ElementKind), max(Layout)),
 }
 
 _PRELUDE = struct.Struct("<8sII32s")
@@ -50,7 +51,7 @@ _DIGEST_BYTES = 16
 Method = Literal["same", "tensors", "patch", "full"]
 _CODECS_OF_METHOD: dict[Method, frozenset[CodecName]] = {
     "same": frozenset(),
-    "tensors": frozenset({CodecName.SAME, CodecName.DIFFERENCE, CodecName.FULL}),
+    "tensors": frozenset({CodecName.SAME, CodecName.DIFFERENCE, CodecName.LOW_RANK, CodecName.FULL}),
     "patch": frozenset({CodecName.PATCH}),
     "full": frozenset({CodecName.FULL}),
 }
@@ -226,7 +227,7 @@ class PackageReader:
         self.fingerprint = hashlib.sha256(prelude + self._reader.length.to_bytes(8, "little")).hexdigest()
         if magic != MAGIC or version not in _READABLE:
             raise PackageFormatError(f"not a package of format {[*_READABLE]}: magic {magic!r}, format {version}")
-        self._last_kind, self._last_layout = _READABLE[version]
+        self._last = _READABLE[version]
         if length > MAX_HEADER_BYTES:
             raise PackageFormatError(f"header of {length} bytes; at most {MAX_HEADER_BYTES} are read")
         raw = self._take(length)
@@ -256,8 +257,10 @@ class PackageReader:
             names = CodecName(codec), ElementKind(kind), Layout(layout)
         except ValueError as error:
             raise PackageFormatError(f"record names what this reader does not know: {error}") from error
-        if kind > self._last_kind or layout > self._last_layout:
-            raise PackageFormatError(f"record of kind {kind} and layout {layout}, which its format does not have")
+        if any(name > last for name, last in zip(names, self._last, strict=True)):
+            raise PackageFormatError(
+                f"record of codec {codec}, kind {kind} and layout {layout}, which its format does not have"
+            )
         ranges = tuple(Part(*numbers) for numbers in _PART.iter_unpack(table))
         record = Record(names[0], names[1], length, ranges, Encoded(names[2], plain_length, frame))
         _check_record(record, packaged, missing)
@@ -285,6 +288,7 @@ def _check_parts(record: Record, packaged: PackagedFile) -> None:
     expected = {
         CodecName.SAME: record.length,
         CodecName.DIFFERENCE: record.length,
+        CodecName.LOW_RANK: record.length,
         CodecName.PATCH: source_length,
         CodecName.FULL: 0,
     }[record.codec]

@@ -1,5 +1,6 @@
 """Decide how each file of a target is made, and make its records chunk by chunk."""
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from delta_updates.codecs import (
     Difference,
     ElementKind,
     Encoded,
+    LowRank,
     Section,
 )
 from delta_updates.codecs.elements import element_kinds, patterns_of
@@ -54,7 +56,8 @@ class FilePlan:
 class _Span:
     """A range of the target's file; `source_offset` is where the source has its like.
 
-    `kinds` are the ways in which its bytes may form numbers; `name` is shared by tensors that play the same part.
+    `kinds` are the ways in which its bytes may form numbers; `name` is shared by tensors that play the same part;
+    `columns` are the elements of a row, zero where there are no rows.
     """
 
     offset: int
@@ -62,6 +65,7 @@ class _Span:
     kinds: tuple[ElementKind, ...]
     source_offset: int | None
     name: str = ""
+    columns: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class _Piece:
     old: bytes
     part: Part | None
     name: str
+    columns: int = 0
 
     @cached_property
     def changed(self) -> int:
@@ -146,7 +151,8 @@ def _spans(layout: TensorFile, old_layout: TensorFile | None, matcher: TensorMat
         like = matcher.like(tensor) if matcher else None
         common = like.length if like else 0
         if like:
-            yield _Span(tensor.offset, common, kinds, like.offset, name)
+            columns = math.prod(tensor.shape[1:]) if len(tensor.shape) > 1 else 0
+            yield _Span(tensor.offset, common, kinds, like.offset, name, columns)
         if common < tensor.length:
             yield _Span(tensor.offset + common, tensor.length - common, kinds, None, name)
 
@@ -179,7 +185,9 @@ def _chunks(spans: Iterable[_Span], new_file: RandomReader, old_file: RandomRead
 
 
 def _pieces(span: _Span, new_file: RandomReader, old_file: RandomReader) -> Iterator[_Piece]:
-    step = _chunk_bytes(span.kinds)
+    # Rows stay whole where they can.
+    row = span.columns * span.kinds[0].width
+    step = _chunk_bytes(span.kinds) // row * row if 0 < row <= _chunk_bytes(span.kinds) else _chunk_bytes(span.kinds)
     for start in range(0, span.length, step):
         length = min(step, span.length - start)
         new = new_file.read_at(span.offset + start, length)
@@ -190,7 +198,7 @@ def _pieces(span: _Span, new_file: RandomReader, old_file: RandomReader) -> Iter
         old = old_file.read_at(part.offset, length)
         # Only equal bytes and values with steps make use of a source.
         is_useful = new == old or span.kinds[0].has_steps
-        yield _Piece(span.kinds, new, old if is_useful else b"", part if is_useful else None, span.name)
+        yield _Piece(span.kinds, new, old if is_useful else b"", part if is_useful else None, span.name, span.columns)
 
 
 def _chunk_bytes(kinds: tuple[ElementKind, ...]) -> int:
@@ -213,20 +221,35 @@ def _record(pieces: list[_Piece]) -> Record:
     parts = _joined([piece.part for piece in pieces if piece.part])
     if pieces[0].is_same:
         return Record(CodecName.SAME, ElementKind.BYTES, len(new), parts, _EMPTY)
-    kinds = pieces[0].kinds
+    kind = pieces[0].kinds[0]
     moved = _moved(pieces, new, parts) if parts else None
-    if moved is not None and moved.length_in_package < _least_full(new, kinds[0]):
+    if moved is not None and moved.length_in_package < _least_full(new, kind):
         return moved
-    full = Record(CodecName.FULL, kinds[0], len(new), (), _encode_full(new, kinds[0]))
+    full = Record(CodecName.FULL, kind, len(new), (), _encode_full(new, kind))
     return min(moved or full, full, key=lambda record: record.length_in_package)
 
 
 def _moved(pieces: list[_Piece], new: bytes, parts: tuple[Part, ...]) -> Record | None:
     old = b"".join(piece.old for piece in pieces)
     kind = _likeliest(pieces[0].kinds, new, old)
+    found: list[Record] = []
+    # Factors cost about as much as the steps of a matrix of which little changed.
+    if len(pieces) == 1 and not pieces[0].is_sparse:
+        encoded = LowRank().encode(new, old, kind, columns=pieces[0].columns)
+        found += [Record(CodecName.LOW_RANK, kind, len(new), parts, encoded)] if encoded else []
+        if found and found[0].length_in_package < _least_difference(new, old, kind):
+            return found[0]
     sections = [Section(piece.elements, piece.name) for piece in pieces]
     encoded = Difference().encode(new, old, kind, sections=sections)
-    return Record(CodecName.DIFFERENCE, kind, len(new), parts, encoded) if encoded else None
+    found += [Record(CodecName.DIFFERENCE, kind, len(new), parts, encoded)] if encoded else []
+    return min(found, key=lambda record: record.length_in_package, default=None)
+
+
+def _least_difference(new: bytes, old: bytes, kind: ElementKind) -> int:
+    """Return about how many bytes a difference will have at least, judged by a sample."""
+    sample = _sample(new)
+    encoded = Difference().encode(sample, _sample(old), kind)
+    return len(encoded.frame) * len(new) // len(sample) * 9 // 10 if encoded else 0
 
 
 def _likeliest(kinds: tuple[ElementKind, ...], new: bytes, old: bytes) -> ElementKind:

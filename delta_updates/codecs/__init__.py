@@ -1,7 +1,8 @@
 """Codecs: how one chunk of a target file is made, one file a codec.
 
-`same` copies from the source, `full` needs no source, `difference` moves the source's floats by a few ulps, `patch`
-edits a small file that holds no tensors. `CODECS` maps the number in a package to the codec.
+`same` copies from the source, `full` needs no source, `difference` moves the source's floats by a few ulps, `low_rank`
+moves a matrix by a product of thin ones first, `patch` edits a small file that holds no tensors. `CODECS` maps the
+number in a package to the codec.
 """
 
 from delta_updates.codecs.codec import (
@@ -16,6 +17,7 @@ from delta_updates.codecs.codec import (
 from delta_updates.codecs.difference import Difference, Section
 from delta_updates.codecs.elements import ElementKind
 from delta_updates.codecs.full import Full
+from delta_updates.codecs.low_rank import LowRank
 from delta_updates.codecs.patch import Patch
 from delta_updates.codecs.same import Same
 
@@ -24,6 +26,7 @@ CODECS: dict[CodecName, Codec] = {
     CodecName.FULL: Full(),
     CodecName.DIFFERENCE: Difference(),
     CodecName.PATCH: Patch(),
+    CodecName.LOW_RANK: LowRank(),
 }
 
 __all__ = [
@@ -38,6 +41,7 @@ __all__ = [
     "ElementKind",
     "Encoded",
     "Full",
+    "LowRank",
     "Patch",
     "Same",
     "Section",

@@ -22,6 +22,7 @@ class CodecName(IntEnum):
     FULL = 1
     DIFFERENCE = 2
     PATCH = 3
+    LOW_RANK = 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ floating-point data" (2006), for differences of ordered patterns.
 """
 
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +40,7 @@ class ElementKind(IntEnum):
     @property
     def is_float(self) -> bool:
         """Whether the patterns have the order of floats."""
-        return self in _EXPONENTS
+        return self in FLOAT_FIELDS
 
     @property
     def has_steps(self) -> bool:
@@ -55,13 +56,32 @@ _WIDTHS = {
     ElementKind.WORDS4: 4,
     ElementKind.WORDS8: 8,
 }
-# (bits of the mantissa, bits of the exponent): IEEE 754-2019, bfloat16, and OCP "8-bit floating point" (2023)
-_EXPONENTS = {
-    ElementKind.FLOAT16: (10, 5),
-    ElementKind.BFLOAT16: (7, 8),
-    ElementKind.FLOAT32: (23, 8),
-    ElementKind.FLOAT8_E4M3: (3, 4),
-    ElementKind.FLOAT8_E5M2: (2, 5),
+
+
+class FloatFields(NamedTuple):
+    """How a float's bits are divided below its sign."""
+
+    mantissa_bits: int
+    exponent_bits: int
+
+    @property
+    def bias(self) -> int:
+        """What is taken off an exponent field."""
+        return (1 << (self.exponent_bits - 1)) - 1
+
+    @property
+    def highest_field(self) -> int:
+        """The exponent field of infinities, where a format has them."""
+        return (1 << self.exponent_bits) - 1
+
+
+# IEEE 754-2019, bfloat16, and OCP "8-bit floating point" (2023).
+FLOAT_FIELDS = {
+    ElementKind.FLOAT16: FloatFields(10, 5),
+    ElementKind.BFLOAT16: FloatFields(7, 8),
+    ElementKind.FLOAT32: FloatFields(23, 8),
+    ElementKind.FLOAT8_E4M3: FloatFields(3, 4),
+    ElementKind.FLOAT8_E5M2: FloatFields(2, 5),
 }
 # By safetensors dtype, the most likely first. Integers of 4 bits travel two in a byte, and no dtype says so.
 _KINDS_OF_DTYPE = {
@@ -127,14 +147,14 @@ def contexts_of(old: Patterns, kind: ElementKind) -> NDArray[np.uint8]:
     """
     if not kind.is_float:
         return (old.astype(np.uint8) ^ np.uint8(0x80)) >> np.uint8(4)
-    low, exponent_bits = _EXPONENTS[kind]
+    low, exponent_bits = FLOAT_FIELDS[kind]
     field = (old >> old.dtype.type(low)) & old.dtype.type((1 << exponent_bits) - 1)
     return field.astype(np.uint8)
 
 
 def mantissa_bits(kind: ElementKind) -> int:
     """Return how many bits of a float lie below its exponent; integers have half of their own."""
-    return _EXPONENTS[kind][0] if kind.is_float else 4 * kind.width
+    return FLOAT_FIELDS[kind].mantissa_bits if kind.is_float else 4 * kind.width
 
 
 def steps_between(old: Patterns, new: Patterns, kind: ElementKind) -> Patterns:

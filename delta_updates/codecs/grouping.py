@@ -15,6 +15,8 @@ _CLASS_UNITS = 512 << UNIT_BITS
 _MAX_CLASSES = 255
 # What a group costs: some classes.
 _GROUP_UNITS = 4 * _CLASS_UNITS
+# Where fewer symbols than one in so many are not zero, those are counted by themselves.
+_SPARSE_SHARE = 4
 
 
 def merge_neighbours(rows: Counts) -> list[tuple[int, Counts]]:
@@ -69,9 +71,29 @@ def _loss(left: Counts, right: Counts) -> int:
 def count_pairs(symbols: NDArray[np.uint8], contexts: NDArray[np.uint8] | NDArray[np.uint16]) -> Counts:
     """Return how often each symbol appears in each context, shape (highest context + 1, highest symbol + 1)."""
     width, height = int(symbols.max(initial=0)) + 1, int(contexts.max(initial=0)) + 1
-    # Counting looks at 16-bit numbers twice as fast as at pairs of indices.
-    if contexts.itemsize == 1:
-        short = contexts.astype(np.uint16) << np.uint16(8) | symbols
-        return np.bincount(short, minlength=height << 8).reshape(-1, 256)[:height, :width].astype(np.int64)
+    if contexts.dtype == np.uint8:
+        return _count_short_pairs(symbols, contexts.astype(np.uint8, copy=False))[:height, :width]
     pairs = contexts.astype(np.int64) * width + symbols
     return np.bincount(pairs, minlength=height * width).reshape(height, width).astype(np.int64)
+
+
+def _count_short_pairs(symbols: NDArray[np.uint8], contexts: NDArray[np.uint8]) -> Counts:
+    """Return counts of shape (256, 256). Counting looks at 16-bit numbers twice as fast as at pairs of indices."""
+    nonzero = np.flatnonzero(symbols)
+    if len(nonzero) * _SPARSE_SHARE > len(symbols):
+        short = contexts.astype(np.uint16) << np.uint16(8) | symbols
+        return np.bincount(short, minlength=1 << 16).reshape(256, 256).astype(np.int64)
+    rare = contexts.take(nonzero)
+    counts = np.bincount(rare.astype(np.uint16) << np.uint16(8) | symbols.take(nonzero), minlength=1 << 16)
+    counts = counts.reshape(256, 256).astype(np.int64)
+    counts[:, 0] = _count_bytes(contexts) - counts.sum(axis=1)
+    return counts
+
+
+def _count_bytes(numbers: NDArray[np.uint8]) -> Counts:
+    """Return how often each byte appears, shape (256,): two at a time."""
+    paired, odd = numbers[: len(numbers) // 2 * 2].view(np.uint16), numbers[len(numbers) // 2 * 2 :]
+    counts = np.bincount(paired, minlength=1 << 16).reshape(256, 256)
+    result: Counts = (counts.sum(axis=0) + counts.sum(axis=1)).astype(np.int64)
+    result[odd] += 1
+    return result

@@ -21,6 +21,13 @@ LOG2_TABLE: Counts = np.rint(
 
 def log2(numbers: Counts) -> Counts:
     """Return the binary logarithm of numbers from 1 to 2^31 - 1 in units; zero becomes zero."""
+    if int(numbers.max(initial=0)) < len(_SMALL):
+        found: Counts = _SMALL.take(numbers)
+        return found
+    return _computed_log2(numbers)
+
+
+def _computed_log2(numbers: Counts) -> Counts:
     whole = np.maximum(np.frexp(numbers.astype(np.float64))[1].astype(np.int64) - 1, 0)
     fraction = (np.maximum(numbers, 1) << (_FRACTION_BITS - whole)) & ((1 << _FRACTION_BITS) - 1)
     entry, between = fraction >> _BETWEEN_BITS, fraction & ((1 << _BETWEEN_BITS) - 1)
@@ -37,3 +44,7 @@ def information(counts: Counts) -> Counts:
     total = counts.sum(axis=-1)
     result: Counts = total * log2(total) - (counts * log2(counts)).sum(axis=-1)
     return result
+
+
+# Most counts are small, and looked up.
+_SMALL: Counts = _computed_log2(np.arange(1 << 14))

@@ -33,7 +33,7 @@ _HEAD = struct.Struct("<BBBBIQII")
 
 def sealed(header: bytes, records: list[bytes]) -> bytes:
     """Return a package whose every hash is right, whatever it says."""
-    start = _PRELUDE.pack(b"\x89LMPKG\r\n", 3, len(header), hashlib.sha256(header).digest())
+    start = _PRELUDE.pack(b"\x89LMPKG\r\n", 4, len(header), hashlib.sha256(header).digest())
     return start + header + b"".join(record + hashlib.sha256(record).digest()[:16] for record in records)
 
 
@@ -239,7 +239,7 @@ def test_a_record_knows_its_length() -> None:
 
 
 def test_another_format_is_refused(bench: Bench) -> None:
-    bench.refuse(bench.good[:8] + b"\4" + bench.good[9:], match="format 4")
+    bench.refuse(bench.good[:8] + b"\5" + bench.good[9:], match="format 5")
     # An old reader would misread what only format 2 and later ones have.
     bench.refuse(bench.good[:8] + b"\1" + bench.good[9:], match="its format does not have")
 

@@ -6,6 +6,7 @@ If this fails while the rest passes, the package was changed without its documen
 import hashlib
 import json
 import struct
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ class _Bytes:
 
 
 def read_package(
-    raw: bytes, source: dict[str, bytes], version: int = 3
+    raw: bytes, source: dict[str, bytes], version: int = 4
 ) -> tuple[dict[str, bytes], set[tuple[int, int, int]]]:
     """Return the target's files by path, and which (codec, kind, layout) were met."""
     package, met = _Bytes(raw), set()
@@ -85,6 +86,8 @@ def _read_record(package: _Bytes, source: bytes) -> tuple[bytes, tuple[int, int,
     assert len(plain) == plain_length
     if codec == 3:
         made = _edit(_Bytes(plain), old)
+    elif codec == 4:
+        made = _low_rank(_Bytes(plain), old, kind)
     elif layout == 0:
         made = plain
     else:
@@ -152,7 +155,10 @@ def _classes(stream: _Bytes, count: int, width: int, exponents: list[int]) -> li
     elements, groups = stream.numbers(f"{sections}I"), stream.take(sections)
     assert sum(elements) == (count if sections else 0)
     group_of = [group for group, many in zip(groups, elements, strict=True) for _ in range(many)] or [0] * count
-    contexts = [256 * group + exponent for group, exponent in zip(group_of, exponents, strict=True)]
+    return _from_classes(stream, width, [256 * group + one for group, one in zip(group_of, exponents, strict=True)])
+
+
+def _from_classes(stream: _Bytes, width: int, contexts: list[int]) -> list[int]:
     (number,) = stream.numbers("B")
     table = [stream.numbers("HBI") for _ in range(number)]
     firsts = [first for first, _, _ in table]
@@ -181,7 +187,7 @@ def _classes(stream: _Bytes, count: int, width: int, exponents: list[int]) -> li
         digits[j] = [d + stream.take(1)[0] if radix and d == radix - 1 else d for d in digits[j]]
     narrow = [j for j in range(number) if j not in wide]
     symbols = [digit + (j in sparse) for j in narrow for digit in digits[j]]
-    values = [0] * count
+    values = [0] * len(contexts)
     for i, value in zip((i for j in narrow for i in places[j]), _leading(stream, symbols, width, 8), strict=True):
         values[i] = value
     tops = [(i, digit) for j in wide for i, digit in zip(places[j], digits[j], strict=True)]
@@ -225,6 +231,57 @@ def _moved(old: int, integer: int, kind: int) -> int:
     return ordered - top if ordered >= top else 2 * top - 1 - ordered
 
 
+def _low_rank(stream: _Bytes, old: bytes, kind: int) -> bytes:
+    width, (m, size) = _WIDTH[kind], _EXPONENT[kind]
+    bias, (wide_m, wide_bias, form) = 2 ** (size - 1) - 1, (52, 1023, "<d") if kind == 3 else (23, 127, "<f")
+    n = len(old) // width
+    rank, shift, columns = stream.numbers("HhI")
+    rows, drop, sign = n // columns, wide_m - m, 1 << (8 * width - 1)
+    assert 1 <= rank <= 64
+    assert rows * columns == n
+    codes = _leading(stream, list(stream.take(rank * (rows + columns))), 32, 8)
+    numbers = [-(code + 1) // 2 if code % 2 else code // 2 for code in codes]
+    left = [numbers[r * rows : (r + 1) * rows] for r in range(rank)]
+    right = [numbers[rank * rows + r * columns :][:columns] for r in range(rank)]
+
+    def rounded_to_format(exact: Fraction) -> float:
+        # A Fraction becomes the nearest binary64; a binary32 sum of two is rounded twice, which 53 bits make harmless.
+        return struct.unpack(form, struct.pack(form, float(exact)))[0]
+
+    predicted, contexts, above = [], [], []
+    for at in range(n):
+        pattern = int.from_bytes(old[at * width : (at + 1) * width], "little")
+        exponent, mantissa = pattern >> m & (2**size - 1), pattern % 2**m
+        if exponent == 2**size - 1:
+            predicted, contexts, above = [*predicted, pattern], [*contexts, 0], [*above, False]
+            continue
+        product = sum(left[r][at // columns] * right[r][at % columns] for r in range(rank))
+        change = rounded_to_format(Fraction(product) * Fraction(2) ** -shift)
+        value = Fraction(mantissa + (2**m if exponent else 0)) * Fraction(2) ** (max(exponent, 1) - bias - m)
+        value = Fraction(0) if kind != 1 and not exponent else value
+        total = rounded_to_format((-value if pattern & sign else value) + Fraction(change))
+        raw = int.from_bytes(struct.pack(form, total), "little")
+        negative, u = raw >> (8 * struct.calcsize(form) - 1), raw % (1 << (8 * struct.calcsize(form) - 1))
+        counted = (u + 2 ** (drop - 1)) // 2**drop - (wide_bias - bias) * 2**m
+        g = u % 2**drop >> (drop - 13)
+        near = min(max(11 - (2**12 - g if g < 2**12 else g - 2**12 + 1).bit_length() + 1, 0), 7)
+        context = 4 * min(max(counted // 2**m - bias + 28 - near, 0), 31) + near // 2
+        is_above = (g < 2**12) != bool(negative)
+        result = counted + negative * sign
+        if counted < 2**m:
+            result, context, is_above = negative * sign, 0, False
+        if counted >= (2**size - 1) * 2**m:
+            result, context, is_above = pattern, 0, False
+        predicted, contexts, above = [*predicted, result], [*contexts, context], [*above, is_above]
+    made = b""
+    for guess, integer, is_above in zip(predicted, _from_classes(stream, 8 * width, contexts), above, strict=True):
+        step = -(integer + 1) // 2 if integer % 2 else integer // 2
+        step = -step if is_above else step
+        made += _moved(guess, 2 * step if step >= 0 else -2 * step - 1, kind).to_bytes(width, "little")
+    assert stream.at == len(stream.raw)
+    return made
+
+
 def _edit(plain: _Bytes, source: bytes) -> bytes:
     (count,) = plain.numbers("I")
     edits = [plain.numbers("qqq") for _ in range(count)]
@@ -263,6 +320,15 @@ def all_kinds() -> Versions:
         for tensors, values in ((source, old), (target, moved)):
             cast = (values.view("<u4") >> 16).astype("<u2") if dtype == "BF16" else values.astype(form)
             tensors[f"zeros.{dtype}"] = safetensors_file({"w": (dtype, cast)})
+    for dtype, form in (("F16", "<f2"), ("F32", "<f4"), ("BF16", "<u2")):
+        # An adapter that was merged, into some weights that are very small, infinite or no numbers as well.
+        old = draw.normal(0, 0.02, (80, 72)).astype("<f4")
+        old[:, :3] *= np.array([1e-4, 1e-38, 0], "<f4")
+        moved = old + (draw.normal(0, 0.02, (80, 2)) @ draw.normal(0, 0.1, (2, 72))).astype("<f4")
+        moved[3:6, 7] = old[3:6, 7] = [np.inf, -np.inf, np.nan]
+        for tensors, values in ((source, old), (target, moved)):
+            cast = (values.view("<u4") >> 16).astype("<u2") if dtype == "BF16" else values.astype(form)
+            tensors[f"merged.{dtype}"] = safetensors_file({"w": (dtype, cast)})
     for dtype in ("I8", "U8", "F8_E4M3", "F8_E5M2"):
         old, shares = draw.integers(0, 256, 3000), {"some": 0.05, "most": 0.6}
         for label, share in shares.items():
@@ -282,7 +348,8 @@ def test_the_document_is_enough_to_read_a_delta(all_kinds: Versions, tmp_path: P
     files, met = read_package((tmp_path / "package").read_bytes(), source)
 
     assert files == target
-    assert {codec for codec, _, _ in met} == {0, 1, 2, 3}
+    assert {codec for codec, _, _ in met} == {0, 1, 2, 3, 4}
+    assert {kind for codec, kind, _ in met if codec == 4} == {1, 2, 3}
     assert {kind for codec, kind, _ in met if codec == 2} == {1, 2, 3, 7, 8, 9, 10}
     assert {layout for codec, _, layout in met if codec == 2} == {4}
     assert sorted(WIDE_SEEN) == [16, 32]
@@ -300,7 +367,7 @@ def test_the_document_is_enough_to_read_a_full_package(all_kinds: Versions, tmp_
     assert {1, 2, 3, 6} <= {kind for _, kind, layout in met if layout == 2}
 
 
-@pytest.mark.parametrize(("version", "layouts"), [(1, {1, 3}), (2, {4})])
+@pytest.mark.parametrize(("version", "layouts"), [(1, {1, 3}), (2, {4}), (3, {4})])
 def test_a_package_of_an_old_format_stays_readable(tmp_path: Path, version: int, layouts: set[int]) -> None:
     source, target = old_formats.versions()
     package = old_formats.PACKAGES[version]
