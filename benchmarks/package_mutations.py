@@ -17,6 +17,7 @@ import zstandard
 _PRELUDE = struct.Struct("<8sII32s")
 _HEAD = struct.Struct("<BBBBIQII")
 _PART = struct.Struct("<QQ")
+_FACTORS = struct.Struct("<HhI")
 _DIGEST_BYTES = 16
 _MAGIC = b"\x89LMPKG\r\n"
 _NUMBERS = (0, 1, 2, 3, 7, 8, 15, 16, 127, 128, 255, 256, 4095, 4096, 65535, 65536, 1 << 20, 1 << 21, 4 << 20)
@@ -48,6 +49,7 @@ _PATHS += (
 )
 _WIDTHS = {0: 1, 1: 2, 2: 2, 3: 4, 4: 2, 5: 4, 6: 8, 7: 1, 8: 1, 9: 1, 10: 1}
 _LEADING = 3
+_LOW_RANK = 4
 _MOST_MADE = 1 << 14
 _MOST_UNPACKED = 1 << 20
 _SCALARS = (None, True, False, -1, 1.5, "", "x", "0" * 64, "f" * 64, "F" * 64, [], {}, 10**30)
@@ -86,7 +88,7 @@ class RawPackage:
 
     header: Any
     records: list[RawRecord] = field(default_factory=list)
-    format: int = 3
+    format: int = 4
 
     @classmethod
     def parsed(cls, raw: bytes) -> "RawPackage":
@@ -241,7 +243,7 @@ def _change_field(package: RawPackage, draw: random.Random) -> None:
         return
     match draw.randrange(9):
         case 0:
-            record.codec = draw.choice((0, 1, 2, 3, 4, 255))
+            record.codec = draw.choice((0, 1, 2, 3, 4, 5, 255))
         case 1:
             record.kind = draw.randrange(12)
         case 2:
@@ -377,6 +379,33 @@ def _change_layout(package: RawPackage, draw: random.Random) -> None:
     record.frame, record.plain_length = zstandard.ZstdCompressor(level=1).compress(plain), len(plain)
 
 
+def _change_factors(package: RawPackage, draw: random.Random) -> None:
+    """Say another rank, shift or number of columns, with as many factors as that takes, or claim that there are any."""
+    records = [one for one in package.records if one.codec == _LOW_RANK] or package.records
+    record = draw.choice(records) if records else None
+    plain = _unpacked(record.frame) if record else None
+    if record is None or plain is None or len(plain) < _FACTORS.size:
+        return
+    rank, shift, columns = _FACTORS.unpack_from(plain)
+    match draw.randrange(4):
+        case 0:
+            rank = draw.choice((0, 1, 2, 8, 64, 65, (1 << 16) - 1))
+        case 1:
+            shift = draw.choice((-32768, -91, -90, 0, 90, 91, 32767))
+        case 2:
+            columns = draw.choice((*(1 << bits for bits in range(14)), draw.choice(_NUMBERS) % (1 << 32)))
+        case _:
+            record.codec = _LOW_RANK
+    count = record.length // _WIDTHS.get(record.kind, 1)
+    factors = rank * (count // columns + columns) if columns else 0
+    # Symbols of small numbers, or of any; what they leave out is missing or comes from the classes.
+    symbols = bytes(draw.choice((draw.randrange(16), draw.randrange(256))) for _ in range(min(factors, _MOST_MADE)))
+    plain[: _FACTORS.size] = _FACTORS.pack(rank, shift, columns)
+    if draw.randrange(2):
+        plain[_FACTORS.size : _FACTORS.size + len(symbols)] = symbols
+    record.frame, record.plain_length = zstandard.ZstdCompressor(level=1).compress(bytes(plain)), len(plain)
+
+
 def _move_records(package: RawPackage, draw: random.Random) -> None:
     records = package.records
     if not records:
@@ -398,7 +427,7 @@ def _move_records(package: RawPackage, draw: random.Random) -> None:
                 halves = ((first, offset), (length - first, offset + first))
                 records[at : at + 1] = [replace(whole, length=size, parts=[(start, size)]) for size, start in halves]
         case _:
-            package.format = draw.choice((0, 1, 2, 2, 3, 4, (1 << 32) - 1))
+            package.format = draw.choice((0, 1, 2, 3, 3, 4, 5, (1 << 32) - 1))
 
 
 _MUTATIONS: tuple[Callable[[RawPackage, random.Random], None], ...] = (
@@ -411,5 +440,6 @@ _MUTATIONS: tuple[Callable[[RawPackage, random.Random], None], ...] = (
     _change_plain,
     _change_plain,
     _change_layout,
+    _change_factors,
     _move_records,
 )

@@ -13,6 +13,9 @@ def tiny_versions() -> tuple[dict[str, bytes], dict[str, bytes]]:
     moved = base * (1 + draw.normal(0, 0.02, base.shape))
     sparse = np.where(draw.integers(0, 10, base.shape) == 0, base * 1.01, base)
     codes = draw.integers(0, 255, 300)
+    # An adapter was merged into it; smaller matrices have no codec of their own.
+    weights = draw.normal(0, 0.05, (64, 64)).astype("<f2")
+    merged = weights + draw.normal(0, 0.01, (64, 1)) * draw.normal(0, 0.2, (1, 64))
     old: list[tuple[str, str, Any]] = [
         ("a", "F16", base.astype("<f2")),
         ("b", "F32", base.astype("<f4")),
@@ -23,8 +26,20 @@ def tiny_versions() -> tuple[dict[str, bytes], dict[str, bytes]]:
         ("g", "F8_E4M3", codes.astype("u1")),
         ("h", "F16", base.astype("<f2")),
         ("i", "F32", base.astype("<f4")),
+        ("j", "F16", weights),
     ]
-    changes = (moved, moved, moved, (codes + 1) % 256, codes ^ (codes % 7 == 0), codes[:20] + 1, codes, base, sparse)
+    changes = (
+        moved,
+        moved,
+        moved,
+        (codes + 1) % 256,
+        codes ^ (codes % 7 == 0),
+        codes[:20] + 1,
+        codes,
+        base,
+        sparse,
+        merged,
+    )
     new = [(name, dtype, _cast(dtype, values)) for (name, dtype, _), values in zip(old, changes, strict=True)]
     # Two change places, and one is new: an in-place apply must not overwrite what it needs.
     new[7], new[0] = ("h", "F16", new[0][2]), ("a", "F16", old[7][2])

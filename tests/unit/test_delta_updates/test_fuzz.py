@@ -30,7 +30,7 @@ def test_mutated_packages_never_do_harm(fuzz: dict[str, Any]) -> None:
     assert report.slowest_s < 5
     # They get past every hash but the last, and some are harmless.
     for way in ("beside", "in place"):
-        assert report.outcomes[f"{way}: applied"] > 50
+        assert report.outcomes[f"{way}: applied"] > 30
         assert report.outcomes[f"{way}: IntegrityError"] > 50
         assert report.outcomes[f"{way}: PackageFormatError"] > 200
 
