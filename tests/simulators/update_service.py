@@ -75,6 +75,7 @@ class FakeUpdateService:
         self.model = model
         self.published: dict[int, Published] = {}
         self.reports: list[OutcomeReport] = []
+        self.report_bodies: list[bytes] = []
         self.queries: list[UpdateQuery] = []
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.faults: list[Fault] = []
@@ -227,6 +228,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_offer(self.service.answer(UpdateQuery.model_validate_json(body)))
         elif self.path == "/v1/updates/report":
             if self.service.report_status == 204:
+                self.service.report_bodies.append(body)
                 self.service.reports.append(OutcomeReport.model_validate_json(body))
             self._send(self.service.report_status, b"")
         else:
