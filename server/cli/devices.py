@@ -12,7 +12,7 @@ from server.cli.console import Service, console, open_service, show_json, show_t
 from server.config import load_settings
 from server.errors import ConfigurationError
 
-app = typer.Typer(no_args_is_help=True, help="Devices: invite, list, revoke.")
+app = typer.Typer(no_args_is_help=True, help="Devices: invite, list, revoke; which version each gets, and why.")
 
 
 @app.command()

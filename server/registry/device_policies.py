@@ -18,13 +18,19 @@ from server.registry.transactions import Transactions
 from server.rollouts import STABLE, Release
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from sqlalchemy.orm import Session
 
     from server.rollouts import DeviceFacts
 
-_FIELDS: Final = frozenset({"channel", "group", "tags", "is_opted_out", "forced_version"})
+_COLUMNS: Final = {
+    "channel": "channel",
+    "group": "group_name",
+    "is_opted_out": "is_opted_out",
+    "forced_version": "forced_version",
+}
+_FIELDS: Final = {*_COLUMNS, "tags", "add_tags", "remove_tags"}
 
 
 class PolicyTransactions(Transactions):
@@ -41,7 +47,9 @@ class PolicyTransactions(Transactions):
             return _policy(device_id, session.get(DevicePolicyRow, device_id))
 
     def set_device_policy(self, device_id: str, **changes: object) -> DevicePolicyRecord:
-        """Change what is named: ``channel``, ``group``, ``tags``, ``is_opted_out`` or ``forced_version``.
+        """Change what is named: ``channel``, ``group``, ``is_opted_out``, ``forced_version``, and tags.
+
+        ``tags`` replaces all of them, ``add_tags`` and ``remove_tags`` leave the others alone.
 
         Raises:
             NotFoundError: There is no such device.
@@ -57,11 +65,9 @@ class PolicyTransactions(Transactions):
             if row is None:
                 row = DevicePolicyRow(device_id=device_id, channel=STABLE, group_name=None, tags=[], is_opted_out=False)
                 session.add(row)
-            for name, value in changes.items():
-                if name == "tags":
-                    row.tags = sorted(set(cast("Iterable[str]", value)))
-                else:
-                    setattr(row, {"group": "group_name"}.get(name, name), cast("Any", value))
+            for name in _COLUMNS.keys() & changes.keys():
+                setattr(row, _COLUMNS[name], cast("Any", changes[name]))
+            row.tags = _tags(row.tags, cast("Mapping[str, Iterable[str]]", changes))
             session.flush()
             return _policy(device_id, row)
 
@@ -87,6 +93,11 @@ class PolicyTransactions(Transactions):
                 rollouts=tuple(rollout_of(row) for row in rows),
                 due=tuple(row.rollout_id for row in rows if is_due(row, self._now())),
             )
+
+
+def _tags(known: Iterable[str], changes: Mapping[str, Iterable[str]]) -> list[str]:
+    kept = set(changes.get("tags", known)) - set(changes.get("remove_tags", ()))
+    return sorted(kept | set(changes.get("add_tags", ())))
 
 
 def _rollouts(session: Session, model: str, facts: DeviceFacts, *, is_full: bool) -> list[RolloutRow]:

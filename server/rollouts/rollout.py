@@ -1,15 +1,11 @@
 """A rollout as it stands: which version, how far it has come, and why."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from datetime import datetime
+from typing import Literal
 
-if TYPE_CHECKING:
-    from datetime import datetime
-
-    from server.rollouts.plan import RolloutPlan
+from server.rollouts.plan import RolloutPlan
 
 RolloutState = Literal["draft", "running", "paused", "halted", "finished"]
 _BITS = 48  # exact in a float
