@@ -47,6 +47,10 @@ def release(
     service = open_service()
     run = service.registry.run(run_id)
     known = [v for v in service.registry.versions(run.model) if v.run_id == run_id and v.state != "rejected"]
+    if known and known[0].state == "released" and launch != AT_ONCE:
+        raise PublishingError(
+            f"v{known[0].number} of {run.model!r} is released already. Roll it out further: `lamella rollout create`."
+        )
     if known:
         # An earlier attempt was cut off after the gate, or there is nothing left to do: publishing knows.
         publish_version(service, known[0], gate=None, launch=launch)

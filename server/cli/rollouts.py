@@ -35,7 +35,7 @@ Version = Annotated[int, typer.Option(help="Number of the version.", min=1)]
 
 
 @app.command()
-def create(  # noqa: PLR0913 - an option each
+def create(
     model: Model,
     version: Version,
     rollout: Phases = None,

@@ -83,12 +83,12 @@ class PolicyTransactions(Transactions):
             NotFoundError: There is no such device.
         """
         with self._read() as session:
-            device = _device(session, device_id)
-            facts = facts_of(device, session.get(DevicePolicyRow, device_id), installed_version=installed_version)
+            device, policy = _device_and_policy(session, device_id)
+            facts = facts_of(device, policy, installed_version=installed_version)
             rows = _rollouts(session, device.model, facts, is_full=is_full)
             numbers = {row.version for row in rows} | {installed_version, facts.forced_version}
             return DeviceCase(
-                facts=_with_reverted(session, device, facts),
+                facts=_with_reverted(session, device, facts) if _is_behind(facts, numbers) else facts,
                 releases=_releases(session, device.model, {number for number in numbers if number}),
                 rollouts=tuple(rollout_of(row) for row in rows),
                 due=tuple(row.rollout_id for row in rows if is_due(row, self._now())),
@@ -131,6 +131,10 @@ def _releases(session: Session, model: str, numbers: set[int]) -> dict[int, Rele
     return {number: Release(number=number, state=cast("Any", state), reason=reason) for number, state, reason in rows}
 
 
+def _is_behind(facts: DeviceFacts, numbers: set[int | None]) -> bool:
+    return max((number or 0 for number in numbers), default=0) > (facts.installed_version or 0)
+
+
 def _with_reverted(session: Session, device: DeviceRow, facts: DeviceFacts) -> DeviceFacts:
     numbers = session.scalars(
         select(OfferRow.version)
@@ -150,6 +154,18 @@ def _device(session: Session, device_id: str) -> DeviceRow:
     if row is None:
         raise NotFoundError(f"There is no device {device_id!r}. `lamella devices list` lists what there is.")
     return row
+
+
+def _device_and_policy(session: Session, device_id: str) -> tuple[DeviceRow, DevicePolicyRow | None]:
+    found = session.execute(
+        select(DeviceRow, DevicePolicyRow)
+        .outerjoin(DevicePolicyRow, DevicePolicyRow.device_id == DeviceRow.device_id)
+        .where(DeviceRow.device_id == device_id)
+    ).one_or_none()
+    if found is None:
+        return _device(session, device_id), None
+    device, policy = found
+    return device, policy
 
 
 def _require_forceable(session: Session, device: DeviceRow, number: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
-from sqlalchemy import and_, or_, select, update
+from sqlalchemy import or_, select, update
 
 from server.errors import ConflictError, NotFoundError
 from server.registry.rollout_tables import ChannelMoveRow, DevicePolicyRow, RolloutChangeRow, RolloutRow
@@ -178,8 +178,8 @@ def devices_meant(session: Session, rollout: Rollout) -> Iterator[str]:
         )
     )
     if rollout.plan.channel != STABLE:
-        query = query.where(and_(DevicePolicyRow.channel == rollout.plan.channel))
-    for device, policy in session.execute(query.execution_options(yield_per=2000)).tuples():
+        query = query.where(DevicePolicyRow.channel == rollout.plan.channel)
+    for device, policy in session.execute(query.execution_options(yield_per=2000)):
         if is_meant_for(rollout, facts_of(device, policy, installed_version=device.installed_version)):
             yield device.device_id
 

@@ -58,4 +58,4 @@ class Rollout:
 def position_of(rollout_id: int, device_id: str) -> float:
     """A device's place in the queue of a rollout, in [0, 100); another one in each rollout, always the same in one."""
     digest = hashlib.sha256(f"rollout {rollout_id} device {device_id}".encode()).digest()
-    return int.from_bytes(digest[: _BITS // 8]) / 2**_BITS * 100
+    return int.from_bytes(digest[: _BITS // 8]) / (1 << _BITS) * 100
