@@ -55,7 +55,7 @@ POLICY: Final = {
     "group": "pilot",
     "tags": ["kitchen"],
     "is_opted_out": False,
-    "forced_version": None,
+    "forced_version": 4,
 }
 EXPLANATION: Final = {
     "device": DEVICE,

@@ -54,7 +54,9 @@ def create(
     min_tokens_per_second: Annotated[float | None, typer.Option(help="Halt when devices' mean is below this.")] = None,
     max_memory_mb: Annotated[float | None, typer.Option(help="Halt when devices' mean memory is above this.")] = None,
     is_manual: Annotated[bool, typer.Option("--manual", help="Go on only by `lamella rollout advance`.")] = False,
-    not_before: Annotated[datetime | None, typer.Option(help="Move no device before this time (UTC).")] = None,
+    not_before: Annotated[
+        datetime | None, typer.Option(metavar="TIME", help="Move no device before this time (UTC).")
+    ] = None,
     window: Annotated[
         str | None, typer.Option(help="Move devices only in this time of day (UTC): 22:00-04:00.")
     ] = None,

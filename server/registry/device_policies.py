@@ -152,7 +152,7 @@ def _with_reverted(session: Session, device: DeviceRow, facts: DeviceFacts) -> D
 def _device(session: Session, device_id: str) -> DeviceRow:
     row = session.get(DeviceRow, device_id)
     if row is None:
-        raise NotFoundError(f"There is no device {device_id!r}. `lamella devices list` lists what there is.")
+        raise NotFoundError(f"There is no device {device_id!r}. `lamella devices list` shows what there is.")
     return row
 
 

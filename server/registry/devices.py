@@ -251,7 +251,7 @@ def _sha256(secret: str) -> str:
 def _row(session: Session, device_id: str) -> DeviceRow:
     row = session.get(DeviceRow, device_id)
     if row is None:
-        raise NotFoundError(f"There is no device {device_id!r}. `lamella devices` lists what there is.")
+        raise NotFoundError(f"There is no device {device_id!r}. `lamella devices list` shows what there is.")
     return row
 
 
