@@ -134,12 +134,13 @@ class Quality(_Message):
     """What a device measured with a new version, sent when its owner agreed; each value may be left away.
 
     Attributes:
-        loss: mean per token on the device's own text, in nats, with noise that the device added.
+        loss_increase: nats per token by which the loss on the device's own text rose over the version before, with
+            noise that the device added.
         tokens_per_second: of generation.
         memory_bytes: largest resident set of the process that answers.
     """
 
-    loss: Annotated[float, Field(ge=-1e3, le=1e3, allow_inf_nan=False)] | None = None
+    loss_increase: Annotated[float, Field(ge=-1e3, le=1e3, allow_inf_nan=False)] | None = None
     tokens_per_second: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] | None = None
     memory_bytes: FileLength | None = None
 

@@ -63,14 +63,14 @@ class RolloutDetail(BaseModel):
     status_code=HTTPStatus.CREATED,
     summary="Make a rollout",
     responses={
-        201: answer("The rollout.", {**ROLLOUT, "state": "draft", "phase": 0, "phase_started_at": None}),
+        201: answer("The rollout.", {**ROLLOUT, "phase": 0, "reason": "started", "revision": 1}),
         **declare(*_BODY_REFUSALS),
     },
 )
 def create_rollout(
     services: ServicesDep,
     request: Annotated[
-        RolloutRequest, Body(examples=[{"model": MODEL, "version": 3, "plan": PLAN, "is_started": False}])
+        RolloutRequest, Body(examples=[{"model": MODEL, "version": 3, "plan": PLAN, "is_started": True}])
     ],
 ) -> Rollout:
     """Make a rollout of a released version; devices are moved once it is started."""

@@ -13,7 +13,7 @@ PLAN: Final = {
     "failure_threshold": 0.1,
     "min_reports": 20,
     "soak_hours": 4.0,
-    "quality": [{"metric": "loss", "limit": 2.6}],
+    "quality": [{"metric": "loss_increase", "limit": 0.05}],
     "is_automatic": True,
     "not_before": None,
     "window": "22:00-04:00",
@@ -35,7 +35,7 @@ PROGRESS: Final = {
     "rollout": ROLLOUT,
     "phase": {"offered": 31, "confirmed": 24, "reverted": 0, "failed": 1},
     "total": {"offered": 131, "confirmed": 121, "reverted": 0, "failed": 1},
-    "quality": {"loss": {"mean": 2.41, "devices": 64}},
+    "quality": {"loss_increase": {"mean": -0.012, "devices": 64, "standard_error": 0.009}},
     "remaining": 869,
     "outlook": "phase 2 (50%) soaks until 2026-03-01 16:00 UTC",
 }

@@ -32,7 +32,7 @@ _REPORT = {
     "reason": "",
     "bytes_downloaded": 1_482_113,
     "apply_seconds": 0.9,
-    "quality": {"loss": 2.31, "tokens_per_second": 14.2, "memory_bytes": 402_653_184},
+    "quality": {"loss_increase": -0.03, "tokens_per_second": 14.2, "memory_bytes": 402_653_184},
 }
 _REFUSALS = (
     HTTPStatus.BAD_REQUEST,

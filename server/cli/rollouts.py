@@ -50,9 +50,15 @@ def create(
         float | None, typer.Option(help="Share of the reports that failed or reverted at which it halts.", min=0, max=1)
     ] = None,
     min_reports: Annotated[int | None, typer.Option(help="Reports that a phase needs to go on.", min=1)] = None,
-    max_loss: Annotated[float | None, typer.Option(help="Halt when devices' mean loss is above this, in nats.")] = None,
-    min_tokens_per_second: Annotated[float | None, typer.Option(help="Halt when devices' mean is below this.")] = None,
-    max_memory_mb: Annotated[float | None, typer.Option(help="Halt when devices' mean memory is above this.")] = None,
+    max_loss_increase: Annotated[
+        float | None, typer.Option(help="Halt when devices' loss rose by more than this, in nats a token.", min=0)
+    ] = None,
+    min_tokens_per_second: Annotated[
+        float | None, typer.Option(help="Halt when devices' mean is below this.", min=0)
+    ] = None,
+    max_memory_mb: Annotated[
+        float | None, typer.Option(help="Halt when devices' mean memory is above this.", min=0)
+    ] = None,
     is_manual: Annotated[bool, typer.Option("--manual", help="Go on only by `lamella rollout advance`.")] = False,
     not_before: Annotated[
         datetime | None, typer.Option(metavar="TIME", help="Move no device before this time (UTC).")
@@ -64,7 +70,7 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Roll a released version out, e.g. one that is on a channel for testers to everybody."""
-    limits = {"loss": max_loss, "tokens_per_second": min_tokens_per_second}
+    limits = {"loss_increase": max_loss_increase, "tokens_per_second": min_tokens_per_second}
     limits["memory_bytes"] = None if max_memory_mb is None else max_memory_mb * 1e6
     quality = tuple({"metric": name, "limit": limit} for name, limit in limits.items() if limit is not None)
     launch = launch_of(

@@ -57,5 +57,6 @@ def note_outcome(session: Session, rollout_id: int, device_id: str, report: Outc
         return
     row.outcome = max(row.outcome, report.outcome.value, key=_ORDER.index)
     if report.quality is not None:
-        row.loss, row.tokens_per_second = report.quality.loss, report.quality.tokens_per_second
+        row.loss_increase = report.quality.loss_increase
+        row.tokens_per_second = report.quality.tokens_per_second
         row.memory_bytes = report.quality.memory_bytes

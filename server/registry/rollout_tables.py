@@ -59,7 +59,7 @@ class RolloutDeviceRow(Base):
     device_id: Mapped[str] = mapped_column(String(32), ForeignKey("devices.device_id"), primary_key=True)
     phase: Mapped[int]
     outcome: Mapped[str] = mapped_column(String(16))
-    loss: Mapped[float | None]
+    loss_increase: Mapped[float | None]
     tokens_per_second: Mapped[float | None]
     memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, cast, get_args
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import Double, func, or_, select, update
+from sqlalchemy import cast as sql_cast
 
 from delta_updates import Outcome
 from server.errors import ConflictError, NotFoundError
@@ -188,14 +190,26 @@ def _counts(by_outcome: Counter[str]) -> Counts:
 
 
 def _quality(session: Session, rollout: Rollout) -> dict[Metric, Measured]:
-    columns = (RolloutDeviceRow.loss, RolloutDeviceRow.tokens_per_second, RolloutDeviceRow.memory_bytes)
-    wanted = [part for column in columns for part in (func.avg(column), func.count(column))]
+    columns = (RolloutDeviceRow.loss_increase, RolloutDeviceRow.tokens_per_second, RolloutDeviceRow.memory_bytes)
+    wanted = []
+    for column in columns:
+        value = sql_cast(column, Double)  # squares of bytes do not fit an integer
+        wanted += [func.avg(value), func.avg(value * value), func.count(column)]
     values = session.execute(select(*wanted).where(RolloutDeviceRow.rollout_id == rollout.rollout_id)).one()
     return {
-        metric: Measured(mean=float(mean), devices=devices)
-        for metric, mean, devices in zip(get_args(Metric), values[::2], values[1::2], strict=True)
+        metric: Measured(mean=mean, devices=devices, standard_error=_standard_error(mean, squares, devices))
+        for metric, mean, squares, devices in zip(
+            get_args(Metric), values[::3], values[1::3], values[2::3], strict=True
+        )
         if devices
     }
+
+
+def _standard_error(mean: float, mean_of_squares: float, count: int) -> float:
+    if count < 2:  # noqa: PLR2004 - one value has no spread
+        return 0.0
+    variance = max(0.0, mean_of_squares - mean * mean) * count / (count - 1)
+    return math.sqrt(variance / count)
 
 
 def _change(row: RolloutChangeRow) -> RolloutChangeRecord:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from server.rollouts.transitions import advanced, halted
 
@@ -14,6 +13,10 @@ if TYPE_CHECKING:
 
     from server.rollouts.plan import Metric
     from server.rollouts.rollout import Rollout
+
+
+_STANDARD_ERRORS: Final = 2.0
+"""A mean crosses a limit when chance alone would put it there less than once in forty times."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +46,14 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """The mean of a metric over the devices that sent it."""
+    """The mean of a metric over the devices that sent it, and how far it may be off.
+
+    The standard error is taken from what was sent, so it knows of the noise that devices add to what is personal.
+    """
 
     mean: float
     devices: int
+    standard_error: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,11 +121,11 @@ def _what_is_bad(rollout: Rollout, health: Health) -> str | None:
         # A handful of devices says little about a mean, however few the phase has.
         if measured is None or measured.devices < min(plan.min_reports, max(health.total.offered, 1)):
             continue
-        if not math.isfinite(measured.mean) or limit.is_crossed_by(measured.mean):
+        if limit.is_crossed_by(measured.mean, margin=_STANDARD_ERRORS * measured.standard_error):
             bound = "at least" if limit.metric == "tokens_per_second" else "at most"
             return (
-                f"the mean {limit.metric} of {measured.devices} devices is {measured.mean:g}; {bound} {limit.limit:g} "
-                "was asked for"
+                f"the mean {limit.metric} of {measured.devices} devices is {measured.mean:.4g} "
+                f"(± {measured.standard_error:.2g}); {bound} {limit.limit:g} was asked for"
             )
     return None
 

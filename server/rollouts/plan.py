@@ -14,7 +14,7 @@ from server.errors import InvalidRecordError
 STABLE: Final = "stable"
 """The channel of every device that was put on no other; what is released on it reaches all channels."""
 
-Metric = Literal["loss", "tokens_per_second", "memory_bytes"]
+Metric = Literal["loss_increase", "tokens_per_second", "memory_bytes"]
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Percentage = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -38,16 +38,16 @@ Window = Annotated[
 
 
 class QualityLimit(BaseModel):
-    """A bound on the mean of what devices measured: loss and memory may not be above it, tokens/s not below."""
+    """A bound on the mean of what devices measured: increase of loss and memory not above it, tokens/s not below."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     metric: Metric
     limit: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
-    def is_crossed_by(self, mean: float) -> bool:
-        """Whether this mean is on the bad side."""
-        return mean < self.limit if self.metric == "tokens_per_second" else mean > self.limit
+    def is_crossed_by(self, mean: float, *, margin: float) -> bool:
+        """Whether a mean is on the bad side, also when it is off by the margin."""
+        return mean + margin < self.limit if self.metric == "tokens_per_second" else mean - margin > self.limit
 
 
 class RolloutPlan(BaseModel):

@@ -59,7 +59,7 @@ def test_what_a_device_sends_has_no_words_that_protocol_1_lacks(ours: type, thei
 
 
 def test_a_report_has_the_words_of_the_service_that_it_goes_to() -> None:
-    report = OutcomeReport(offer_id="o-1", version=2, outcome=Outcome.CONFIRMED, quality=Quality(loss=2.5))
+    report = OutcomeReport(offer_id="o-1", version=2, outcome=Outcome.CONFIRMED, quality=Quality(loss_increase=0.25))
     for protocol in (1, 2):
         old = report.in_protocol(protocol)
         protocol_1.OutcomeReport.model_validate(old)

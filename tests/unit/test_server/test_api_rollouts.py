@@ -76,7 +76,9 @@ def test_a_rollout_from_draft_to_finished(staged: Service) -> None:
     assert {offer["version"] for offer in first} == {4}
     for device, answer in zip(devices, answers, strict=True):
         if answer.status_code == 200:
-            report(staged, device, answer.json(), "confirmed", quality={"loss": 2.25, "tokens_per_second": 12.5})
+            report(
+                staged, device, answer.json(), "confirmed", quality={"loss_increase": 0.25, "tokens_per_second": 12.5}
+            )
     detail = call(staged, "GET", path)
     assert detail["progress"]["total"] == {
         "offered": len(first),
@@ -84,7 +86,11 @@ def test_a_rollout_from_draft_to_finished(staged: Service) -> None:
         "reverted": 0,
         "failed": 0,
     }
-    assert detail["progress"]["quality"]["loss"] == {"mean": 2.25, "devices": len(first)}
+    assert detail["progress"]["quality"]["loss_increase"] == {
+        "mean": 0.25,
+        "devices": len(first),
+        "standard_error": 0.0,
+    }
     while detail["progress"]["rollout"]["state"] == "running":
         seen = detail["progress"]["rollout"]["revision"]
         call(staged, "POST", f"{path}/advance", {"revision": seen, "reason": "looks good"})

@@ -54,11 +54,21 @@ def enrol(registry: Registry, *, has: int) -> str:
 
 def test_a_rollout_is_made_watched_and_stopped(registry: Registry) -> None:
     told = run(
-        "rollout", "create", *BETA, "--rollout", "10%,50%", "--group", "pilot", "--soak", "4", "--max-loss", "2.5"
+        "rollout",
+        "create",
+        *BETA,
+        "--rollout",
+        "10%,50%",
+        "--group",
+        "pilot",
+        "--soak",
+        "4",
+        "--max-loss-increase",
+        "0.05",
     )
     assert told == f"Rollout 4, {MODEL} v3 for channel beta group pilot, phase 1 of 3 (10%), running: started"
     plan = registry.rollout(4).plan
-    assert (plan.phases, plan.soak_hours, plan.quality[0].limit) == ((10, 50, 100), 4, 2.5)
+    assert (plan.phases, plan.soak_hours, plan.quality[0].limit) == ((10, 50, 100), 4, 0.05)
     assert "soaks until" in run("rollout", "show", 4)
     assert "phase 2 of 3 (50%)" in run("rollout", "advance", 4, "--reason", "looks good")
     assert "paused" in run("rollout", "pause", 4)

@@ -133,17 +133,18 @@ def test_a_failed_download_that_worked_at_last_is_a_success(fleet: Registry, clo
 
 
 def test_what_devices_measured_can_halt(fleet: Registry, clock: Clock) -> None:
-    limit = ({"metric": "loss", "limit": 2.5},)
+    limit = ({"metric": "loss_increase", "limit": 0.05},)
     rollout = add_release(fleet, 2, state="running", **STAGED, quality=limit)
-    for loss in (2.0, 2.2, 3.9, 4.1):
+    for increase in (0.3, 0.4, 0.5, 0.6):
         device_id = next(d for d in ids(fleet) if offered(fleet, clock, d)[0])
-        update(fleet, clock, device_id, quality=Quality(loss=loss, memory_bytes=5_000_000_000))
+        update(fleet, clock, device_id, quality=Quality(loss_increase=increase, memory_bytes=5_000_000_000))
     progress = fleet.rollout_progress(rollout.rollout_id)
-    assert progress.quality["loss"].mean == pytest.approx(3.05)
+    assert progress.quality["loss_increase"].mean == pytest.approx(0.45)
+    assert progress.quality["loss_increase"].standard_error == pytest.approx(0.0645, abs=1e-4)
     assert (progress.quality["memory_bytes"].mean, progress.quality["memory_bytes"].devices) == (5e9, 4)
     clock.advance(minutes=1)
     assert offered(fleet, clock, ids(fleet)[0])[0] is None
-    assert "mean loss of 4 devices is 3.05" in fleet.rollout(rollout.rollout_id).reason
+    assert "mean loss_increase of 4 devices is 0.45 (± 0.065); at most 0.05" in fleet.rollout(rollout.rollout_id).reason
 
 
 def test_of_many_who_advance_what_they_saw_one_does(fleet: Registry) -> None:

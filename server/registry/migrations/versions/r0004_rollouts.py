@@ -113,7 +113,7 @@ def _create_devices() -> None:
         sa.Column("device_id", sa.String(length=32), nullable=False),
         sa.Column("phase", sa.Integer(), nullable=False),
         sa.Column("outcome", sa.String(length=16), nullable=False),
-        sa.Column("loss", sa.Double(), nullable=True),
+        sa.Column("loss_increase", sa.Double(), nullable=True),
         sa.Column("tokens_per_second", sa.Double(), nullable=True),
         sa.Column("memory_bytes", sa.BigInteger(), nullable=True),
         sa.ForeignKeyConstraint(
