@@ -169,6 +169,7 @@ class _Publication:
         self.metadata.add_release(
             manifest=_manifest_target(self.record, length=len(manifest), sha256=manifest_digest),
             packages=[_package_target(package, self.record) for package in built],
+            offered=self.registry.versions_offered(model),
         )
         self.on_step("release", steps - 1, steps)
         self.registry.mark_released(model, number, launch=self.launch)

@@ -8,7 +8,7 @@ from sqlalchemy import select
 
 from server.errors import ConflictError, NotFoundError
 from server.registry.records import ChannelMoveRecord
-from server.registry.rollout_rows import halt_open_rollouts, move_channel, rollout_of
+from server.registry.rollout_rows import OPEN, channels_of, halt_open_rollouts, move_channel, rollout_of
 from server.registry.rollout_tables import ChannelMoveRow, RolloutRow
 from server.registry.tables import ModelRow, VersionRow
 from server.registry.transactions import Transactions, lock_model
@@ -49,6 +49,20 @@ class ChannelTransactions(Transactions):
                 raise NotFoundError(f"There is no model {model!r}. Import a base first: `lamella base import`.")
             return tuple(_move(row) for row in session.scalars(query))
 
+    def versions_offered(self, model: str) -> frozenset[int]:
+        """Versions that a device may still be offered: by a channel, by a rollout that is not over, or to a group."""
+        with self._read() as session:
+            pointed_at = {version for version in channels_of(session, model).values() if version is not None}
+            rows = session.scalars(
+                select(RolloutRow).where(
+                    RolloutRow.model == model,
+                    RolloutRow.state.in_((*OPEN, "finished")),
+                    RolloutRow.version > min(pointed_at, default=0),
+                )
+            )
+            kept = {row.version for row in rows if row.state in OPEN or not rollout_of(row).plan.is_for_everybody}
+            return frozenset(pointed_at | kept)
+
     def withdraw(self, model: str, number: int, *, reason: str) -> None:
         """Offer a release no more: its rollouts halt, and channels go back to the newest release that is left.
 
@@ -73,21 +87,10 @@ class ChannelTransactions(Transactions):
             now, why = self._now(), f"v{number} was withdrawn: {reason}"
             mine = select(RolloutRow).where(RolloutRow.model == model, RolloutRow.version == number)
             halt_open_rollouts(session, mine, reason=why, now=now)
-            for channel in _channels_at(session, model, number):
-                move_channel(
-                    session, model, channel, rollout=_newest_left(session, model, channel), reason=why, now=now
-                )
-
-
-def _channels_at(session: Session, model: str, number: int) -> list[str]:
-    """The channels that point at a version now."""
-    moves = session.scalars(
-        select(ChannelMoveRow)
-        .where(ChannelMoveRow.model == model)
-        .order_by(ChannelMoveRow.channel, ChannelMoveRow.position)
-    )
-    last = {move.channel: move.version for move in moves}
-    return [channel for channel, version in last.items() if version == number]
+            for channel, version in channels_of(session, model).items():
+                if version == number:
+                    left = _newest_left(session, model, channel)
+                    move_channel(session, model, channel, rollout=left, reason=why, now=now)
 
 
 def _newest_left(session: Session, model: str, channel: str) -> Rollout | None:

@@ -132,6 +132,14 @@ def channel_pointer(session: Session, model: str, channel: str) -> ChannelMoveRo
     )
 
 
+def channels_of(session: Session, model: str) -> dict[str, int | None]:
+    """The version that each channel points at now."""
+    moves = session.scalars(
+        select(ChannelMoveRow).where(ChannelMoveRow.model == model).order_by(ChannelMoveRow.position)
+    )
+    return {move.channel: move.version for move in moves}
+
+
 def move_channel(
     session: Session, model: str, channel: str, *, rollout: Rollout | None, reason: str, now: datetime
 ) -> None:

@@ -12,8 +12,7 @@ from sqlalchemy import case, func, select, update
 from delta_updates.manifest import VersionManifest
 from server.errors import ConflictError, InvalidRecordError, NotFoundError
 from server.registry.records import GateResult, PackageRecord, TargetRecord, VersionRecord
-from server.registry.rollout_rows import launch_rollout
-from server.registry.rollout_tables import ChannelMoveRow
+from server.registry.rollout_rows import channels_of, launch_rollout
 from server.registry.tables import DeviceRow, ModelRow, PackageRow, VersionFileRow, VersionRow
 from server.registry.transactions import Transactions, ensure_model, lock_model
 from server.rollouts import AT_ONCE
@@ -121,7 +120,9 @@ class VersionTransactions(Transactions):
             .distinct()
         )
         with self._read() as session:
-            numbers = set(session.scalars(reported)) | _pointed_at(session, model)
+            numbers = set(session.scalars(reported)) | {
+                version for version in channels_of(session, model).values() if version
+            }
             latest = session.scalar(_latest_released(model))
             return tuple(sorted(numbers | ({latest.number} if latest else set())))
 
@@ -249,14 +250,6 @@ def _latest_released(model: str) -> Select[VersionRow]:
         .order_by(VersionRow.number.desc())
         .limit(1)
     )
-
-
-def _pointed_at(session: Session, model: str) -> set[int]:
-    moves = session.scalars(
-        select(ChannelMoveRow).where(ChannelMoveRow.model == model).order_by(ChannelMoveRow.position)
-    )
-    last = {move.channel: move.version for move in moves}
-    return {version for version in last.values() if version is not None}
 
 
 def _row(session: Session, model: str, number: int) -> VersionRow:

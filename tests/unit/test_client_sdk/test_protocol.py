@@ -9,6 +9,7 @@ from simulators.update_service import CREDENTIAL, TOKEN, FakeUpdateService
 from simulators.versions import write_tree
 
 from client_sdk import Device
+from client_sdk.health import HealthFacts
 from delta_updates import (
     PROTOCOL,
     PROTOCOL_HEADER,
@@ -48,6 +49,29 @@ def test_an_update_in_the_words_of_protocol_1(
         protocol_1.OutcomeReport.model_validate_json(report)
     # The device says what it speaks with every request; whoever does not know the header ignores it.
     assert {headers[PROTOCOL_HEADER] for _, _, headers in service.requests} == {str(PROTOCOL)}
+
+
+def test_quality_goes_to_a_service_that_knows_it_when_the_owner_agreed(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
+) -> None:
+    measured = HealthFacts(tokens_per_second=12.5, peak_memory_bytes=400_000_000)
+    device = open_device(test_version=lambda _tree, _manifest: measured)
+    for number, (protocol, file, told) in enumerate(
+        [
+            (None, "[reports]\nshare_speed = true\n", None),
+            (2, "[reports]\nshare_speed = true\n", None),
+            (PROTOCOL, "", None),
+            (PROTOCOL, "[reports]\nshare_speed = true\n", Quality(tokens_per_second=12.5, memory_bytes=400_000_000)),
+        ],
+        start=2,
+    ):
+        service.publish(write_tree(tmp_path / f"v{number}", adapter_seed=number), version=number)
+        service.protocol = protocol
+        (tmp_path / "home" / "device.toml").write_text(file)
+        device.update()
+        assert service.reports[-1].outcome == Outcome.CONFIRMED
+        assert service.reports[-1].quality == told
+        assert (b"quality" in service.report_bodies[-1]) is (told is not None)
 
 
 @pytest.mark.parametrize(

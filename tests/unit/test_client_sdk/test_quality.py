@@ -45,7 +45,7 @@ def test_no_two_inputs_are_told_apart_by_more_than_epsilon() -> None:
     high = [noised_increase(math.inf, epsilon=1.0) for _ in range(40_000)]
     for cut in (-1.0, -0.5, 0.0, 0.5, 1.0):
         ours, theirs = sum(value <= cut for value in low), sum(value <= cut for value in high)
-        assert ours <= math.e * theirs * 1.1
+        assert ours <= math.e * theirs * 1.2
 
 
 def test_answers_lie_on_a_grid_whatever_was_measured() -> None:

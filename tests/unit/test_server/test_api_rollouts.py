@@ -1,8 +1,13 @@
 """Rollouts over REST: what an operator does, and what devices then are offered."""
 
+from pathlib import Path
+
 import pytest
-from simulators.server_home import MODEL
+from simulators.server_home import MODEL, open_home
 from simulators.update_api import Service
+
+from server.publishing import Gate, publish, restore
+from server.rollouts import Launch, parse_plan
 
 PLAN = {"phases": [50, 100], "min_reports": 2, "soak_hours": 0, "failure_threshold": 0.5}
 
@@ -30,9 +35,6 @@ def report(api: Service, device: dict[str, str], offer: dict[str, object], outco
 @pytest.fixture
 def staged(api: Service) -> Service:
     """v4 is released as a draft: nobody gets it yet."""
-    from server.publishing import Gate, publish
-    from server.rollouts import Launch, parse_plan
-
     home = api.home
     candidate = home.candidate(4, parent=3)
     publish(
@@ -167,8 +169,6 @@ def test_a_withdrawn_release_is_offered_and_served_no_more(api: Service) -> None
 
 
 def test_the_contents_of_an_older_release_come_back_under_a_new_number(api: Service) -> None:
-    from server.publishing import publish, restore
-
     home = api.home
     device = api.enrol("kitchen")
     api.check(device, **has(api, 3))
@@ -237,3 +237,25 @@ def test_what_is_not_there_is_missing(shared_api: Service) -> None:
     ):
         body = None if method == "GET" else {}
         assert call(shared_api, method, path, body, status=404)["detail"]
+
+
+def test_what_a_channel_still_offers_stays_signed_however_many_releases_others_get(tmp_path: Path) -> None:
+    home = open_home(tmp_path, signed_versions=2)
+    home.base()
+    home.publish(1, loss=None)
+    beta = Launch(plan=parse_plan(channel="beta"))
+    for number in (2, 3, 4, 5):
+        home.candidate(number, parent=1)
+        publish(
+            home.registry,
+            home.artifacts,
+            home.metadata,
+            model=MODEL,
+            version=number,
+            gate=Gate(margin=0.1).judge(candidate_loss=2.0, parent_loss=2.0),
+            work=home.settings.work_dir,
+            launch=beta,
+        )
+    assert home.registry.versions_offered(MODEL) == {1, 5}
+    assert home.metadata.signed_versions(MODEL) == {1, 4, 5}
+    home.registry.close()
