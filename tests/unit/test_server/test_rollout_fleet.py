@@ -15,7 +15,7 @@ def test_a_good_version_reaches_everybody_phase_by_phase() -> None:
     assert (result.reverted, result.offered >= result.confirmed) == (0, True)
     shares = result.share_by_hour
     assert list(shares) == sorted(shares)
-    assert shares[1] <= 0.01 < shares[3] <= 0.1 < shares[5] <= 0.5 < shares[9]
+    assert shares[2] <= 0.01 < shares[4] <= 0.1 < shares[6] <= 0.5 < shares[8]
 
 
 @pytest.mark.parametrize("reverts", [1.0, 0.2, 0.125])
