@@ -42,10 +42,14 @@ def withdraw(
     model: Annotated[str, typer.Option(help="Name of the model in the registry.")],
     version: Annotated[int, typer.Option(help="Number of the release.", min=1)],
     reason: Annotated[str, typer.Option(help="Why; `lamella devices explain` tells it.")],
+    as_json: AsJson = False,
 ) -> None:
     """Offer a release no more: its rollouts halt, and devices on it take the next release at once."""
     registry = open_service().registry
     registry.withdraw(model, version, reason=reason)
+    if as_json:
+        print_json(registry.channels(model))
+        return
     console.print(f"{model} v{version} is withdrawn: {escape(registry.version(model, version).reason)}.")
     for move in registry.channels(model):
         console.print(f"Channel {move.channel}: {f'v{move.version}' if move.version else 'nothing'}.")

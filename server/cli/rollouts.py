@@ -183,6 +183,7 @@ def restore(
     tag: Tags = None,
     soak: SoakHours = None,
     is_draft: IsDraft = False,
+    as_json: AsJson = False,
 ) -> None:
     """Release the contents of an older version again, under a new number: versions never go down."""
     from server.cli.release import publish_version, say_who_gets_it, show_packages
@@ -194,6 +195,10 @@ def restore(
     candidate = restore_version(service.registry, model=model, version=version)
     publish_version(service, candidate, gate=candidate.gate, launch=launch)
     record = service.registry.version(model, candidate.number)
+    if as_json:
+        made = service.registry.rollouts(model=model, limit=1)[0]
+        print_json({"version": record.number, "contents_of": version, "rollout": made})
+        return
     show_packages(service, record)
     console.print(f"v{record.number} has the contents of v{version}.")
     say_who_gets_it(service, record)

@@ -192,7 +192,7 @@ class DeviceTransactions(Transactions):
         """Keep what a device reports about one of its own offers; a repeated report changes nothing.
 
         Returns:
-            The rollout that made the offer, when this report says something new about how it ended.
+            The rollout that made the offer, when it is not over and this report says something new about its end.
 
         Raises:
             NotFoundError: This device was never made such an offer.
@@ -210,14 +210,13 @@ class DeviceTransactions(Transactions):
                     session.add(_report_row(report, received_at=self._now()))
             except IntegrityError:
                 return None
-            if offer.rollout_id is not None:
-                note_outcome(session, offer.rollout_id, device_id, report)
+            is_counted = offer.rollout_id is not None and note_outcome(session, offer.rollout_id, device_id, report)
             if report.outcome is Outcome.CONFIRMED:
                 _remember_confirmed(session, offer)
             if report.outcome not in _FINAL:
                 return None
             offer.is_open = False
-            return offer.rollout_id
+            return offer.rollout_id if is_counted else None
 
     def offers(self, device_id: str, *, limit: int | None = None) -> tuple[OfferRecord, ...]:
         """What a device was offered, newest first."""

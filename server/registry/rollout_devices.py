@@ -50,13 +50,14 @@ def note_offered(session: Session, rollout_id: int, device_id: str) -> None:
         session.expire_all()  # another request of this device was quicker
 
 
-def note_outcome(session: Session, rollout_id: int, device_id: str, report: OutcomeReport) -> None:
-    """Keep how far a device came, and what it measured."""
-    row = session.get(RolloutDeviceRow, (rollout_id, device_id))
-    if row is None:
-        return
+def note_outcome(session: Session, rollout_id: int, device_id: str, report: OutcomeReport) -> bool:
+    """Keep how far a device came, and what it measured; whether the rollout may still follow from that."""
+    rollout, row = session.get(RolloutRow, rollout_id), session.get(RolloutDeviceRow, (rollout_id, device_id))
+    if rollout is None or row is None:
+        return False
     row.outcome = max(row.outcome, report.outcome.value, key=_ORDER.index)
     if report.quality is not None:
         row.loss_increase = report.quality.loss_increase
         row.tokens_per_second = report.quality.tokens_per_second
         row.memory_bytes = report.quality.memory_bytes
+    return rollout.state in {"running", "paused"}
