@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from delta_updates.offer import MAX_CHAIN
@@ -17,14 +16,7 @@ if TYPE_CHECKING:
     from server.rollouts import Explanation
 
 
-def explain(
-    registry: Registry,
-    device_id: str,
-    *,
-    installed_version: int | None,
-    is_full: bool = False,
-    now: datetime | None = None,
-) -> Explanation:
+def explain(registry: Registry, device_id: str, *, installed_version: int | None, is_full: bool = False) -> Explanation:
     """Which version a device shall have now, and why; rollouts whose reports wait to be counted are counted first.
 
     Args:
@@ -32,7 +24,6 @@ def explain(
         device_id: The device.
         installed_version: What it runs.
         is_full: With a reason for each rollout of another channel, for people.
-        now: The time; None reads the clock.
 
     Raises:
         NotFoundError: There is no such device.
@@ -42,7 +33,7 @@ def explain(
         for rollout_id in case.due:
             registry.settle_rollout(rollout_id)
         case = registry.device_case(device_id, installed_version=installed_version, is_full=is_full)
-    return decide(case.facts, case.releases, case.rollouts, now or datetime.now(UTC))
+    return decide(case.facts, case.releases, case.rollouts, case.now)
 
 
 def choose_package(

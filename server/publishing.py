@@ -250,10 +250,12 @@ def _require_newest(registry: Registry, record: VersionRecord) -> None:
         raise ConflictError(
             f"v{record.number} of {record.model!r} is {record.state}: {record.reason}. Make a new candidate."
         )
-    latest = registry.latest_released(record.model)
-    if latest is not None and latest.number > record.number:
+    # A withdrawn one counts as well: devices have it.
+    later = registry.versions(record.model, after=record.number)
+    newest = max((other.number for other in later if other.state in {"released", "withdrawn"}), default=None)
+    if newest is not None:
         raise ConflictError(
-            f"v{latest.number} of {record.model!r} is released already, and versions never go down: "
+            f"v{newest} of {record.model!r} is released already, and versions never go down: "
             f"v{record.number} can no longer be released. Make a new candidate."
         )
 

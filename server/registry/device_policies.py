@@ -86,12 +86,14 @@ class PolicyTransactions(Transactions):
             device, policy = _device_and_policy(session, device_id)
             facts = facts_of(device, policy, installed_version=installed_version)
             rows = _rollouts(session, device.model, facts, is_full=is_full)
+            now = self._now()
             numbers = {row.version for row in rows} | {installed_version, facts.forced_version}
             return DeviceCase(
                 facts=_with_reverted(session, device, facts) if _is_behind(facts, numbers) else facts,
                 releases=_releases(session, device.model, {number for number in numbers if number}),
                 rollouts=tuple(rollout_of(row) for row in rows),
-                due=tuple(row.rollout_id for row in rows if is_due(row, self._now())),
+                due=tuple(row.rollout_id for row in rows if is_due(row, now)),
+                now=now,
             )
 
 

@@ -224,9 +224,10 @@ class DevicePolicyRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceCase:
-    """All that is needed to decide on a device; ``due`` are rollouts whose reports were not counted for a while."""
+    """All that decides on a device at a moment; ``due`` are rollouts whose reports were not counted for a while."""
 
     facts: DeviceFacts
     releases: Mapping[int, Release]
     rollouts: tuple[Rollout, ...]
     due: tuple[int, ...]
+    now: datetime

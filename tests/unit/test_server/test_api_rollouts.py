@@ -6,6 +6,7 @@ import pytest
 from simulators.server_home import MODEL, open_home
 from simulators.update_api import Service
 
+from server.errors import ConflictError
 from server.publishing import Gate, publish, restore
 from server.rollouts import Launch, parse_plan
 
@@ -166,6 +167,16 @@ def test_a_withdrawn_release_is_offered_and_served_no_more(api: Service) -> None
     api.home.candidate(5, parent=2)
     api.home.publish(4)
     assert api.check(device, **has(api, 3)).json()["package"]["source_version"] == 3
+
+
+def test_a_candidate_below_a_withdrawn_release_is_refused_before_any_work(api: Service) -> None:
+    api.home.candidate(4, parent=2)
+    api.home.candidate(5, parent=2)
+    api.home.publish(5)
+    api.home.registry.withdraw(MODEL, 5, reason="wrong")
+    with pytest.raises(ConflictError, match="versions never go down"):
+        api.home.publish(4)
+    assert 4 not in api.home.metadata.signed_versions(MODEL)
 
 
 def test_the_contents_of_an_older_release_come_back_under_a_new_number(api: Service) -> None:

@@ -50,22 +50,21 @@ def ids(registry: Registry) -> list[str]:
     return [device.device_id for device in registry.devices()]
 
 
-def offered(registry: Registry, clock: Clock, device_id: str) -> tuple[int | None, int | None]:
+def offered(registry: Registry, device_id: str) -> tuple[int | None, int | None]:
     """The version that a device would be offered, and the rollout that does it."""
     device = registry.device(device_id)
-    found = explain(registry, device_id, installed_version=device.installed_version, now=clock())
+    found = explain(registry, device_id, installed_version=device.installed_version)
     return (found.version if found.is_move else None), found.rollout_id
 
 
 def update(
     registry: Registry,
-    clock: Clock,
     device_id: str,
     outcome: Outcome = Outcome.CONFIRMED,
     quality: Quality | None = None,
 ) -> int | None:
     """One device asks, takes what it is offered, and reports; returns the version, if there was one."""
-    version, rollout_id = offered(registry, clock, device_id)
+    version, rollout_id = offered(registry, device_id)
     if version is None:
         return None
     path = make_package(version).path
@@ -77,12 +76,12 @@ def update(
     return version
 
 
-def test_a_release_is_a_finished_rollout_and_moves_the_channel(fleet: Registry, clock: Clock) -> None:
+def test_a_release_is_a_finished_rollout_and_moves_the_channel(fleet: Registry) -> None:
     rollout = add_release(fleet, 2)
     assert (rollout.version, rollout.state, rollout.percentage) == (2, "finished", 100)
     assert [(move.channel, move.version) for move in fleet.channels(MODEL)] == [("stable", 2)]
     assert [move.version for move in fleet.channel_history(MODEL)] == [1, 2]
-    assert {offered(fleet, clock, device_id)[0] for device_id in ids(fleet)} == {2}
+    assert {offered(fleet, device_id)[0] for device_id in ids(fleet)} == {2}
     # Releasing what is released makes no second rollout.
     fleet.mark_released(MODEL, 2)
     assert len(fleet.rollouts(model=MODEL)) == 2
@@ -91,15 +90,15 @@ def test_a_release_is_a_finished_rollout_and_moves_the_channel(fleet: Registry, 
 def test_a_good_rollout_goes_on_by_itself_until_everybody_has_it(fleet: Registry, clock: Clock) -> None:
     rollout = add_release(fleet, 2, state="running", **STAGED)
     assert 10 < rollout.phase_devices < 30
-    first = [device_id for device_id in ids(fleet) if update(fleet, clock, device_id) == 2]
+    first = [device_id for device_id in ids(fleet) if update(fleet, device_id) == 2]
     assert len(first) == rollout.phase_devices
     assert "soaks until" in fleet.rollout_progress(rollout.rollout_id).outlook
     clock.advance(hours=1, minutes=1)
     # Nobody reports any more: whoever asks next finds the next phase.
-    second = [device_id for device_id in ids(fleet) if update(fleet, clock, device_id) == 2]
+    second = [device_id for device_id in ids(fleet) if update(fleet, device_id) == 2]
     assert len(first) + len(second) == 40
     clock.advance(hours=1, minutes=1)
-    assert offered(fleet, clock, first[0]) == (None, None)
+    assert offered(fleet, first[0]) == (None, None)
     done = fleet.rollout_progress(rollout.rollout_id)
     assert (done.rollout.state, done.total.confirmed, done.remaining) == ("finished", 40, 0)
     assert fleet.channels(MODEL)[0].version == 2
@@ -112,22 +111,22 @@ def test_a_good_rollout_goes_on_by_itself_until_everybody_has_it(fleet: Registry
 
 def test_a_bad_rollout_halts_itself_and_moves_nobody_else(fleet: Registry, clock: Clock) -> None:
     rollout = add_release(fleet, 2, state="running", **STAGED)
-    took = [device_id for device_id in ids(fleet) if update(fleet, clock, device_id, Outcome.REVERTED) == 2]
+    took = [device_id for device_id in ids(fleet) if update(fleet, device_id, Outcome.REVERTED) == 2]
     assert len(took) == 2  # of the four reports that the phase needs, half may fail
     halted = fleet.rollout(rollout.rollout_id)
     assert halted.state == "halted"
     assert "2 of 4 devices of this phase failed (2 reverted" in halted.reason
     clock.advance(hours=100)
-    assert not [device_id for device_id in ids(fleet) if offered(fleet, clock, device_id)[0]]
+    assert not [device_id for device_id in ids(fleet) if offered(fleet, device_id)[0]]
     assert fleet.channels(MODEL)[0].version == 1
 
 
-def test_a_failed_download_that_worked_at_last_is_a_success(fleet: Registry, clock: Clock) -> None:
+def test_a_failed_download_that_worked_at_last_is_a_success(fleet: Registry) -> None:
     rollout = add_release(fleet, 2, state="running", **{**STAGED, "min_reports": 20})
-    device_id = next(d for d in ids(fleet) if offered(fleet, clock, d)[0])
-    update(fleet, clock, device_id, Outcome.FAILED)
+    device_id = next(d for d in ids(fleet) if offered(fleet, d)[0])
+    update(fleet, device_id, Outcome.FAILED)
     assert fleet.rollout_progress(rollout.rollout_id).total.failed == 1
-    update(fleet, clock, device_id)
+    update(fleet, device_id)
     total = fleet.rollout_progress(rollout.rollout_id).total
     assert (total.offered, total.failed, total.confirmed) == (1, 0, 1)
 
@@ -136,14 +135,14 @@ def test_what_devices_measured_can_halt(fleet: Registry, clock: Clock) -> None:
     limit = ({"metric": "loss_increase", "limit": 0.05},)
     rollout = add_release(fleet, 2, state="running", **STAGED, quality=limit)
     for increase in (0.3, 0.4, 0.5, 0.6):
-        device_id = next(d for d in ids(fleet) if offered(fleet, clock, d)[0])
-        update(fleet, clock, device_id, quality=Quality(loss_increase=increase, memory_bytes=5_000_000_000))
+        device_id = next(d for d in ids(fleet) if offered(fleet, d)[0])
+        update(fleet, device_id, quality=Quality(loss_increase=increase, memory_bytes=5_000_000_000))
     progress = fleet.rollout_progress(rollout.rollout_id)
     assert progress.quality["loss_increase"].mean == pytest.approx(0.45)
     assert progress.quality["loss_increase"].standard_error == pytest.approx(0.0645, abs=1e-4)
     assert (progress.quality["memory_bytes"].mean, progress.quality["memory_bytes"].devices) == (5e9, 4)
     clock.advance(minutes=1)
-    assert offered(fleet, clock, ids(fleet)[0])[0] is None
+    assert offered(fleet, ids(fleet)[0])[0] is None
     assert "mean loss_increase of 4 devices is 0.45 (± 0.065); at most 0.05" in fleet.rollout(rollout.rollout_id).reason
 
 
@@ -166,10 +165,10 @@ def test_of_many_who_advance_what_they_saw_one_does(fleet: Registry) -> None:
 def test_many_checks_at_once_advance_one_phase(fleet: Registry, clock: Clock) -> None:
     rollout = add_release(fleet, 2, state="running", **{**STAGED, "phases": (40, 60, 100)})
     for device_id in ids(fleet):
-        update(fleet, clock, device_id)
+        update(fleet, device_id)
     clock.advance(hours=2)
     with ThreadPoolExecutor(6) as pool:
-        list(pool.map(lambda device_id: offered(fleet, clock, device_id), ids(fleet)[:12]))
+        list(pool.map(lambda device_id: offered(fleet, device_id), ids(fleet)[:12]))
     assert fleet.rollout(rollout.rollout_id).phase == 1
     assert [change.revision for change in fleet.rollout_changes(rollout.rollout_id)] == [1, 2]
 
@@ -177,11 +176,11 @@ def test_many_checks_at_once_advance_one_phase(fleet: Registry, clock: Clock) ->
 def test_two_processes_count_reports_once_and_halt_once(any_settings: Settings, fleet: Registry, clock: Clock) -> None:
     other = Registry.open(any_settings, now=clock)
     rollout = add_release(fleet, 2, state="running", **STAGED)
-    mine = [device_id for device_id in ids(fleet) if offered(fleet, clock, device_id)[0]][:6]
+    mine = [device_id for device_id in ids(fleet) if offered(fleet, device_id)[0]][:6]
 
     def fail(number: int) -> None:
         with suppress(ConflictError):  # halted before this device got its offer
-            update((fleet, other)[number % 2], clock, mine[number], Outcome.REVERTED)
+            update((fleet, other)[number % 2], mine[number], Outcome.REVERTED)
 
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(fail, range(6)))
@@ -190,9 +189,9 @@ def test_two_processes_count_reports_once_and_halt_once(any_settings: Settings, 
     other.close()
 
 
-def test_an_offer_that_was_decided_on_before_the_halt_is_not_made_after_it(fleet: Registry, clock: Clock) -> None:
+def test_an_offer_that_was_decided_on_before_the_halt_is_not_made_after_it(fleet: Registry) -> None:
     rollout = add_release(fleet, 2, state="running", **STAGED)
-    device_id = next(d for d in ids(fleet) if offered(fleet, clock, d)[0])
+    device_id = next(d for d in ids(fleet) if offered(fleet, d)[0])
     fleet.change_rollout(rollout.rollout_id, "halt", reason="second thoughts")
     with pytest.raises(ConflictError, match="stopped"):
         fleet.record_offer(
@@ -210,10 +209,10 @@ def test_a_newer_release_for_everybody_ends_what_ran_before(fleet: Registry) -> 
     assert fleet.rollout(beta.rollout_id).state == "running"
 
 
-def test_withdrawing_stops_rollouts_and_moves_channels_back(fleet: Registry, clock: Clock) -> None:
+def test_withdrawing_stops_rollouts_and_moves_channels_back(fleet: Registry) -> None:
     add_release(fleet, 2)
     took, late = ids(fleet)[:2]
-    assert update(fleet, clock, took) == 2
+    assert update(fleet, took) == 2
     running = fleet.create_rollout(MODEL, 2, Launch(plan=parse_plan(**STAGED, channel="beta"), state="running"))
     fleet.withdraw(MODEL, 2, reason="wrong language")
     fleet.withdraw(MODEL, 2, reason="said again")
@@ -222,15 +221,15 @@ def test_withdrawing_stops_rollouts_and_moves_channels_back(fleet: Registry, clo
     assert [move.version for move in fleet.channel_history(MODEL)] == [1, 2, 1]
     assert fleet.latest_released(MODEL).number == 1
     assert fleet.target(make_package(2).path) is None
-    assert offered(fleet, clock, late) == (None, None)
-    assert offered(fleet, clock, took) == (None, None)
+    assert offered(fleet, late) == (None, None)
+    assert offered(fleet, took) == (None, None)
     assert 2 in fleet.versions_in_the_field(MODEL)  # the next release brings a delta for those who have it
     with pytest.raises(ConflictError, match="only a released version is rolled out"):
         fleet.create_rollout(MODEL, 2, Launch())
     # The next release begins with a tenth, and with those who run what was withdrawn.
     add_release(fleet, 3, state="running", phases=(0.0001, 100))
-    assert offered(fleet, clock, took)[0] == 3
-    assert offered(fleet, clock, late)[0] is None
+    assert offered(fleet, took)[0] == 3
+    assert offered(fleet, late)[0] is None
 
 
 def test_a_withdrawn_version_keeps_its_number(fleet: Registry) -> None:
@@ -248,7 +247,7 @@ def test_a_withdrawn_version_keeps_its_number(fleet: Registry) -> None:
         fleet.withdraw(MODEL, 3, reason="not needed")
 
 
-def test_what_operators_decide_about_a_device(fleet: Registry, clock: Clock) -> None:
+def test_what_operators_decide_about_a_device(fleet: Registry) -> None:
     first, second = ids(fleet)[:2]
     add_release(fleet, 2, state="draft")
     fleet.set_device_policy(first, tags=("a", "b"), group="pilot")
@@ -256,8 +255,8 @@ def test_what_operators_decide_about_a_device(fleet: Registry, clock: Clock) -> 
     assert (changed.tags, changed.group, changed.channel) == (("b", "c"), "pilot", "beta")
     assert fleet.device_policy(second).tags == ()
     fleet.set_device_policy(second, forced_version=2)
-    assert offered(fleet, clock, second) == (2, None)
-    assert update(fleet, clock, second) == 2
+    assert offered(fleet, second) == (2, None)
+    assert update(fleet, second) == 2
     with pytest.raises(ConflictError, match="rollout restore"):
         fleet.set_device_policy(second, forced_version=1)
     with pytest.raises(ConflictError, match="does not exist"):
@@ -296,11 +295,11 @@ def test_rollouts_are_listed_in_pages(fleet: Registry) -> None:
             lost(99)
 
 
-def test_an_operators_explanation_names_other_channels(fleet: Registry, clock: Clock) -> None:
+def test_an_operators_explanation_names_other_channels(fleet: Registry) -> None:
     device_id = ids(fleet)[0]
     add_release(fleet, 2, channel="beta")
     case = fleet.device_case(device_id, installed_version=1, is_full=True)
-    reasons = decide(case.facts, case.releases, case.rollouts, clock()).reasons
+    reasons = decide(case.facts, case.releases, case.rollouts, case.now).reasons
     assert reasons == ("Not v2: rollout 2 is for channel beta, and this device is on stable.", "It keeps v1.")
     brief = fleet.device_case(device_id, installed_version=1)
     assert [rollout.version for rollout in brief.rollouts] == [1]
@@ -320,19 +319,19 @@ def count_queries(registry: Registry, ask: Callable[[], object]) -> int:
     return len([statement for statement in seen if statement.lstrip().upper().startswith("SELECT")])
 
 
-def test_a_decision_costs_the_same_however_long_the_history(fleet: Registry, clock: Clock) -> None:
+def test_a_decision_costs_the_same_however_long_the_history(fleet: Registry) -> None:
     device_id = ids(fleet)[0]
     add_release(fleet, 2)
 
     def ask() -> object:
-        return explain(fleet, device_id, installed_version=1, now=clock())
+        return explain(fleet, device_id, installed_version=1)
 
     before = count_queries(fleet, ask)
     for number in range(3, 12):
         add_release(fleet, number, state="draft" if number < 8 else "finished")
     assert count_queries(fleet, ask) == before == 5
     fleet.record_check(device_id, installed_version=11, installed_hash=None)
-    assert count_queries(fleet, lambda: explain(fleet, device_id, installed_version=11, now=clock())) == 4
+    assert count_queries(fleet, lambda: explain(fleet, device_id, installed_version=11)) == 4
     assert len(fleet.device_case(device_id, installed_version=1).rollouts) == 1
 
 
@@ -348,7 +347,7 @@ def test_releases_from_before_rollouts_are_everybodys(any_settings: Settings, cl
     again = Registry.open(any_settings, now=clock)
     assert again.version(MODEL, 3).state == "rejected"
     assert [move.version for move in again.channel_history(MODEL)] == [1, 2]
-    assert offered(again, clock, device_id)[0] == 2
+    assert offered(again, device_id)[0] == 2
     plan = again.rollouts(model=MODEL)[0].plan
     assert plan == Launch().plan
     # Numbers go on where they were.
