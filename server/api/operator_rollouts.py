@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from delta_updates.manifest import ModelName, VersionNumber
 from server.api.examples import MODEL, answer, page
 from server.api.problems import declare
-from server.api.rollout_examples import CHANGE, PLAN, PROGRESS, ROLLOUT
+from server.api.rollout_examples import CHANGE, FAILURE, PLAN, PROGRESS, ROLLOUT
 from server.api.services import Page, PageLimit, ServicesDep, page_of
-from server.registry import RolloutChangeRecord, RolloutProgress
+from server.registry import RolloutChangeRecord, RolloutFailureRecord, RolloutProgress
 from server.rollouts import Action, Launch, Rollout, RolloutPlan, RolloutState
 
 router = APIRouter(prefix="/rollouts", tags=["operator: rollouts"])
@@ -52,9 +52,10 @@ class ActionRequest(BaseModel):
 
 
 class RolloutDetail(BaseModel):
-    """A rollout, its devices' reports, and its changes, oldest first."""
+    """A rollout, its devices' reports, why some failed (most frequent first), and its changes, oldest first."""
 
     progress: RolloutProgress
+    failures: tuple[RolloutFailureRecord, ...]
     changes: tuple[RolloutChangeRecord, ...]
 
 
@@ -106,7 +107,7 @@ def list_rollouts(
     "/{rollout_id}",
     summary="Show a rollout and its progress",
     responses={
-        200: answer("The rollout as it is now.", {"progress": PROGRESS, "changes": [CHANGE]}),
+        200: answer("The rollout as it is now.", {"progress": PROGRESS, "failures": [FAILURE], "changes": [CHANGE]}),
         **declare(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
     },
 )
@@ -114,7 +115,9 @@ def show_rollout(services: ServicesDep, rollout_id: RolloutId) -> RolloutDetail:
     """Show how many devices took the version or failed, what the rollout waits for, and what became of it so far."""
     services.registry.settle_rollout(rollout_id)
     return RolloutDetail(
-        progress=services.registry.rollout_progress(rollout_id), changes=services.registry.rollout_changes(rollout_id)
+        progress=services.registry.rollout_progress(rollout_id),
+        failures=services.registry.rollout_failures(rollout_id),
+        changes=services.registry.rollout_changes(rollout_id),
     )
 
 

@@ -39,6 +39,7 @@ PROGRESS: Final = {
     "remaining": 869,
     "outlook": "phase 2 (50%) soaks until 2026-03-01 16:00 UTC",
 }
+FAILURE: Final = {"outcome": "failed", "reason": "the disk is full: 231 MB are needed, 90 MB are free", "reports": 1}
 CHANGE: Final = {"revision": 1, "state": "running", "phase": 0, "reason": "started", "changed_at": TIME}
 MOVE: Final = {
     "model": MODEL,

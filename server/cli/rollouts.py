@@ -129,13 +129,17 @@ def show(rollout_id: Id, as_json: AsJson = False) -> None:
     registry = open_service().registry
     registry.settle_rollout(rollout_id)
     progress, changes = registry.rollout_progress(rollout_id), registry.rollout_changes(rollout_id)
+    failures = registry.rollout_failures(rollout_id)
     if as_json:
-        print_json({"progress": progress, "changes": changes})
+        print_json({"progress": progress, "failures": failures, "changes": changes})
         return
     console.print(escape(describe(progress.rollout)))
     if progress.rollout.state in {"running", "paused"}:
         console.print(escape(f"Now: {progress.outlook}."))
     _show_devices(progress)
+    if failures:
+        rows = [(failure.reports, failure.outcome, escape(failure.reason)) for failure in failures]
+        show_table("Why it failed", ("reports", "outcome", "reason"), rows)
     show_table(
         "Changes",
         ("revision", "when", "state", "phase", "why"),

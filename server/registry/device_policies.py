@@ -46,6 +46,11 @@ class PolicyTransactions(Transactions):
             _device(session, device_id)
             return _policy(device_id, session.get(DevicePolicyRow, device_id))
 
+    def device_policies(self) -> Mapping[str, DevicePolicyRecord]:
+        """What operators decided, by device id; devices with the defaults are not in it."""
+        with self._read() as session:
+            return {row.device_id: _policy(row.device_id, row) for row in session.scalars(select(DevicePolicyRow))}
+
     def set_device_policy(self, device_id: str, **changes: object) -> DevicePolicyRecord:
         """Change what is named: ``channel``, ``group``, ``is_opted_out``, ``forced_version``, and tags.
 

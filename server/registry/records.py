@@ -187,6 +187,15 @@ class RolloutProgress:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RolloutFailureRecord:
+    """A reason that devices gave for not taking a rollout's version, and how many reports gave it."""
+
+    outcome: str
+    reason: str
+    reports: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class RolloutChangeRecord:
     """What a rollout became, and why."""
 

@@ -12,10 +12,10 @@ from sqlalchemy import cast as sql_cast
 
 from delta_updates import Outcome
 from server.errors import ConflictError, NotFoundError
-from server.registry.records import RolloutChangeRecord, RolloutProgress
+from server.registry.records import RolloutChangeRecord, RolloutFailureRecord, RolloutProgress
 from server.registry.rollout_rows import devices_meant, find_rollout, launch_rollout, rollout_of, save_rollout
 from server.registry.rollout_tables import RolloutChangeRow, RolloutDeviceRow, RolloutRow
-from server.registry.tables import VersionRow
+from server.registry.tables import OfferRow, ReportRow, VersionRow
 from server.registry.transactions import Transactions, lock_model
 from server.rollouts import Counts, Health, Measured, Metric, advance, apply, change
 
@@ -99,6 +99,23 @@ class RolloutTransactions(Transactions):
         )
         with self._read() as session:
             return tuple(_change(row) for row in session.scalars(query))
+
+    def rollout_failures(self, rollout_id: int, *, limit: int = 10) -> tuple[RolloutFailureRecord, ...]:
+        """Why devices did not take a rollout's version, the most frequent reason first."""
+        reports = func.count()
+        query = (
+            select(ReportRow.outcome, ReportRow.reason, reports)
+            .join(OfferRow, OfferRow.offer_id == ReportRow.offer_id)
+            .where(OfferRow.rollout_id == rollout_id, ReportRow.outcome.in_((Outcome.FAILED, Outcome.REVERTED)))
+            .group_by(ReportRow.outcome, ReportRow.reason)
+            .order_by(reports.desc(), ReportRow.reason)
+            .limit(limit)
+        )
+        with self._read() as session:
+            return tuple(
+                RolloutFailureRecord(outcome=outcome, reason=reason, reports=count)
+                for outcome, reason, count in session.execute(query)
+            )
 
     def change_rollout(
         self, rollout_id: int, action: Action, *, seen_revision: int | None = None, reason: str = ""

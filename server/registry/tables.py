@@ -220,7 +220,7 @@ class OfferRow(Base):
     package_path: Mapped[str] = mapped_column(String(255), ForeignKey("packages.path"))
     is_open: Mapped[bool]
     offered_at: Mapped[datetime]
-    rollout_id: Mapped[int | None]
+    rollout_id: Mapped[int | None] = mapped_column(index=True)
 
 
 class ReportRow(Base):

@@ -109,7 +109,9 @@ def test_reverts_halt_it_and_the_offer_is_taken_back(staged: Service) -> None:
     asked = [(device, staged.check(device, **has(staged, 3))) for device in devices]
     chosen = [(device, answer.json()) for device, answer in asked if answer.status_code == 200]
     report(staged, *chosen[0], "reverted", reason="answers nothing")
-    assert call(staged, "GET", f"rollouts/{rollout_id}")["progress"]["rollout"]["state"] == "halted"
+    detail = call(staged, "GET", f"rollouts/{rollout_id}")
+    assert detail["progress"]["rollout"]["state"] == "halted"
+    assert detail["failures"] == [{"outcome": "reverted", "reason": "answers nothing", "reports": 1}]
     assert {staged.check(device, **has(staged, 3)).status_code for device in devices} == {204}
     refused = call(staged, "POST", f"rollouts/{rollout_id}/resume", {}, status=409)
     assert "A halt is for good" in refused["detail"]

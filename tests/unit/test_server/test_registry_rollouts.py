@@ -69,11 +69,17 @@ def update(
         return None
     path = make_package(version).path
     offer = registry.record_offer(device_id, model=MODEL, version=version, package_path=path, rollout_id=rollout_id)
-    report = OutcomeReport(offer_id=offer.offer_id, version=version, outcome=outcome, quality=quality)
+    reason = "" if outcome is Outcome.CONFIRMED else "no answer"
+    report = OutcomeReport(offer_id=offer.offer_id, version=version, outcome=outcome, reason=reason, quality=quality)
     settled = registry.record_outcome(device_id, report)
     if settled is not None:
         registry.settle_rollout(settled, is_urgent=outcome is not Outcome.CONFIRMED)
     return version
+
+
+def registry_failures(registry: Registry, rollout: Rollout) -> list[tuple[str, str, int]]:
+    found = registry.rollout_failures(rollout.rollout_id)
+    return [(failure.outcome, failure.reason, failure.reports) for failure in found]
 
 
 def test_a_release_is_a_finished_rollout_and_moves_the_channel(fleet: Registry) -> None:
@@ -116,6 +122,8 @@ def test_a_bad_rollout_halts_itself_and_moves_nobody_else(fleet: Registry, clock
     halted = fleet.rollout(rollout.rollout_id)
     assert halted.state == "halted"
     assert "2 of 4 devices of this phase failed (2 reverted" in halted.reason
+    (why,) = registry_failures(fleet, rollout)
+    assert why == ("reverted", "no answer", 2)
     clock.advance(hours=100)
     assert not [device_id for device_id in ids(fleet) if offered(fleet, device_id)[0]]
     assert fleet.channels(MODEL)[0].version == 1

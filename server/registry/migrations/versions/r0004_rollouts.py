@@ -33,11 +33,13 @@ def upgrade() -> None:
     _create_rollouts()
     _create_devices()
     op.add_column("offers", sa.Column("rollout_id", sa.Integer(), nullable=True))
+    op.create_index(op.f("ix_offers_rollout_id"), "offers", ["rollout_id"], unique=False)
     _fill()
 
 
 def downgrade() -> None:
     """Remove them; the newest release is everybody's again."""
+    op.drop_index(op.f("ix_offers_rollout_id"), table_name="offers")
     op.drop_column("offers", "rollout_id")
     op.drop_table("device_policies")
     op.drop_table("channel_moves")
