@@ -34,6 +34,7 @@ def main() -> int:
             ["runtime.py", "--base", base],
             ["runtime.py", "--random", "openelm-270m"],
             ["training.py", "--base", base],
+            ["rollout.py"],
         ]
         if options.text:
             questions = [part for path in options.choices for part in ("--choices", str(path))]

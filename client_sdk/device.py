@@ -339,7 +339,7 @@ class Device:
             state.server_url, allow_http=state.allow_http, credential=read_credential(self.home)
         )
         service = UpdateService(transport)
-        reporter = Reporter(self._states, service)
+        reporter = Reporter(self._states, service, config.reports)
         catalogue = SignedCatalogue(self.home / "trust", transport, self._disk)
         return Updater(
             home=self.home,

@@ -61,17 +61,33 @@ class SelfTestLimits(_Section):
     max_loss_increase: Annotated[float, Field(ge=0)] = 0.05
 
 
+class ReportPolicy(_Section):
+    """What is told to the service about a version that was confirmed, beyond that it was. Nothing unless it is set.
+
+    Attributes:
+        share_speed: tokens per second and memory of the self-test.
+        share_loss: how much the probe's loss rose over the version before; with noise, so that one report says little.
+        loss_epsilon: ε of that noise, for each version; smaller is more private.
+    """
+
+    share_speed: bool = False
+    share_loss: bool = False
+    loss_epsilon: Annotated[float, Field(gt=0, le=100)] = 1.0
+
+
 class DeviceConfig(_Section):
     """The whole file.
 
     Attributes:
         download: see `DownloadPolicy`.
         self_test: see `SelfTestLimits`.
+        reports: see `ReportPolicy`.
         scrub_interval_s: the agent hashes the installed version this often and repairs it; 0 never.
     """
 
     download: DownloadPolicy = DownloadPolicy()
     self_test: SelfTestLimits = SelfTestLimits()
+    reports: ReportPolicy = ReportPolicy()
     scrub_interval_s: Annotated[float, Field(ge=0)] = 7 * 24 * 3600.0
 
     @classmethod

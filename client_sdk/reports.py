@@ -2,7 +2,9 @@
 
 import logging
 
+from client_sdk.device_config import ReportPolicy
 from client_sdk.errors import DeviceDiskError, DeviceError, EnrolmentError, RetryLaterError
+from client_sdk.quality import quality_of
 from client_sdk.service import UpdateService
 from client_sdk.state import DeviceState, StateFile
 from client_sdk.update_result import UpdateResult
@@ -15,9 +17,10 @@ _logger = logging.getLogger(__name__)
 class Reporter:
     """The outbox of one device. Call it only while holding the update lock."""
 
-    def __init__(self, states: StateFile, service: UpdateService) -> None:
+    def __init__(self, states: StateFile, service: UpdateService, policy: ReportPolicy | None = None) -> None:
         self._states = states
         self._service = service
+        self._policy = policy or ReportPolicy()
 
     def queue(self, report: OutcomeReport, *, state: DeviceState | None = None) -> None:
         """Queue a report durably, in one write with the changed `state` that it belongs to."""
@@ -34,6 +37,8 @@ class Reporter:
             reason=result.reason,
             bytes_downloaded=result.bytes_downloaded,
             apply_seconds=result.apply_seconds,
+            # Once for each version: a second, differently noised answer would tell more than the owner agreed to.
+            quality=quality_of(result.health, self._policy) if outcome is Outcome.CONFIRMED else None,
         )
         self.queue(report, state=state)
 

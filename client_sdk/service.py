@@ -1,5 +1,6 @@
 """The update service's REST words, spoken from the device's side (`/v1`)."""
 
+import json
 from http import HTTPStatus
 from typing import TypeVar
 
@@ -24,6 +25,8 @@ class UpdateService:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
+        # What the service has answered with; until it did, no words that the oldest would refuse.
+        self._spoken = 1
 
     def enrol(self, request: EnrolRequest) -> EnrolReply:
         """Trade a one-time enrolment token for this device's credential.
@@ -44,6 +47,7 @@ class UpdateService:
             ServiceUnavailableError, ServiceRefusedError, EnrolmentError: see `Transport.call`.
         """
         answer = self._transport.call("POST", CHECK, body=query.model_dump_json().encode(), max_bytes=_MAX_ANSWER_BYTES)
+        self._spoken = answer.protocol
         if answer.status == HTTPStatus.NO_CONTENT:
             return None
         return _parse(Offer, answer.body)
@@ -54,7 +58,7 @@ class UpdateService:
         Raises:
             ServiceUnavailableError, ServiceRefusedError, EnrolmentError: see `Transport.call`.
         """
-        body = report.model_dump_json().encode()
+        body = json.dumps(report.in_protocol(self._spoken)).encode()
         self._transport.call("POST", REPORT, body=body, max_bytes=_MAX_ANSWER_BYTES, attempts=1)
 
 

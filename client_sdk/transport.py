@@ -16,7 +16,7 @@ from urllib3.exceptions import HTTPError, SSLError
 
 from client_sdk.connections import bounded_pool, must_progress
 from client_sdk.errors import EnrolmentError, ServiceRefusedError, ServiceUnavailableError
-from delta_updates.offer import PROTOCOL, PROTOCOL_HEADER
+from delta_updates.offer import PROTOCOL, PROTOCOL_HEADER, protocol_of
 
 CHUNK_BYTES = 1 << 16
 _MAX_DETAIL_BYTES = 1 << 14
@@ -90,10 +90,11 @@ class Backoff:
 
 
 class Answer(NamedTuple):
-    """A small answer, read as a whole."""
+    """A small answer, read as a whole, and the protocol that the service says it speaks."""
 
     status: int
     body: bytes
+    protocol: int
 
 
 class Transport:
@@ -190,7 +191,8 @@ class Transport:
             require_no_portal(response, self.server_url)
             # Small answers do not have to progress, they have to be there.
             with must_progress(response, every_s=self.limits.request_deadline_s, progress=lambda: 0):
-                return Answer(response.status, read_bounded(response, max_bytes, self.clock, self.limits))
+                body = read_bounded(response, max_bytes, self.clock, self.limits)
+                return Answer(response.status, body, protocol_of(response.headers.get(PROTOCOL_HEADER)))
 
     def _no_answer(self, error: Exception) -> str:
         if isinstance(error, SSLError):

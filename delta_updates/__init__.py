@@ -29,6 +29,7 @@ from delta_updates.offer import (
     Outcome,
     OutcomeReport,
     PackageRef,
+    Quality,
     UpdateQuery,
     protocol_of,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "PackageFormatError",
     "PackageLimitError",
     "PackageRef",
+    "Quality",
     "SourceMismatchError",
     "StorageError",
     "TensorFileError",

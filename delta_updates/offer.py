@@ -3,14 +3,15 @@
 Every field is bounded, and unknown fields are refused: neither side trusts the other's bytes.
 
 So the two have to agree on the fields. A device says with every request how new a protocol it speaks, in the header
-`Lamella-Protocol`; the service answers in words that this protocol has. Whoever says nothing speaks protocol 1, and
-what a device sends has no words that protocol 1 lacks. Change rule: a new field of an answer raises `PROTOCOL`, and
-goes to devices that speak it only.
+`Lamella-Protocol`; the service answers in words that this protocol has, and says which one that is in the same header.
+Whoever says nothing speaks protocol 1. Change rule: a new field raises `PROTOCOL`; it goes to devices that speak it
+only, and devices send it only to a service that has answered with it.
 
 | protocol | adds | packages of format |
 |---|---|---|
 | 1 | | 1 to 3 |
 | 2 | `Offer.chain` | 1 to 3 |
+| 3 | `OutcomeReport.quality` | 1 to 3 |
 """
 
 from enum import StrEnum
@@ -20,7 +21,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from delta_updates.manifest import FileLength, ModelName, SafePath, Sha256, VersionNumber
 
-PROTOCOL = 2
+PROTOCOL = 3
 PROTOCOL_HEADER = "Lamella-Protocol"
 MAX_CHAIN = 8
 
@@ -129,8 +130,23 @@ class Outcome(StrEnum):
     FAILED = "failed"
 
 
+class Quality(_Message):
+    """What a device measured with a new version, sent when its owner agreed; each value may be left away.
+
+    Attributes:
+        loss_increase: nats per token by which the loss on the device's own text rose over the version before, with
+            noise that the device added.
+        tokens_per_second: of generation.
+        memory_bytes: largest resident set of the process that answers.
+    """
+
+    loss_increase: Annotated[float, Field(ge=-1e3, le=1e3, allow_inf_nan=False)] | None = None
+    tokens_per_second: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] | None = None
+    memory_bytes: FileLength | None = None
+
+
 class OutcomeReport(_Message):
-    """What a device tells about one offer."""
+    """What a device tells about one offer; `quality` from protocol 3 on."""
 
     offer_id: Identifier
     version: VersionNumber
@@ -138,3 +154,9 @@ class OutcomeReport(_Message):
     reason: Reason = ""
     bytes_downloaded: FileLength = 0
     apply_seconds: Annotated[float, Field(ge=0, le=1e7, allow_inf_nan=False)] = 0.0
+    quality: Quality | None = None
+
+    def in_protocol(self, protocol: int) -> dict[str, Any]:
+        """This report as JSON values, in words that `protocol` has."""
+        is_known = protocol >= 3 and self.quality is not None  # noqa: PLR2004 - see above
+        return self.model_dump(mode="json", exclude=None if is_known else {"quality"})

@@ -1,4 +1,4 @@
-"""Which packages take a device to the latest release: pure decisions."""
+"""Which version a device is offered, and which packages take it there."""
 
 from __future__ import annotations
 
@@ -6,12 +6,34 @@ import heapq
 from typing import TYPE_CHECKING
 
 from delta_updates.offer import MAX_CHAIN
+from server.rollouts import decide
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from delta_updates import UpdateQuery
-    from server.registry import PackageRecord, VersionRecord
+    from server.registry import PackageRecord, Registry, VersionRecord
+    from server.rollouts import Explanation
+
+
+def explain(registry: Registry, device_id: str, *, installed_version: int | None, is_full: bool = False) -> Explanation:
+    """Which version a device shall have now, and why; rollouts whose reports wait to be counted are counted first.
+
+    Args:
+        registry: Where the device is enrolled.
+        device_id: The device.
+        installed_version: What it runs.
+        is_full: With a reason for each rollout of another channel, for people.
+
+    Raises:
+        NotFoundError: There is no such device.
+    """
+    case = registry.device_case(device_id, installed_version=installed_version, is_full=is_full)
+    if case.due:
+        for rollout_id in case.due:
+            registry.settle_rollout(rollout_id)
+        case = registry.device_case(device_id, installed_version=installed_version, is_full=is_full)
+    return decide(case.facts, case.releases, case.rollouts, case.now)
 
 
 def choose_package(
@@ -21,7 +43,7 @@ def choose_package(
 
     Args:
         query: What the device says it has.
-        latest: The latest release of its model.
+        latest: The version that it shall have.
         installed_hash: The tree hash that the registry knows for the version the device says it has.
         packages: The packages of ``latest``.
     """

@@ -18,14 +18,16 @@ from delta_updates.workers import usable_cores
 from server.errors import ArtifactDamagedError, ConflictError, GateRefusedError, PublishingError
 from server.files import locked, make_folder
 from server.registry.records import GateResult, PackageRecord
+from server.rollouts import AT_ONCE
 from server.signing import NewTarget
-from server.trees import create_candidate, import_base, materialise
+from server.trees import create_candidate, import_base, materialise, restore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from server.artifacts import ArtifactStore
     from server.registry import Registry, VersionRecord
+    from server.rollouts import Launch
     from server.signing import SignedMetadata
 
     OnStep = Callable[[str, int, int], None]
@@ -39,6 +41,7 @@ __all__ = [
     "import_base",
     "materialise",
     "publish",
+    "restore",
 ]
 
 # Measured: above this share of the full package, a delta saves too little for what applying it costs a device.
@@ -92,7 +95,7 @@ def evaluate(
     return gate.judge(candidate_loss=losses[0], parent_loss=losses[1])
 
 
-def publish(
+def publish(  # noqa: PLR0913 - what it works on, then what to do, each by its name
     registry: Registry,
     artifacts: ArtifactStore,
     metadata: SignedMetadata,
@@ -102,6 +105,7 @@ def publish(
     gate: GateResult | None,
     work: Path,
     on_step: OnStep | None = None,
+    launch: Launch = AT_ONCE,
 ) -> PublishResult:
     """Release a candidate; publishing a half-published one finishes it, a released one changes nothing.
 
@@ -114,6 +118,7 @@ def publish(
         gate: What `evaluate` answered; None for a base, or when an earlier, cut-off attempt has passed the gate.
         work: Folder for building and checking, on the artifact store's disk.
         on_step: Called before each step with what is done, how many steps are done, and how many there are.
+        launch: Who gets it first; all devices of the stable channel at once unless it says otherwise.
 
     Raises:
         GateRefusedError: The gate failed; the candidate is rejected and the registry keeps the reason.
@@ -128,7 +133,7 @@ def publish(
             _pass_gate(registry, record, gate)
             _require_newest(registry, record)
             metadata.unlock_releases()
-            _Publication(registry, artifacts, metadata, record, folder, on_step or _no_progress).run()
+            _Publication(registry, artifacts, metadata, record, folder, on_step or _no_progress, launch).run()
         return PublishResult(version=registry.version(model, version), packages=registry.packages(model, version))
 
 
@@ -142,6 +147,7 @@ class _Publication:
     record: VersionRecord
     folder: Path
     on_step: OnStep
+    launch: Launch
 
     def run(self) -> None:
         model, number = self.record.model, self.record.number
@@ -163,9 +169,10 @@ class _Publication:
         self.metadata.add_release(
             manifest=_manifest_target(self.record, length=len(manifest), sha256=manifest_digest),
             packages=[_package_target(package, self.record) for package in built],
+            offered=self.registry.versions_offered(model),
         )
         self.on_step("release", steps - 1, steps)
-        self.registry.mark_released(model, number)
+        self.registry.mark_released(model, number, launch=self.launch)
         self.on_step("released", steps, steps)
 
     def _package(self, source: int | None) -> PackageRecord:
@@ -239,12 +246,16 @@ def _pass_gate(registry: Registry, record: VersionRecord, gate: GateResult | Non
 
 def _require_newest(registry: Registry, record: VersionRecord) -> None:
     """Refuse before any work what `Registry.mark_released` would refuse after it."""
-    if record.state == "rejected":
-        raise ConflictError(f"v{record.number} of {record.model!r} is rejected: {record.reason}. Make a new candidate.")
-    latest = registry.latest_released(record.model)
-    if latest is not None and latest.number > record.number:
+    if record.state in {"rejected", "withdrawn"}:
         raise ConflictError(
-            f"v{latest.number} of {record.model!r} is released already, and versions never go down: "
+            f"v{record.number} of {record.model!r} is {record.state}: {record.reason}. Make a new candidate."
+        )
+    # A withdrawn one counts as well: devices have it.
+    later = registry.versions(record.model, after=record.number)
+    newest = max((other.number for other in later if other.state in {"released", "withdrawn"}), default=None)
+    if newest is not None:
+        raise ConflictError(
+            f"v{newest} of {record.model!r} is released already, and versions never go down: "
             f"v{record.number} can no longer be released. Make a new candidate."
         )
 

@@ -91,6 +91,37 @@ def create_candidate(  # noqa: PLR0913 - the facts of a version, each by its nam
     return registry.add_candidate(manifest, run_id=run_id, master_sha256=master_sha256, above=above)
 
 
+def restore(registry: Registry, *, model: str, version: int, above: int = 0) -> VersionRecord:
+    """Add the contents of an older release as a new candidate: versions never go down, so going back rolls forward.
+
+    The candidate stands on what the older release stood on, and has passed the gate that it passed. Restoring again
+    before it is released is the same candidate.
+
+    Raises:
+        NotFoundError: There is no such version.
+        PublishingError: It was never released.
+    """
+    latest = registry.latest_released(model)
+    for known in registry.versions(model, after=latest.number if latest else 0):
+        # An attempt that was cut off before it was released.
+        if known.state == "candidate" and known.manifest.facts.get("restored_from") == version:
+            return known
+    old = registry.version(model, version)
+    if old.state not in {"released", "withdrawn"}:
+        raise PublishingError(f"v{version} of {model!r} is {old.state}: only what was released once can be restored.")
+    manifest = old.manifest.model_copy(
+        update={
+            "parent": old.number,
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "facts": {**old.manifest.facts, "restored_from": old.number},
+        }
+    )
+    restored = registry.add_candidate(manifest, master_sha256=old.master_sha256, above=above)
+    if old.gate is not None:
+        registry.record_gate(model, restored.number, old.gate)
+    return registry.version(model, restored.number)
+
+
 def materialise(registry: Registry, artifacts: ArtifactStore, *, model: str, version: int, folder: Path) -> None:
     """Rebuild a version's tree in ``folder`` from the artifact store, by hard link where the disk has them.
 

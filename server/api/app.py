@@ -14,7 +14,10 @@ from server.api import (
     documentation,
     enrolment,
     health,
+    operator_channels,
     operator_devices,
+    operator_policies,
+    operator_rollouts,
     operator_runs,
     operator_versions,
     problems,
@@ -88,7 +91,14 @@ def _all_routers() -> APIRouter:
     for module in (health, enrolment, updates, targets):
         everything.include_router(module.router)
     operator = APIRouter(prefix="/operator", dependencies=[Depends(require_operator)])
-    for module in (operator_devices, operator_versions, operator_runs):
+    for module in (
+        operator_devices,
+        operator_policies,
+        operator_versions,
+        operator_channels,
+        operator_rollouts,
+        operator_runs,
+    ):
         operator.include_router(module.router)
     everything.include_router(operator)
     return everything

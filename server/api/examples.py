@@ -124,6 +124,7 @@ PAST_OFFER: Final = {
     "version": 3,
     "package_path": PACKAGE_PATH,
     "offered_at": TIME,
+    "rollout_id": 7,
 }
 
 

@@ -10,6 +10,7 @@ from delta_updates import (
     PROTOCOL_HEADER,
     ChainStep,
     Offer,
+    Outcome,
     OutcomeReport,
     PackageRef,
     UpdateQuery,
@@ -18,9 +19,9 @@ from delta_updates import (
 from server.api.examples import MODEL, OFFER, OFFER_ID, OTHER_HASH, answer
 from server.api.problems import declare
 from server.api.services import CallingDevice, Services, ServicesDep
-from server.errors import ForbiddenError, NotFoundError
-from server.offers import cheapest_chain, choose_package
-from server.registry import PackageRecord, Registry
+from server.errors import ConflictError, ForbiddenError, NotFoundError
+from server.offers import cheapest_chain, choose_package, explain
+from server.registry import DeviceRecord, PackageRecord, Registry
 
 router = APIRouter(prefix="/updates", tags=["device"])
 _QUERY = {"model": MODEL, "installed_version": 2, "installed_hash": OTHER_HASH, "only_full": False}
@@ -31,6 +32,7 @@ _REPORT = {
     "reason": "",
     "bytes_downloaded": 1_482_113,
     "apply_seconds": 0.9,
+    "quality": {"loss_increase": -0.03, "tokens_per_second": 14.2, "memory_bytes": 402_653_184},
 }
 _REFUSALS = (
     HTTPStatus.BAD_REQUEST,
@@ -60,16 +62,16 @@ def check(
         Header(
             alias=PROTOCOL_HEADER,
             description="Newest protocol of the device; 1 if it says none.",
-            openapi_examples={"now": {"value": "2"}},
+            openapi_examples={"now": {"value": "3"}},
         ),
     ] = None,
 ) -> Response:
-    """Offer the latest release, by the delta from what the device has, or by the full package.
+    """Offer the version that a rollout gives this device, by the delta from what it has, or by the full package.
 
     A version that this device reverted is not offered to it again: the next release is. Full is offered when the device
     asks for it, when it has nothing, and when its hash is not that of the version it names. A version lower than what
-    the device has is never offered. Deltas over versions between (`chain`, from protocol 2 on) are offered beside it
-    where they are fewer bytes.
+    the device has is never offered, nor one that was withdrawn. Deltas over versions between (`chain`, from protocol 2
+    on) are offered beside it where they are fewer bytes.
     """
     if query.model != device.model:
         raise ForbiddenError(f"This device is enrolled for {device.model!r}, not for {query.model!r}.")
@@ -77,33 +79,13 @@ def check(
     registry.record_check(
         device.device_id, installed_version=query.installed_version, installed_hash=query.installed_hash
     )
-    latest = registry.latest_released(query.model)
-    if latest is None or registry.was_reverted(device.device_id, model=latest.model, version=latest.number):
-        return Response(status_code=HTTPStatus.NO_CONTENT)
-    installed_hash = _known_hash(registry, query)
-    package = choose_package(
-        query,
-        latest=latest,
-        installed_hash=installed_hash,
-        packages=registry.packages(query.model, latest.number),
-    )
-    if package is None:
-        return Response(status_code=HTTPStatus.NO_CONTENT)
-    offered = registry.record_offer(
-        device.device_id, model=latest.model, version=latest.number, package_path=package.path
-    )
-    is_known = query.installed_hash is not None and query.installed_hash == installed_hash and not query.only_full
-    offer = Offer(
-        offer_id=offered.offer_id,
-        model=latest.model,
-        version=latest.number,
-        tree_hash=latest.manifest.tree_hash,
-        manifest_path=latest.manifest_path,
-        package=_ref(package),
-        chain=_chain(services, query, package) if is_known else (),
-    )
     protocol = protocol_of(spoken)
-    return JSONResponse(offer.in_protocol(protocol), headers={PROTOCOL_HEADER: str(protocol)})
+    headers = {PROTOCOL_HEADER: str(protocol)}
+    decided = explain(registry, device.device_id, installed_version=query.installed_version)
+    offer = None if decided.version is None else _offer(services, device, query, decided.version, decided.rollout_id)
+    if offer is None:
+        return Response(status_code=HTTPStatus.NO_CONTENT, headers=headers)
+    return JSONResponse(offer.in_protocol(protocol), headers=headers)
 
 
 @router.post(
@@ -119,7 +101,38 @@ def report(
     services: ServicesDep, device: CallingDevice, report: Annotated[OutcomeReport, Body(examples=[_REPORT])]
 ) -> None:
     """Keep an outcome of one of the caller's own offers; an offer of another device does not exist for it."""
-    services.registry.record_outcome(device.device_id, report)
+    rollout_id = services.registry.record_outcome(device.device_id, report)
+    if rollout_id is not None:
+        services.registry.settle_rollout(rollout_id, is_urgent=report.outcome is not Outcome.CONFIRMED)
+
+
+def _offer(
+    services: Services, device: DeviceRecord, query: UpdateQuery, number: int, rollout_id: int | None
+) -> Offer | None:
+    """The offer of a version by its cheapest packages; None when the device has it, or it was stopped just now."""
+    registry, version = services.registry, services.registry.version(query.model, number)
+    installed_hash = _known_hash(registry, query)
+    package = choose_package(
+        query, latest=version, installed_hash=installed_hash, packages=registry.packages(query.model, number)
+    )
+    if package is None:
+        return None
+    try:
+        offered = registry.record_offer(
+            device.device_id, model=query.model, version=number, package_path=package.path, rollout_id=rollout_id
+        )
+    except ConflictError:
+        return None
+    is_known = query.installed_hash is not None and query.installed_hash == installed_hash and not query.only_full
+    return Offer(
+        offer_id=offered.offer_id,
+        model=version.model,
+        version=number,
+        tree_hash=version.manifest.tree_hash,
+        manifest_path=version.manifest_path,
+        package=_ref(package),
+        chain=_chain(services, query, package) if is_known else (),
+    )
 
 
 def _chain(services: Services, query: UpdateQuery, package: PackageRecord) -> tuple[ChainStep, ...]:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from server.cli.console import Service, console, open_service, show_json, show_table
 from server.config import load_settings
 from server.errors import ConfigurationError
+from server.rollouts import STABLE
 
-app = typer.Typer(no_args_is_help=True, help="Devices: invite, list, revoke.")
+if TYPE_CHECKING:
+    from server.registry import DevicePolicyRecord
+
+app = typer.Typer(no_args_is_help=True, help="Devices: invite, list, revoke; which version each gets, and why.")
 
 
 @app.command()
@@ -46,13 +50,16 @@ def list_(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List enrolled devices and what they run."""
-    devices = open_service().registry.devices()
+    registry = open_service().registry
+    devices, policies = registry.devices(), registry.device_policies()
     if as_json:
-        show_json([vars(device) for device in devices])
+        show_json(
+            [vars(d) | {"policy": vars(policies[d.device_id]) if d.device_id in policies else None} for d in devices]
+        )
         return
     show_table(
         "Devices",
-        ("device", "name", "model", "runs", "last seen", "state"),
+        ("device", "name", "model", "runs", "last seen", "state", "channel, group, tags"),
         [
             (
                 d.device_id,
@@ -61,6 +68,7 @@ def list_(
                 d.installed_version and f"v{d.installed_version}",
                 d.last_seen_at and f"{d.last_seen_at:%Y-%m-%d %H:%M}",
                 "revoked" if d.revoked_at else "enrolled",
+                _labels(policies.get(d.device_id)),
             )
             for d in devices
         ],
@@ -72,3 +80,11 @@ def revoke(device_id: Annotated[str, typer.Argument(help="Device id, from `lamel
     """Take a device's credential away; it keeps what it runs and gets nothing more."""
     record = open_service().registry.revoke_device(device_id)
     console.print(f"{record.name} ({record.device_id}) is revoked.")
+
+
+def _labels(policy: DevicePolicyRecord | None) -> str:
+    if policy is None:
+        return STABLE
+    marks = [f"forced to v{policy.forced_version}"] if policy.forced_version else []
+    marks += ["opted out"] if policy.is_opted_out else []
+    return " ".join([policy.channel, *([policy.group] if policy.group else []), *policy.tags, *marks])

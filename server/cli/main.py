@@ -14,9 +14,11 @@ from rich.markup import escape
 from delta_updates import DeltaError
 from server.cli import (
     base,
+    channels,
     convert,
     data,
     delta,
+    device_policies,
     devices,
     evaluate,
     fleet,
@@ -24,6 +26,7 @@ from server.cli import (
     privacy,
     quantize,
     release,
+    rollouts,
     runs,
     serve,
     stopping,
@@ -54,6 +57,10 @@ app.add_typer(train.app, name="train")
 app.add_typer(runs.app, name="runs")
 app.command("release")(release.release)
 app.command("versions")(release.versions)
+app.add_typer(rollouts.app, name="rollout")
+app.command("channels")(channels.channels)
+app.command("withdraw")(channels.withdraw)
+device_policies.add_to(devices.app)
 app.add_typer(devices.app, name="devices")
 app.add_typer(trust.app, name="trust")
 app.add_typer(superlink.app, name="superlink")

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from server.cli.console import Service, console, megabytes, open_service, show_json, show_table
+from server.cli.rollout_options import Channel, Groups, IsDraft, Phases, SoakHours, Tags, describe, launch_of
 from server.errors import PublishingError
 from server.federation.recipe import Recipe
+from server.rollouts import AT_ONCE, STABLE
 
 if TYPE_CHECKING:
     from server.publishing import Gate, GateResult
     from server.registry import RunRecord, VersionRecord
+    from server.rollouts import Launch
 
 
 def release(
@@ -27,16 +30,30 @@ def release(
         int,
         typer.Option(help="Number the version above this one: the way out for devices that a thief took there.", min=0),
     ] = 0,
+    rollout: Phases = None,
+    channel: Channel = STABLE,
+    group: Groups = None,
+    tag: Tags = None,
+    soak: SoakHours = None,
+    is_draft: IsDraft = False,
 ) -> None:
-    """Turn a run's adapter into a version: gate, packages that are applied and compared, signatures, release."""
+    """Turn a run's adapter into a version: gate, packages that are applied and compared, signatures, release.
+
+    Every device of the channel gets it at its next check, unless a rollout says otherwise.
+    """
     from server.publishing import Gate
 
+    launch = launch_of(phases=rollout, channel=channel, groups=group, tags=tag, soak_hours=soak, is_draft=is_draft)
     service = open_service()
     run = service.registry.run(run_id)
     known = [v for v in service.registry.versions(run.model) if v.run_id == run_id and v.state != "rejected"]
+    if known and known[0].state == "released" and launch != AT_ONCE:
+        raise PublishingError(
+            f"v{known[0].number} of {run.model!r} is released already. Roll it out further: `lamella rollout create`."
+        )
     if known:
         # An earlier attempt was cut off after the gate, or there is nothing left to do: publishing knows.
-        publish_version(service, known[0], gate=None)
+        publish_version(service, known[0], gate=None, launch=launch)
     else:
         gate = Gate(margin=service.settings.gate_margin if margin is None else margin)
         service.metadata.unlock_releases()  # before minutes of measuring
@@ -45,10 +62,11 @@ def release(
             f"Gate: held-out loss {result.parent_loss:.4f} → {result.candidate_loss:.4f} "
             f"(may rise by {result.margin:g}): {'passed' if result.is_passed else 'failed'}"
         )
-        publish_version(service, candidate, gate=result)
+        publish_version(service, candidate, gate=result, launch=launch)
     record = service.registry.latest_released(run.model)
     if record is not None:
         show_packages(service, record)
+        say_who_gets_it(service, record)
 
 
 def versions(
@@ -87,7 +105,9 @@ def versions(
     )
 
 
-def publish_version(service: Service, record: VersionRecord, *, gate: GateResult | None) -> None:
+def publish_version(
+    service: Service, record: VersionRecord, *, gate: GateResult | None, launch: Launch = AT_ONCE
+) -> None:
     """Publish a candidate while telling every step."""
     from server.publishing import publish
 
@@ -103,7 +123,15 @@ def publish_version(service: Service, record: VersionRecord, *, gate: GateResult
             gate=gate,
             work=service.settings.work_dir,
             on_step=lambda text, done, total: status.update(f"Publishing ({done}/{total}): {text} ..."),
+            launch=launch,
         )
+
+
+def say_who_gets_it(service: Service, record: VersionRecord) -> None:
+    """Print the rollouts of a release that are not everybody's on the stable channel at once."""
+    for rollout in service.registry.rollouts(model=record.model):
+        if rollout.version == record.number and (rollout.state != "finished" or rollout.plan != AT_ONCE.plan):
+            console.print(describe(rollout))
 
 
 def show_packages(service: Service, record: VersionRecord) -> None:

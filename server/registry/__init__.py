@@ -1,12 +1,18 @@
 """The registry: what exists and what happened, in SQLite or PostgreSQL."""
 
 from server.registry.records import (
+    ChannelMoveRecord,
+    DeviceCase,
+    DevicePolicyRecord,
     DeviceRecord,
     EnrolmentTokenRecord,
     GateResult,
     OfferRecord,
     PackageRecord,
     ReportRecord,
+    RolloutChangeRecord,
+    RolloutFailureRecord,
+    RolloutProgress,
     RoundRecord,
     RunRecord,
     TargetRecord,
@@ -15,6 +21,9 @@ from server.registry.records import (
 from server.registry.registry import Registry
 
 __all__ = [
+    "ChannelMoveRecord",
+    "DeviceCase",
+    "DevicePolicyRecord",
     "DeviceRecord",
     "EnrolmentTokenRecord",
     "GateResult",
@@ -22,6 +31,9 @@ __all__ = [
     "PackageRecord",
     "Registry",
     "ReportRecord",
+    "RolloutChangeRecord",
+    "RolloutFailureRecord",
+    "RolloutProgress",
     "RoundRecord",
     "RunRecord",
     "TargetRecord",

@@ -15,6 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from delta_updates.offer import Outcome, OutcomeReport
 from server.errors import ConflictError, CredentialRefusedError, EnrolmentRefusedError, ForbiddenError, NotFoundError
 from server.registry.records import DeviceRecord, EnrolmentTokenRecord, OfferRecord, ReportRecord
+from server.registry.rollout_devices import note_offered, note_outcome
 from server.registry.tables import DeviceRow, EnrolmentTokenRow, ModelRow, OfferRow, ReportRow, VersionRow
 from server.registry.transactions import Transactions
 
@@ -152,10 +153,19 @@ class DeviceTransactions(Transactions):
             row.last_seen_at = self._now()
             row.installed_version, row.installed_hash = installed_version, installed_hash
 
-    def record_offer(self, device_id: str, *, model: str, version: int, package_path: str) -> OfferRecord:
-        """The offer of this package to this device: the one that is still open, or a new one."""
+    def record_offer(
+        self, device_id: str, *, model: str, version: int, package_path: str, rollout_id: int | None = None
+    ) -> OfferRecord:
+        """The offer of this package to this device: the one that is still open, or a new one.
+
+        Raises:
+            ConflictError: The rollout that makes the offer was stopped meanwhile.
+        """
         still_open = select(OfferRow).where(
-            OfferRow.device_id == device_id, OfferRow.package_path == package_path, OfferRow.is_open
+            OfferRow.device_id == device_id,
+            OfferRow.package_path == package_path,
+            OfferRow.is_open,
+            OfferRow.rollout_id.is_(None) if rollout_id is None else OfferRow.rollout_id == rollout_id,
         )
         with self._read() as session:
             known = session.scalar(still_open.limit(1))
@@ -170,12 +180,19 @@ class DeviceTransactions(Transactions):
                 package_path=package_path,
                 is_open=True,
                 offered_at=self._now(),
+                rollout_id=rollout_id,
             )
             session.add(row)
+            session.flush()
+            if rollout_id is not None:
+                note_offered(session, rollout_id, device_id)
             return _offer(row)
 
-    def record_outcome(self, device_id: str, report: OutcomeReport) -> None:
+    def record_outcome(self, device_id: str, report: OutcomeReport) -> int | None:
         """Keep what a device reports about one of its own offers; a repeated report changes nothing.
+
+        Returns:
+            The rollout that made the offer, when it is not over and this report says something new about its end.
 
         Raises:
             NotFoundError: This device was never made such an offer.
@@ -192,27 +209,14 @@ class DeviceTransactions(Transactions):
                 with session.begin_nested():
                     session.add(_report_row(report, received_at=self._now()))
             except IntegrityError:
-                return
-            if report.outcome in _FINAL:
-                offer.is_open = False
+                return None
+            is_counted = offer.rollout_id is not None and note_outcome(session, offer.rollout_id, device_id, report)
             if report.outcome is Outcome.CONFIRMED:
                 _remember_confirmed(session, offer)
-
-    def was_reverted(self, device_id: str, *, model: str, version: int) -> bool:
-        """Whether a version failed its self-test on a device, which will not take it again."""
-        query = (
-            select(ReportRow.offer_id)
-            .join(OfferRow, OfferRow.offer_id == ReportRow.offer_id)
-            .where(
-                OfferRow.device_id == device_id,
-                OfferRow.model == model,
-                OfferRow.version == version,
-                ReportRow.outcome == Outcome.REVERTED,
-            )
-            .limit(1)
-        )
-        with self._read() as session:
-            return session.scalar(query) is not None
+            if report.outcome not in _FINAL:
+                return None
+            offer.is_open = False
+            return offer.rollout_id if is_counted else None
 
     def offers(self, device_id: str, *, limit: int | None = None) -> tuple[OfferRecord, ...]:
         """What a device was offered, newest first."""
@@ -246,7 +250,7 @@ def _sha256(secret: str) -> str:
 def _row(session: Session, device_id: str) -> DeviceRow:
     row = session.get(DeviceRow, device_id)
     if row is None:
-        raise NotFoundError(f"There is no device {device_id!r}. `lamella devices` lists what there is.")
+        raise NotFoundError(f"There is no device {device_id!r}. `lamella devices list` shows what there is.")
     return row
 
 
@@ -290,6 +294,7 @@ def _offer(row: OfferRow) -> OfferRecord:
         version=row.version,
         package_path=row.package_path,
         offered_at=row.offered_at,
+        rollout_id=row.rollout_id,
     )
 
 

@@ -7,9 +7,10 @@ from datetime import datetime
 from typing import Literal
 
 from delta_updates.manifest import VersionManifest
+from server.rollouts import Counts, DeviceFacts, Measured, Metric, Release, Rollout, RolloutState
 
 RunStatus = Literal["running", "completed", "failed"]
-VersionState = Literal["candidate", "released", "rejected"]
+VersionState = Literal["candidate", "released", "rejected", "withdrawn"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +149,7 @@ class OfferRecord:
     version: int
     package_path: str
     offered_at: datetime
+    rollout_id: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,3 +164,79 @@ class ReportRecord:
     bytes_downloaded: int
     apply_seconds: float
     received_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutProgress:
+    """A rollout and how its devices fare.
+
+    Attributes:
+        phase: The devices that came with the current phase.
+        total: All devices that were offered its version.
+        quality: Means of what devices measured.
+        remaining: Devices it is for that do not run its version yet.
+        outlook: What it waits for, or does next.
+    """
+
+    rollout: Rollout
+    phase: Counts
+    total: Counts
+    quality: Mapping[Metric, Measured]
+    remaining: int
+    outlook: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutFailureRecord:
+    """A reason that devices gave for not taking a rollout's version, and how many reports gave it."""
+
+    outcome: str
+    reason: str
+    reports: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutChangeRecord:
+    """What a rollout became, and why."""
+
+    revision: int
+    state: RolloutState
+    phase: int
+    reason: str
+    changed_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelMoveRecord:
+    """What a channel pointed at from a moment on; no version: at nothing."""
+
+    model: str
+    channel: str
+    position: int
+    version: int | None
+    rollout_id: int | None
+    reason: str
+    moved_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevicePolicyRecord:
+    """What operators decided about one device."""
+
+    device_id: str
+    channel: str
+    group: str | None
+    tags: tuple[str, ...]
+    is_opted_out: bool
+    forced_version: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceCase:
+    """All that decides on a device at a moment; ``due`` are rollouts whose reports were not counted for a while."""
+
+    facts: DeviceFacts
+    releases: Mapping[int, Release]
+    rollouts: tuple[Rollout, ...]
+    due: tuple[int, ...]
+    now: datetime

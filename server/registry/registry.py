@@ -9,8 +9,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from server.errors import DatabaseError
 from server.files import locked, make_folder
+from server.registry.channels import ChannelTransactions
+from server.registry.device_policies import PolicyTransactions
 from server.registry.devices import DeviceTransactions
 from server.registry.migrations import upgrade
+from server.registry.rollouts import RolloutTransactions
 from server.registry.runs import RunTransactions
 from server.registry.transactions import make_engine
 from server.registry.versions import VersionTransactions
@@ -22,8 +25,15 @@ if TYPE_CHECKING:
     from server.config import Settings
 
 
-class Registry(VersionTransactions, RunTransactions, DeviceTransactions):
-    """What exists and what happened: versions, packages, runs, privacy events, devices, offers, reports.
+class Registry(
+    VersionTransactions,
+    RunTransactions,
+    DeviceTransactions,
+    RolloutTransactions,
+    ChannelTransactions,
+    PolicyTransactions,
+):
+    """What exists and what happened: versions, packages, rollouts, runs, privacy events, devices, offers, reports.
 
     Every public method is one transaction and answers with frozen records. Safe to share between threads; several
     processes may open the same database.

@@ -209,7 +209,7 @@ class EnrolmentTokenRow(Base):
 
 
 class OfferRow(Base):
-    """An offer made to one device; ``is_open`` until it reports how the offer ended."""
+    """An offer made to one device; ``is_open`` until it reports how the offer ended. ``rollout_id``: who made it."""
 
     __tablename__ = "offers"
 
@@ -220,6 +220,7 @@ class OfferRow(Base):
     package_path: Mapped[str] = mapped_column(String(255), ForeignKey("packages.path"))
     is_open: Mapped[bool]
     offered_at: Mapped[datetime]
+    rollout_id: Mapped[int | None] = mapped_column(index=True)
 
 
 class ReportRow(Base):

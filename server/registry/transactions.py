@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, select, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, SQLAlchemyError, StatementError
 from sqlalchemy.orm import Session
 
@@ -149,3 +149,8 @@ def ensure_model(session: Session, name: str) -> None:
             session.add(ModelRow(name=name, last_version=0))
     except IntegrityError:
         session.expire_all()
+
+
+def lock_model(session: Session, name: str) -> None:
+    """Let one transaction at a time release, withdraw or roll out versions of a model; SQLite has one writer anyway."""
+    session.execute(select(ModelRow.name).where(ModelRow.name == name).with_for_update())

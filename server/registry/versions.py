@@ -7,13 +7,15 @@ import math
 import re
 from typing import TYPE_CHECKING, cast
 
-from sqlalchemy import case, select, update
+from sqlalchemy import case, func, select, update
 
 from delta_updates.manifest import VersionManifest
 from server.errors import ConflictError, InvalidRecordError, NotFoundError
 from server.registry.records import GateResult, PackageRecord, TargetRecord, VersionRecord
+from server.registry.rollout_rows import channels_of, launch_rollout
 from server.registry.tables import DeviceRow, ModelRow, PackageRow, VersionFileRow, VersionRow
-from server.registry.transactions import Transactions, ensure_model
+from server.registry.transactions import Transactions, ensure_model, lock_model
+from server.rollouts import AT_ONCE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from server.registry.records import VersionState
+    from server.rollouts import Launch
 
 _MANIFEST_PATH = re.compile(r"manifests/([a-z0-9][a-z0-9._-]{0,63})/([1-9][0-9]{0,8})\.json")
 
@@ -99,18 +102,27 @@ class VersionTransactions(Transactions):
             return None if row is None else _version(row)
 
     def versions_in_the_field(self, model: str) -> tuple[int, ...]:
-        """Released versions that an enrolled device last reported, and the latest release; ascending."""
+        """Versions that were released and that devices run or get before the next one; ascending.
+
+        Those are what enrolled devices last reported, withdrawn ones too, what the channels point at, and the latest.
+        """
         reported = (
             select(VersionRow.number)
             .join(
                 DeviceRow,
                 (DeviceRow.model == VersionRow.model) & (DeviceRow.installed_version == VersionRow.number),
             )
-            .where(VersionRow.model == model, VersionRow.state == "released", DeviceRow.revoked_at.is_(None))
+            .where(
+                VersionRow.model == model,
+                VersionRow.state.in_(("released", "withdrawn")),
+                DeviceRow.revoked_at.is_(None),
+            )
             .distinct()
         )
         with self._read() as session:
-            numbers = set(session.scalars(reported))
+            numbers = set(session.scalars(reported)) | {
+                version for version in channels_of(session, model).values() if version
+            }
             latest = session.scalar(_latest_released(model))
             return tuple(sorted(numbers | ({latest.number} if latest else set())))
 
@@ -154,18 +166,26 @@ class VersionTransactions(Transactions):
             rows = session.scalars(wanted.order_by(PackageRow.version, PackageRow.source_version))
             return tuple(_package(row) for row in rows)
 
-    def mark_released(self, model: str, number: int) -> VersionRecord:
-        """Let devices be offered a version; its packages must be recorded and signed before.
+    def mark_released(self, model: str, number: int, *, launch: Launch = AT_ONCE) -> VersionRecord:
+        """Let devices be offered a version, by a rollout; its packages must be recorded and signed before.
+
+        Args:
+            model: The model.
+            number: Its candidate; releasing what is released changes nothing.
+            launch: The rollout that is made with it.
 
         Raises:
             ConflictError: Rejected, without a full package, not measured, or older than the latest release.
         """
         with self._write() as session:
+            lock_model(session, model)
             row = _row(session, model, number)
             if row.state != "released":
                 _require_state(row, "candidate", "be released")
                 _require_releasable(session, row)
                 row.state, row.released_at = "released", self._now()
+                session.flush()
+                launch_rollout(session, model=model, version=number, launch=launch, now=self._now())
             return _version(row)
 
     def reject(self, model: str, number: int, reason: str) -> None:
@@ -258,10 +278,15 @@ def _check_lineage(session: Session, manifest: VersionManifest) -> None:
 
 
 def _require_releasable(session: Session, row: VersionRow) -> None:
-    latest = session.scalar(_latest_released(row.model))
-    if latest is not None and latest.number > row.number:
+    # Also a withdrawn one: devices have it.
+    latest = session.scalar(
+        select(func.max(VersionRow.number)).where(
+            VersionRow.model == row.model, VersionRow.state.in_(("released", "withdrawn"))
+        )
+    )
+    if latest is not None and latest > row.number:
         raise ConflictError(
-            f"v{latest.number} of {row.model!r} is released already and versions never go down: "
+            f"v{latest} of {row.model!r} is released already and versions never go down: "
             f"v{row.number} can no longer be released. Make a new candidate."
         )
     if row.kind == "adapter" and not row.is_gate_passed:

@@ -23,7 +23,7 @@ from server.signing.roles import DOCUMENT_NAME, Lifetimes, bins_of
 from server.signing.sealing import Sealer, commit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
     from pathlib import Path
 
     from tuf.api.metadata import Metadata, Targets
@@ -164,7 +164,7 @@ class SignedMetadata:
             if entry.days_left < within_days
         )
 
-    def add_release(self, *, manifest: NewTarget, packages: Iterable[NewTarget]) -> None:
+    def add_release(self, *, manifest: NewTarget, packages: Iterable[NewTarget], offered: Collection[int] = ()) -> None:
         """Sign a version's manifest with the releases key and its packages with the deltas key, as one change.
 
         What is signed already with the same contents is left alone. Versions of the same model older than the newest
@@ -174,6 +174,7 @@ class SignedMetadata:
         Args:
             manifest: What makes the version.
             packages: What takes devices to it.
+            offered: Versions that channels and rollouts still offer; they stay signed, however old they are.
 
         Raises:
             TargetConflictError: A path is signed with other contents; nothing was changed.
@@ -185,7 +186,7 @@ class SignedMetadata:
             changed: dict[str, Metadata[Targets]] = {}
             releases = chain.releases
             if _add(releases.signed.targets, [manifest]):
-                _retire(releases.signed.targets, manifest.path, keep=self._signed_versions)
+                _retire(releases.signed.targets, manifest.path, keep=self._signed_versions, offered=offered)
                 changed["releases"] = releases
             bins = bins_of(chain.packages.signed)
             by_bin: dict[str, list[NewTarget]] = {}
@@ -279,12 +280,13 @@ def _add(signed: Files, new: Iterable[NewTarget]) -> bool:
     return is_new
 
 
-def _retire(manifests: Files, added: str, *, keep: int) -> None:
-    """Drop all but the newest ``keep`` manifests of the model that ``added`` is one of."""
+def _retire(manifests: Files, added: str, *, keep: int, offered: Collection[int]) -> None:
+    """Drop all but the newest ``keep`` manifests, and those still ``offered``, of the model of ``added``."""
     folder = added.rpartition("/")[0]
     mine = [path for path in manifests if path.rpartition("/")[0] == folder]
     for path in sorted(mine, key=_version_in)[:-keep]:
-        del manifests[path]
+        if _version_in(path) not in offered:
+            del manifests[path]
 
 
 def _drop_retired(packages: Files, manifests: Files) -> None:

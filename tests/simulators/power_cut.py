@@ -7,6 +7,7 @@ from typing import TypeVar
 from server.artifacts import LocalArtifactStore
 from server.files import write_durably
 from server.registry import GateResult, PackageRecord, Registry, VersionRecord
+from server.rollouts import AT_ONCE, Launch
 
 _Result = TypeVar("_Result")
 
@@ -66,5 +67,7 @@ class FusedRegistry(Registry):
     def add_packages(self, model: str, number: int, packages: Sequence[PackageRecord]) -> None:
         self.fuse.around("add_packages", lambda: super(FusedRegistry, self).add_packages(model, number, packages))
 
-    def mark_released(self, model: str, number: int) -> VersionRecord:
-        return self.fuse.around("mark_released", lambda: super(FusedRegistry, self).mark_released(model, number))
+    def mark_released(self, model: str, number: int, *, launch: Launch = AT_ONCE) -> VersionRecord:
+        return self.fuse.around(
+            "mark_released", lambda: super(FusedRegistry, self).mark_released(model, number, launch=launch)
+        )

@@ -20,7 +20,7 @@ from urllib.parse import unquote
 from simulators.fake_trust import FakeTrust
 from simulators.versions import manifest_of
 
-from delta_updates import Offer, OutcomeReport, PackageRef, UpdateQuery, build_package
+from delta_updates import PROTOCOL_HEADER, Offer, OutcomeReport, PackageRef, UpdateQuery, build_package
 
 TOKEN = "enrolment-token-0001"
 CREDENTIAL = "device-credential-0001"
@@ -75,6 +75,9 @@ class FakeUpdateService:
         self.model = model
         self.published: dict[int, Published] = {}
         self.reports: list[OutcomeReport] = []
+        self.report_bodies: list[bytes] = []
+        self.protocol: int | None = None
+        """What it says it speaks; None says nothing, as the first release did."""
         self.queries: list[UpdateQuery] = []
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.faults: list[Fault] = []
@@ -227,18 +230,20 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_offer(self.service.answer(UpdateQuery.model_validate_json(body)))
         elif self.path == "/v1/updates/report":
             if self.service.report_status == 204:
+                self.service.report_bodies.append(body)
                 self.service.reports.append(OutcomeReport.model_validate_json(body))
             self._send(self.service.report_status, b"")
         else:
             self._send(404, b"")
 
     def _send_offer(self, answer: Offer | int | bytes | None) -> None:
+        spoken = {} if self.service.protocol is None else {PROTOCOL_HEADER: str(self.service.protocol)}
         if answer is None:
-            self._send(204, b"")
+            self._send(204, b"", spoken)
         elif isinstance(answer, int):
             self._send(answer, b'{"detail": "on purpose"}')
         else:
-            self._send(200, answer if isinstance(answer, bytes) else answer.model_dump_json().encode())
+            self._send(200, answer if isinstance(answer, bytes) else answer.model_dump_json().encode(), spoken)
 
     def _send_lie(self, lie: Lie) -> None:
         self.close_connection = True

@@ -2,6 +2,7 @@
 
 from alembic import context
 
+from server.registry import rollout_tables  # noqa: F401 - its tables are part of the metadata
 from server.registry.tables import Base
 
 context.configure(

@@ -9,7 +9,18 @@ from simulators.update_service import CREDENTIAL, TOKEN, FakeUpdateService
 from simulators.versions import write_tree
 
 from client_sdk import Device
-from delta_updates import PROTOCOL, PROTOCOL_HEADER, EnrolReply, EnrolRequest, Offer, OutcomeReport, UpdateQuery
+from client_sdk.health import HealthFacts
+from delta_updates import (
+    PROTOCOL,
+    PROTOCOL_HEADER,
+    EnrolReply,
+    EnrolRequest,
+    Offer,
+    Outcome,
+    OutcomeReport,
+    Quality,
+    UpdateQuery,
+)
 from delta_updates.offer import protocol_of
 
 OpenDevice = Callable[..., Device]
@@ -34,22 +45,51 @@ def test_an_update_in_the_words_of_protocol_1(
     for query in service.queries:
         protocol_1.UpdateQuery.model_validate_json(query.model_dump_json())
     assert len(service.reports) == 6
-    for report in service.reports:
-        protocol_1.OutcomeReport.model_validate_json(report.model_dump_json())
+    for report in service.report_bodies:
+        protocol_1.OutcomeReport.model_validate_json(report)
     # The device says what it speaks with every request; whoever does not know the header ignores it.
     assert {headers[PROTOCOL_HEADER] for _, _, headers in service.requests} == {str(PROTOCOL)}
 
 
+def test_quality_goes_to_a_service_that_knows_it_when_the_owner_agreed(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
+) -> None:
+    measured = HealthFacts(tokens_per_second=12.5, peak_memory_bytes=400_000_000)
+    device = open_device(test_version=lambda _tree, _manifest: measured)
+    for number, (protocol, file, told) in enumerate(
+        [
+            (None, "[reports]\nshare_speed = true\n", None),
+            (2, "[reports]\nshare_speed = true\n", None),
+            (PROTOCOL, "", None),
+            (PROTOCOL, "[reports]\nshare_speed = true\n", Quality(tokens_per_second=12.5, memory_bytes=400_000_000)),
+        ],
+        start=2,
+    ):
+        service.publish(write_tree(tmp_path / f"v{number}", adapter_seed=number), version=number)
+        service.protocol = protocol
+        (tmp_path / "home" / "device.toml").write_text(file)
+        device.update()
+        assert service.reports[-1].outcome == Outcome.CONFIRMED
+        assert service.reports[-1].quality == told
+        assert (b"quality" in service.report_bodies[-1]) is (told is not None)
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs"),
-    [
-        (UpdateQuery, protocol_1.UpdateQuery),
-        (OutcomeReport, protocol_1.OutcomeReport),
-        (EnrolRequest, protocol_1.EnrolRequest),
-    ],
+    [(UpdateQuery, protocol_1.UpdateQuery), (EnrolRequest, protocol_1.EnrolRequest)],
 )
 def test_what_a_device_sends_has_no_words_that_protocol_1_lacks(ours: type, theirs: type) -> None:
     assert set(ours.model_fields) == set(theirs.model_fields)  # type: ignore[attr-defined]
+
+
+def test_a_report_has_the_words_of_the_service_that_it_goes_to() -> None:
+    report = OutcomeReport(offer_id="o-1", version=2, outcome=Outcome.CONFIRMED, quality=Quality(loss_increase=0.25))
+    for protocol in (1, 2):
+        old = report.in_protocol(protocol)
+        protocol_1.OutcomeReport.model_validate(old)
+    assert OutcomeReport.model_validate(report.in_protocol(3)) == report
+    # Nothing to say is said in the words of the oldest.
+    protocol_1.OutcomeReport.model_validate(report.model_copy(update={"quality": None}).in_protocol(3))
 
 
 def test_an_offer_in_protocol_1_is_what_protocol_1_reads(service: FakeUpdateService, v1: Path) -> None:
@@ -60,7 +100,19 @@ def test_an_offer_in_protocol_1_is_what_protocol_1_reads(service: FakeUpdateServ
 
 @pytest.mark.parametrize(
     ("header", "protocol"),
-    [(None, 1), ("", 1), ("1", 1), ("2", 2), ("3", 2), ("99999", 1), ("-1", 1), ("two", 1), ("²", 1), ("0", 1)],
+    [
+        (None, 1),
+        ("", 1),
+        ("1", 1),
+        ("2", 2),
+        ("3", 3),
+        ("4", 3),
+        ("99999", 1),
+        ("-1", 1),
+        ("two", 1),
+        ("²", 1),
+        ("0", 1),
+    ],
 )
 def test_the_older_of_the_two_decides(header: str | None, protocol: int) -> None:
     assert protocol_of(header) == protocol

@@ -1,0 +1,63 @@
+"""A rollout's devices inside a transaction: whom it offered its version to, and what they reported."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+
+from delta_updates import Outcome
+from server.errors import ConflictError
+from server.registry.rollout_tables import RolloutDeviceRow, RolloutRow
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from delta_updates import OutcomeReport
+
+_OFFERED: Final = "offered"
+# Reports may come late or twice, so what counts is the furthest that a device came. A failed attempt is followed by
+# another, which may succeed; a version that was reverted never comes back.
+_ORDER: Final = (
+    _OFFERED,
+    Outcome.DOWNLOADED,
+    Outcome.APPLIED,
+    Outcome.FAILED,
+    Outcome.CONFIRMED,
+    Outcome.REVERTED,
+)
+
+
+def note_offered(session: Session, rollout_id: int, device_id: str) -> None:
+    """Count a device as one of the rollout's current phase, unless it is one already.
+
+    Raises:
+        ConflictError: The rollout was stopped since the offer was decided on.
+    """
+    # Locked against the change that would stop it: a halted rollout moves no further device.
+    rollout = session.scalar(select(RolloutRow).where(RolloutRow.rollout_id == rollout_id).with_for_update(read=True))
+    if rollout is None or rollout.state not in {"running", "finished"}:
+        raise ConflictError(f"Rollout {rollout_id} was stopped.")
+    if session.get(RolloutDeviceRow, (rollout_id, device_id)) is not None:
+        return
+    try:
+        with session.begin_nested():
+            session.add(
+                RolloutDeviceRow(rollout_id=rollout_id, device_id=device_id, phase=rollout.phase, outcome=_OFFERED)
+            )
+    except IntegrityError:
+        session.expire_all()  # another request of this device was quicker
+
+
+def note_outcome(session: Session, rollout_id: int, device_id: str, report: OutcomeReport) -> bool:
+    """Keep how far a device came, and what it measured; whether the rollout may still follow from that."""
+    rollout, row = session.get(RolloutRow, rollout_id), session.get(RolloutDeviceRow, (rollout_id, device_id))
+    if rollout is None or row is None:
+        return False
+    row.outcome = max(row.outcome, report.outcome.value, key=_ORDER.index)
+    if report.quality is not None:
+        row.loss_increase = report.quality.loss_increase
+        row.tokens_per_second = report.quality.tokens_per_second
+        row.memory_bytes = report.quality.memory_bytes
+    return rollout.state in {"running", "paused"}
