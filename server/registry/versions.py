@@ -117,7 +117,7 @@ class VersionTransactions(Transactions):
     def record_gate(self, model: str, number: int, gate: GateResult) -> None:
         """Keep what the evaluation gate measured for a candidate."""
         with self._write() as session:
-            row = _row(session, model, number)
+            row = _row(session, model, number, lock=True)
             _require_state(row, "candidate", "be measured")
             # SQLite has no NaN: a loss that is not finite is kept as unknown, the refusal's reason has it in words.
             row.candidate_loss, row.parent_loss = _finite(gate.candidate_loss), _finite(gate.parent_loss)
@@ -130,7 +130,7 @@ class VersionTransactions(Transactions):
             ConflictError: The version is no candidate any more, or a path is recorded with other bytes.
         """
         with self._write() as session:
-            _require_state(_row(session, model, number), "candidate", "get packages")
+            _require_state(_row(session, model, number, lock=True), "candidate", "get packages")
             for package in packages:
                 known = session.get(PackageRow, package.path)
                 if known is None:
@@ -161,7 +161,9 @@ class VersionTransactions(Transactions):
             ConflictError: Rejected, without a full package, not measured, or older than the latest release.
         """
         with self._write() as session:
-            row = _row(session, model, number)
+            # Releases of one model take turns: each sees the one before it.
+            session.get(ModelRow, model, with_for_update=True)
+            row = _row(session, model, number, lock=True)
             if row.state != "released":
                 _require_state(row, "candidate", "be released")
                 _require_releasable(session, row)
@@ -175,7 +177,7 @@ class VersionTransactions(Transactions):
             ConflictError: It is released.
         """
         with self._write() as session:
-            row = _row(session, model, number)
+            row = _row(session, model, number, lock=True)
             if row.state != "rejected":
                 _require_state(row, "candidate", "be rejected")
                 row.state, row.reason = "rejected", reason
@@ -232,8 +234,9 @@ def _latest_released(model: str) -> Select[VersionRow]:
     )
 
 
-def _row(session: Session, model: str, number: int) -> VersionRow:
-    row = session.get(VersionRow, (model, number))
+def _row(session: Session, model: str, number: int, *, lock: bool = False) -> VersionRow:
+    """One version's row; ``lock`` makes other writers of it wait (PostgreSQL: SQLite has one writer anyway)."""
+    row = session.get(VersionRow, (model, number), with_for_update=lock)
     if row is None:
         raise NotFoundError(f"There is no v{number} of {model!r}. `lamella versions` lists what there is.")
     return row
