@@ -23,6 +23,7 @@ _MAX_DETAIL_BYTES = 1 << 14
 _RETRYABLE = frozenset(
     {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS} | set(range(500, 600))
 )
+_DOWNLOADS = frozenset({HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE})
 
 
 class Clock(Protocol):
@@ -119,13 +120,27 @@ class Transport:
 
     @contextmanager
     def open(
-        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, body: bytes | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        follow: bool = False,
     ) -> Iterator[urllib3.BaseHTTPResponse]:
         """One request; yields the open response whatever its status, except a redirect.
 
+        Args:
+            method: GET or POST.
+            path: below the server's address.
+            headers: besides those that every request has.
+            body: JSON.
+            follow: go after one temporary redirect, without the credential; only for bytes that are verified by a
+                signed hash, wherever they come from.
+
         Raises:
             ServiceUnavailableError: no connection, or it broke.
-            ServiceRefusedError: the server answered with a redirect.
+            ServiceRefusedError: the server answered with a redirect that is not followed.
         """
         sent = {
             "Accept-Encoding": "identity",
@@ -148,6 +163,19 @@ class Transport:
                 preload_content=False,
                 decode_content=False,
             )
+            if follow and response.status == HTTPStatus.TEMPORARY_REDIRECT:
+                where = self._require_safe(response.headers.get("Location", ""))
+                response.close()
+                # Whoever wrote the address must not get the credential.
+                sent.pop("Authorization", None)
+                response = self._pool.request(
+                    method, where, headers=sent, redirect=False, preload_content=False, decode_content=False
+                )
+                if response.status not in _DOWNLOADS:
+                    # A link that expired says nothing about this device: the server makes a new one.
+                    raise ServiceUnavailableError(
+                        f"The place that {self.server_url} sends to answers {response.status}."
+                    )
             if 300 <= response.status < 400:  # noqa: PLR2004 - the class of redirects
                 # Following it would hand the credential, or the choice of the server, to whoever wrote the header.
                 raise ServiceRefusedError(
@@ -183,6 +211,26 @@ class Transport:
                 if failures + 1 < (attempts or self.limits.attempts):
                     backoff.wait(failures, at_least_s=error.retry_after_s)
         raise last
+
+    def _require_safe(self, location: str) -> str:
+        """The address that a download is sent on to, if it is one that the server itself could have.
+
+        Raises:
+            ServiceRefusedError: it is not; a server must not send devices to what listens on their own machine or
+                network, or off an encrypted connection.
+        """
+        try:
+            parts = urlsplit(location)
+            is_safe = parts.scheme == "https" or (parts.scheme == "http" and self.server_url.startswith("http://"))
+            is_safe = is_safe and bool(parts.hostname) and not parts.username and location.isprintable()
+        except ValueError:
+            is_safe = False
+        if not is_safe:
+            raise ServiceRefusedError(
+                f"{self.server_url} sends a download on to an address that is not https; nothing was fetched.",
+                status=HTTPStatus.TEMPORARY_REDIRECT,
+            )
+        return location
 
     def _call_once(self, method: str, path: str, body: bytes | None, max_bytes: int) -> Answer:
         with self.open(method, path, body=body) as response:

@@ -23,7 +23,7 @@ from server.api import (
 )
 from server.api.middleware import BodyLimit, Guard
 from server.api.services import Services, require_operator
-from server.artifacts import LocalArtifactStore
+from server.artifacts import open_artifacts
 from server.config import Settings, load_settings
 from server.errors import ServerError
 from server.files import operator_token
@@ -77,7 +77,7 @@ def open_services(settings: Settings) -> Services:
         ServerError: One of them cannot be used.
     """
     token = operator_token(settings.home)
-    artifacts = LocalArtifactStore(settings.artifacts_dir)
+    artifacts = open_artifacts(settings)
     metadata = SignedMetadata.open(settings)
     registry = Registry.open(settings)
     return Services(settings=settings, registry=registry, artifacts=artifacts, metadata=metadata, operator_token=token)
