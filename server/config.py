@@ -93,6 +93,20 @@ class Settings(BaseSettings):
     signed_versions: int = Field(
         default=16, ge=1, le=10_000, description="Newest versions of a model that stay signed; older ones are retired."
     )
+    keep_versions: int = Field(
+        default=8,
+        ge=1,
+        le=10_000,
+        description="Newest versions of a model whose packages `lamella gc` keeps, besides those that a device may "
+        "still need.",
+    )
+    grace_hours: float = Field(
+        default=24.0,
+        ge=0,
+        le=24 * 366,
+        description="Hours for which `lamella gc` and `lamella doctor` leave alone what nothing refers to: it may be "
+        "in the making.",
+    )
     deltas_expiry_days: int = Field(
         default=30, ge=1, le=3650, description="Days until the signed lists of packages expire."
     )

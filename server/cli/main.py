@@ -30,6 +30,7 @@ from server.cli import (
     superlink,
     train,
     trust,
+    upkeep,
 )
 from server.cli.console import problems
 from server.errors import ServerError
@@ -56,6 +57,8 @@ app.command("release")(release.release)
 app.command("versions")(release.versions)
 app.add_typer(devices.app, name="devices")
 app.add_typer(trust.app, name="trust")
+app.command("doctor")(upkeep.doctor)
+app.command("gc")(upkeep.gc)
 app.add_typer(superlink.app, name="superlink")
 app.add_typer(privacy.app, name="privacy")
 app.add_typer(delta.app, name="delta")

@@ -13,6 +13,7 @@ from server.registry.devices import DeviceTransactions
 from server.registry.migrations import upgrade
 from server.registry.runs import RunTransactions
 from server.registry.transactions import make_engine
+from server.registry.upkeep import UpkeepTransactions
 from server.registry.versions import VersionTransactions
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from server.config import Settings
 
 
-class Registry(VersionTransactions, RunTransactions, DeviceTransactions):
+class Registry(VersionTransactions, RunTransactions, DeviceTransactions, UpkeepTransactions):
     """What exists and what happened: versions, packages, runs, privacy events, devices, offers, reports.
 
     Every public method is one transaction and answers with frozen records. Safe to share between threads; several

@@ -141,18 +141,25 @@ class VersionTransactions(Transactions):
     def packages(self, model: str, number: int) -> tuple[PackageRecord, ...]:
         """The packages of a version, the full one first, then by source version."""
         with self._read() as session:
-            rows = session.scalars(select(PackageRow).where(PackageRow.model == model, PackageRow.version == number))
-            return tuple(sorted((_package(row) for row in rows), key=lambda package: package.source_version or 0))
+            rows = session.scalars(
+                select(PackageRow).where(
+                    PackageRow.model == model, PackageRow.version == number, PackageRow.collected_at.is_(None)
+                )
+            )
+            return tuple(sorted((package_record(row) for row in rows), key=lambda package: package.source_version or 0))
 
     def deltas(self, model: str) -> tuple[PackageRecord, ...]:
         """Every delta between released versions of a model, by target and source version."""
         released = select(VersionRow.number).where(VersionRow.model == model, VersionRow.state == "released")
         wanted = select(PackageRow).where(
-            PackageRow.model == model, PackageRow.source_version.is_not(None), PackageRow.version.in_(released)
+            PackageRow.model == model,
+            PackageRow.source_version.is_not(None),
+            PackageRow.version.in_(released),
+            PackageRow.collected_at.is_(None),
         )
         with self._read() as session:
             rows = session.scalars(wanted.order_by(PackageRow.version, PackageRow.source_version))
-            return tuple(_package(row) for row in rows)
+            return tuple(package_record(row) for row in rows)
 
     def mark_released(self, model: str, number: int) -> VersionRecord:
         """Let devices be offered a version; its packages must be recorded and signed before.
@@ -193,7 +200,7 @@ class VersionTransactions(Transactions):
             package = session.scalar(
                 select(PackageRow)
                 .join(VersionRow, (VersionRow.model == PackageRow.model) & (VersionRow.number == PackageRow.version))
-                .where(PackageRow.path == path, VersionRow.state == "released")
+                .where(PackageRow.path == path, PackageRow.collected_at.is_(None), VersionRow.state == "released")
             )
             if package is None:
                 return None
@@ -310,7 +317,8 @@ def _package_row(package: PackageRecord) -> PackageRow:
     )
 
 
-def _package(row: PackageRow) -> PackageRecord:
+def package_record(row: PackageRow) -> PackageRecord:
+    """A row as a frozen record."""
     return PackageRecord(
         model=row.model,
         version=row.version,

@@ -104,7 +104,7 @@ def test_a_download_is_not_sent_just_anywhere(location: str) -> None:
 
 
 def test_a_second_redirect_is_not_followed(service: FakeUpdateService) -> None:
-    with answering(sent_on(307, f"{service.address}/x")) as second, answering(sent_on(307, second)) as first:
+    with answering(sent_on(307, f"{service.address}/x")) as second, answering(sent_on(307, second)) as first:  # noqa: SIM117
         with pytest.raises(ServiceUnavailableError, match="sends to answers 307"):
             open_and_follow(Transport(first))
     assert service.requests == []
