@@ -52,6 +52,17 @@ class Settings(BaseSettings):
         pattern=r"^/[A-Za-z0-9._/-]*/$",
         description="Internal location of nginx whose alias is the folder artifacts in home.",
     )
+    metrics_token: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="Token that Prometheus reads /metrics with; unset: there are none.",
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="How `lamella serve` logs: text, or json with a line for each request."
+    )
+    traces: bool = Field(
+        default=False, description="Send OpenTelemetry traces as the OTEL_* variables say (extra `otel`)."
+    )
     host: str = Field(default="127.0.0.1", min_length=1, description="Address the API listens on.")
     port: int = Field(default=8080, ge=0, le=65535, description="Port the API listens on.")
     public_url: str = Field(
@@ -120,7 +131,9 @@ class Settings(BaseSettings):
         description="Hours until the signed timestamp expires: how long a device can be kept from seeing news.",
     )
 
-    @field_validator("passphrase_file", "artifacts_url", "artifacts_endpoint", "artifacts_region", mode="before")
+    @field_validator(
+        "passphrase_file", "artifacts_url", "artifacts_endpoint", "artifacts_region", "metrics_token", mode="before"
+    )
     @classmethod
     def _empty_is_unset(cls, path: object) -> object:
         return None if path == "" else path

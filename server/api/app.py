@@ -14,6 +14,7 @@ from server.api import (
     documentation,
     enrolment,
     health,
+    metrics,
     operator_devices,
     operator_runs,
     operator_versions,
@@ -22,7 +23,9 @@ from server.api import (
     updates,
 )
 from server.api.middleware import BodyLimit, Guard
+from server.api.observation import Observation
 from server.api.services import Services, require_operator
+from server.api.tracing import trace
 from server.artifacts import open_artifacts
 from server.config import Settings, load_settings
 from server.errors import ServerError
@@ -67,6 +70,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Guard, is_https=settings.public_url.startswith("https://"))
     app.include_router(_all_routers())
     app.include_router(documentation.router)
+    app.include_router(metrics.router)
+    # Last added is outermost: it sees every answer.
+    app.add_middleware(Observation, metrics=services.metrics)
+    if settings.traces:
+        trace(app, services)
     return app
 
 

@@ -120,6 +120,7 @@ def report(
 ) -> None:
     """Keep an outcome of one of the caller's own offers; an offer of another device does not exist for it."""
     services.registry.record_outcome(device.device_id, report)
+    services.metrics.count_outcome(report.outcome.value)
 
 
 def _chain(services: Services, query: UpdateQuery, package: PackageRecord) -> tuple[ChainStep, ...]:

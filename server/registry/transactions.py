@@ -113,6 +113,11 @@ class Transactions:
         except SQLAlchemyError as error:
             raise translate(error) from error
 
+    @property
+    def engine(self) -> Engine:
+        """What the transactions run on, for who watches it."""
+        return self._engine
+
     def ping(self) -> None:
         """Ask the database for one row.
 
