@@ -23,6 +23,7 @@ _MAX_DETAIL_BYTES = 1 << 14
 _RETRYABLE = frozenset(
     {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS} | set(range(500, 600))
 )
+_IF_NONE_MATCH = "If-None-Match"
 _DOWNLOADS = frozenset({HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE})
 
 
@@ -95,6 +96,7 @@ class Answer(NamedTuple):
 
     status: int
     body: bytes
+    etag: str | None = None
 
 
 class Transport:
@@ -176,7 +178,8 @@ class Transport:
                     raise ServiceUnavailableError(
                         f"The place that {self.server_url} sends to answers {response.status}."
                     )
-            if 300 <= response.status < 400:  # noqa: PLR2004 - the class of redirects
+            is_unchanged = response.status == HTTPStatus.NOT_MODIFIED and _IF_NONE_MATCH in sent
+            if 300 <= response.status < 400 and not is_unchanged:  # noqa: PLR2004 - the class of redirects
                 # Following it would hand the credential, or the choice of the server, to whoever wrote the header.
                 raise ServiceRefusedError(
                     f"{self.server_url} answered with a redirect ({response.status}); redirects are refused. Enrol "
@@ -193,9 +196,24 @@ class Transport:
                 response.close()
 
     def call(
-        self, method: str, path: str, *, body: bytes | None = None, max_bytes: int, attempts: int | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes | None = None,
+        max_bytes: int,
+        attempts: int | None = None,
+        known_etag: str | None = None,
     ) -> Answer:
         """One small request, tried again while the service is away; returns only 2xx answers.
+
+        Args:
+            method: GET or POST.
+            path: below the server's address.
+            body: JSON.
+            max_bytes: how long the answer may be.
+            attempts: how often to try; None is as often as the limits say.
+            known_etag: of an answer that is known already; 304 is then an answer as well.
 
         Raises:
             ServiceUnavailableError: no answer, 5xx, too slow, or too many requests, at every attempt.
@@ -205,7 +223,7 @@ class Transport:
         backoff = Backoff(self.limits, self.clock)
         for failures in range(attempts or self.limits.attempts):
             try:
-                return self._call_once(method, path, body, max_bytes)
+                return self._call_once(method, path, body, max_bytes, known_etag)
             except ServiceUnavailableError as error:
                 last = error
                 if failures + 1 < (attempts or self.limits.attempts):
@@ -232,13 +250,17 @@ class Transport:
             )
         return location
 
-    def _call_once(self, method: str, path: str, body: bytes | None, max_bytes: int) -> Answer:
-        with self.open(method, path, body=body) as response:
+    def _call_once(self, method: str, path: str, body: bytes | None, max_bytes: int, known_etag: str | None) -> Answer:
+        headers = {_IF_NONE_MATCH: known_etag} if known_etag else None
+        with self.open(method, path, body=body, headers=headers) as response:
+            etag = response.headers.get("ETag")
+            if response.status == HTTPStatus.NOT_MODIFIED:
+                return Answer(response.status, b"", etag)
             raise_for_status(response, self.server_url, self.clock, self.limits)
             require_no_portal(response, self.server_url)
             # Small answers do not have to progress, they have to be there.
             with must_progress(response, every_s=self.limits.request_deadline_s, progress=lambda: 0):
-                return Answer(response.status, read_bounded(response, max_bytes, self.clock, self.limits))
+                return Answer(response.status, read_bounded(response, max_bytes, self.clock, self.limits), etag)
 
     def _no_answer(self, error: Exception) -> str:
         if isinstance(error, SSLError):

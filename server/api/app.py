@@ -26,6 +26,7 @@ from server.api.middleware import BodyLimit, Guard
 from server.api.observation import Observation
 from server.api.services import Services, require_operator
 from server.api.tracing import trace
+from server.api.unchanged import LatestChange, Unchanged
 from server.artifacts import open_artifacts
 from server.config import Settings, load_settings
 from server.errors import ServerError
@@ -66,6 +67,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.services = services
     problems.install(app)
+    app.state.latest_change = LatestChange(services.registry)
+    app.add_middleware(Unchanged, latest=app.state.latest_change, memory_hours=settings.check_memory_hours)
     app.add_middleware(BodyLimit)
     app.add_middleware(Guard, is_https=settings.public_url.startswith("https://"))
     app.include_router(_all_routers())
@@ -105,13 +108,15 @@ def _all_routers() -> APIRouter:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
-    keeper = asyncio.create_task(_keep_fresh(services))
+    latest: LatestChange = app.state.latest_change
+    keepers = [asyncio.create_task(_keep_fresh(services)), asyncio.create_task(latest.keep_looking())]
     try:
         yield
     finally:
-        keeper.cancel()
-        with suppress(asyncio.CancelledError):
-            await keeper
+        for keeper in keepers:
+            keeper.cancel()
+            with suppress(asyncio.CancelledError):
+                await keeper
         services.registry.close()
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import Route
 
+from server.api.unchanged import ANSWERED
+
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -29,6 +31,8 @@ _log = logging.getLogger("lamella.access")
 
 def route_of(scope: Scope) -> str:
     """The template of the path that answered, prefixes of routers included; ``none`` where nothing did."""
+    if answered := scope.get(ANSWERED):
+        return str(answered)
     route = scope.get("route")
     if not isinstance(route, Route):
         return "none"

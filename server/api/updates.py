@@ -47,7 +47,8 @@ _REFUSALS = (
     response_model=Offer,
     responses={
         200: answer("Go to this version with this package.", OFFER),
-        204: {"description": "There is nothing to do."},
+        204: {"description": "There is nothing to do. The ETag stands for this answer to this question."},
+        304: {"description": "Still nothing to do (If-None-Match): the same question, and nothing has changed."},
         **declare(*_REFUSALS),
     },
 )
