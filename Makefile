@@ -1,6 +1,7 @@
 # make demo      the whole product once, on this machine (QUICK=1: a minute and a half, with a tiny model)
 # make check     lint, types, import contracts, unit tests: the everyday loop, under three minutes
 # make test      everything `check` does, and the tests with real weights and real processes
+# make s3-server  moto's S3 server for the tests of buckets, in .tools/ (`make test` makes it)
 # make bench     the benchmarks, side by side with their peers
 # make docs      the documentation as a site in site/
 # make clean     remove what the targets above made (not the virtual environment)
@@ -16,13 +17,23 @@ ONE_THREAD := OMP_NUM_THREADS=1
 QUICK ?=
 DEMO_DIR ?= .lamella/demo
 
-.PHONY: demo test check lint types contracts unit bench docs clean constraints
+# The S3 server of the tests lives apart: what its SDK needs does not fit beside ours.
+S3_SERVER := moto[s3,server]==5.2.5
+
+.PHONY: s3-server demo test check lint types contracts unit bench docs clean constraints
 
 demo: .venv/demo.stamp
 	@$(BIN)/python examples/demo.py --work-dir "$(DEMO_DIR)" $(if $(QUICK),--quick)
 
-test: check
+test: check s3-server
 	$(ONE_THREAD) $(BIN)/pytest -q -n 2 --dist loadfile -m slow
+
+s3-server: .tools/moto.stamp
+
+.tools/moto.stamp:
+	$(PYTHON) -m venv .tools/moto
+	.tools/moto/bin/python -m pip --disable-pip-version-check install -q "$(S3_SERVER)"
+	@touch $@
 
 check: lint types contracts unit
 

@@ -338,7 +338,7 @@ class Device:
         transport = self._transport_to(
             state.server_url, allow_http=state.allow_http, credential=read_credential(self.home)
         )
-        service = UpdateService(transport)
+        service = UpdateService(transport, memory=self.home / "nothing-new")
         reporter = Reporter(self._states, service, config.reports)
         catalogue = SignedCatalogue(self.home / "trust", transport, self._disk)
         return Updater(

@@ -15,6 +15,7 @@ from client_sdk.errors import EnrolmentError, PackageError, RefusedError, RetryL
 from client_sdk.service import TARGETS
 from client_sdk.transport import CHUNK_BYTES, Backoff, Transport, raise_for_status, require_no_portal
 from delta_updates.manifest import sha256_of
+from delta_updates.offer import REDIRECT_HEADER
 
 Progress = Callable[[int, int], None]
 """Called with the bytes of a download that are on this disk, and its signed length in bytes."""
@@ -202,7 +203,8 @@ class _Transfer:
         """One request from where the part ends; returns why it ended early, or None."""
         offset, etag = self._part.size(), self._part.etag()
         try:
-            with self._transport.open("GET", self._url_path, headers=_range_headers(offset, etag)) as response:
+            headers = _range_headers(offset, etag) | {REDIRECT_HEADER: "1"}
+            with self._transport.open("GET", self._url_path, headers=headers, follow=True) as response:
                 offset = self._agree(response, offset, etag)
                 self._window_start = (self._clock.monotonic(), offset)
                 self._offset = offset

@@ -1,7 +1,10 @@
 """The update service's REST words, spoken from the device's side (`/v1`)."""
 
 import json
+import re
+from contextlib import suppress
 from http import HTTPStatus
+from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -16,6 +19,7 @@ REPORT = "/v1/updates/report"
 METADATA = "/v1/metadata/"
 TARGETS = "/v1/targets/"
 
+_ETAG = re.compile(r'"[!#-~]{1,128}"')
 _MAX_ANSWER_BYTES = 1 << 16
 _Parsed = TypeVar("_Parsed", bound=BaseModel)
 
@@ -23,10 +27,17 @@ _Parsed = TypeVar("_Parsed", bound=BaseModel)
 class UpdateService:
     """Enrol, ask for an offer, report an outcome."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, *, memory: Path | None = None) -> None:
+        """Choose a service.
+
+        Args:
+            transport: to it.
+            memory: a file for what stands for its last "nothing new", so that repeating the question is cheap for it.
+        """
         self._transport = transport
         # What the service has answered with; until it did, no words that the oldest would refuse.
         self._spoken = 1
+        self._memory = memory
 
     def enrol(self, request: EnrolRequest) -> EnrolReply:
         """Trade a one-time enrolment token for this device's credential.
@@ -46,11 +57,31 @@ class UpdateService:
         Raises:
             ServiceUnavailableError, ServiceRefusedError, EnrolmentError: see `Transport.call`.
         """
-        answer = self._transport.call("POST", CHECK, body=query.model_dump_json().encode(), max_bytes=_MAX_ANSWER_BYTES)
+        answer = self._transport.call(
+            "POST",
+            CHECK,
+            body=query.model_dump_json().encode(),
+            max_bytes=_MAX_ANSWER_BYTES,
+            known_etag=self._recall(),
+        )
         self._spoken = answer.protocol
         if answer.status == HTTPStatus.NO_CONTENT:
+            self._remember(answer.etag)
+        if answer.status in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}:
             return None
         return _parse(Offer, answer.body)
+
+    def _recall(self) -> str | None:
+        with suppress(OSError, UnicodeDecodeError):
+            if self._memory is not None and _ETAG.fullmatch(known := self._memory.read_text("ascii")):
+                return known
+        return None
+
+    def _remember(self, etag: str | None) -> None:
+        # Half a file or none is only a question asked in full, so nothing here has to be durable or to succeed.
+        with suppress(OSError):
+            if self._memory is not None and etag is not None and _ETAG.fullmatch(etag):
+                self._memory.write_text(etag, "ascii")
 
     def report(self, report: OutcomeReport) -> None:
         """Deliver one outcome.

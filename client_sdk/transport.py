@@ -23,6 +23,8 @@ _MAX_DETAIL_BYTES = 1 << 14
 _RETRYABLE = frozenset(
     {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS} | set(range(500, 600))
 )
+_IF_NONE_MATCH = "If-None-Match"
+_DOWNLOADS = frozenset({HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE})
 
 
 class Clock(Protocol):
@@ -95,6 +97,7 @@ class Answer(NamedTuple):
     status: int
     body: bytes
     protocol: int
+    etag: str | None = None
 
 
 class Transport:
@@ -120,13 +123,27 @@ class Transport:
 
     @contextmanager
     def open(
-        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, body: bytes | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        follow: bool = False,
     ) -> Iterator[urllib3.BaseHTTPResponse]:
         """One request; yields the open response whatever its status, except a redirect.
 
+        Args:
+            method: GET or POST.
+            path: below the server's address.
+            headers: besides those that every request has.
+            body: JSON.
+            follow: go after one temporary redirect, without the credential; only for bytes that are verified by a
+                signed hash, wherever they come from.
+
         Raises:
             ServiceUnavailableError: no connection, or it broke.
-            ServiceRefusedError: the server answered with a redirect.
+            ServiceRefusedError: the server answered with a redirect that is not followed.
         """
         sent = {
             "Accept-Encoding": "identity",
@@ -149,7 +166,21 @@ class Transport:
                 preload_content=False,
                 decode_content=False,
             )
-            if 300 <= response.status < 400:  # noqa: PLR2004 - the class of redirects
+            if follow and response.status == HTTPStatus.TEMPORARY_REDIRECT:
+                where = self._require_safe(response.headers.get("Location", ""))
+                response.close()
+                # Whoever wrote the address must not get the credential.
+                sent.pop("Authorization", None)
+                response = self._pool.request(
+                    method, where, headers=sent, redirect=False, preload_content=False, decode_content=False
+                )
+                if response.status not in _DOWNLOADS:
+                    # A link that expired says nothing about this device: the server makes a new one.
+                    raise ServiceUnavailableError(
+                        f"The place that {self.server_url} sends to answers {response.status}."
+                    )
+            is_unchanged = response.status == HTTPStatus.NOT_MODIFIED and _IF_NONE_MATCH in sent
+            if 300 <= response.status < 400 and not is_unchanged:  # noqa: PLR2004 - the class of redirects
                 # Following it would hand the credential, or the choice of the server, to whoever wrote the header.
                 raise ServiceRefusedError(
                     f"{self.server_url} answered with a redirect ({response.status}); redirects are refused. Enrol "
@@ -166,9 +197,24 @@ class Transport:
                 response.close()
 
     def call(
-        self, method: str, path: str, *, body: bytes | None = None, max_bytes: int, attempts: int | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes | None = None,
+        max_bytes: int,
+        attempts: int | None = None,
+        known_etag: str | None = None,
     ) -> Answer:
         """One small request, tried again while the service is away; returns only 2xx answers.
+
+        Args:
+            method: GET or POST.
+            path: below the server's address.
+            body: JSON.
+            max_bytes: how long the answer may be.
+            attempts: how often to try; None is as often as the limits say.
+            known_etag: of an answer that is known already; 304 is then an answer as well.
 
         Raises:
             ServiceUnavailableError: no answer, 5xx, too slow, or too many requests, at every attempt.
@@ -178,21 +224,46 @@ class Transport:
         backoff = Backoff(self.limits, self.clock)
         for failures in range(attempts or self.limits.attempts):
             try:
-                return self._call_once(method, path, body, max_bytes)
+                return self._call_once(method, path, body, max_bytes, known_etag)
             except ServiceUnavailableError as error:
                 last = error
                 if failures + 1 < (attempts or self.limits.attempts):
                     backoff.wait(failures, at_least_s=error.retry_after_s)
         raise last
 
-    def _call_once(self, method: str, path: str, body: bytes | None, max_bytes: int) -> Answer:
-        with self.open(method, path, body=body) as response:
+    def _require_safe(self, location: str) -> str:
+        """The address that a download is sent on to, if it is one that the server itself could have.
+
+        Raises:
+            ServiceRefusedError: it is not; a server must not send devices to what listens on their own machine or
+                network, or off an encrypted connection.
+        """
+        try:
+            parts = urlsplit(location)
+            is_safe = parts.scheme == "https" or (parts.scheme == "http" and self.server_url.startswith("http://"))
+            is_safe = is_safe and bool(parts.hostname) and not parts.username and location.isprintable()
+        except ValueError:
+            is_safe = False
+        if not is_safe:
+            raise ServiceRefusedError(
+                f"{self.server_url} sends a download on to an address that is not https; nothing was fetched.",
+                status=HTTPStatus.TEMPORARY_REDIRECT,
+            )
+        return location
+
+    def _call_once(self, method: str, path: str, body: bytes | None, max_bytes: int, known_etag: str | None) -> Answer:
+        headers = {_IF_NONE_MATCH: known_etag} if known_etag else None
+        with self.open(method, path, body=body, headers=headers) as response:
+            etag = response.headers.get("ETag")
+            protocol = protocol_of(response.headers.get(PROTOCOL_HEADER))
+            if response.status == HTTPStatus.NOT_MODIFIED:
+                return Answer(response.status, b"", protocol, etag)
             raise_for_status(response, self.server_url, self.clock, self.limits)
             require_no_portal(response, self.server_url)
             # Small answers do not have to progress, they have to be there.
             with must_progress(response, every_s=self.limits.request_deadline_s, progress=lambda: 0):
                 body = read_bounded(response, max_bytes, self.clock, self.limits)
-                return Answer(response.status, body, protocol_of(response.headers.get(PROTOCOL_HEADER)))
+                return Answer(response.status, body, protocol, etag)
 
     def _no_answer(self, error: Exception) -> str:
         if isinstance(error, SSLError):

@@ -23,6 +23,9 @@ from delta_updates.manifest import FileLength, ModelName, SafePath, Sha256, Vers
 
 PROTOCOL = 3
 PROTOCOL_HEADER = "Lamella-Protocol"
+REDIRECT_HEADER = "Lamella-Redirects"
+"""A device that sends it with a download follows one redirect, to where its credential does not go."""
+
 MAX_CHAIN = 8
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, HttpUrl, SecretStr, TypeAdapter, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -32,6 +32,43 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         default=None,
         description="URL of the registry, sqlite:///... or postgresql://...; unset: registry.sqlite in home.",
+    )
+    artifacts_url: str | None = Field(
+        default=None,
+        pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9._/-]*)?$",
+        description="Bucket of the artifact store, s3://bucket/prefix; unset: the folder artifacts in home.",
+    )
+    artifacts_endpoint: str | None = Field(
+        default=None, description="Address of an S3 service other than Amazon's, e.g. https://s3.example.org."
+    )
+    artifacts_region: str | None = Field(default=None, description="Region of the bucket; unset: AWS_REGION decides.")
+    downloads: Literal["stream", "nginx", "presigned"] = Field(
+        default="stream",
+        description="Who sends packages: this process (stream), nginx in front of it by X-Accel-Redirect (nginx), or "
+        "the bucket by presigned links (presigned).",
+    )
+    nginx_location: str = Field(
+        default="/artifacts/",
+        pattern=r"^/[A-Za-z0-9._/-]*/$",
+        description="Internal location of nginx whose alias is the folder artifacts in home.",
+    )
+    check_memory_hours: float = Field(
+        default=6.0,
+        ge=0,
+        le=24 * 31,
+        description="Hours for which a device that repeats its question is told `nothing new` without the database, as "
+        "long as nothing changed; its last seen time is that coarse. 0: never.",
+    )
+    metrics_token: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="Token that Prometheus reads /metrics with; unset: there are none.",
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="How `lamella serve` logs: text, or json with a line for each request."
+    )
+    traces: bool = Field(
+        default=False, description="Send OpenTelemetry traces as the OTEL_* variables say (extra `otel`)."
     )
     host: str = Field(default="127.0.0.1", min_length=1, description="Address the API listens on.")
     port: int = Field(default=8080, ge=0, le=65535, description="Port the API listens on.")
@@ -74,6 +111,20 @@ class Settings(BaseSettings):
     signed_versions: int = Field(
         default=16, ge=1, le=10_000, description="Newest versions of a model that stay signed; older ones are retired."
     )
+    keep_versions: int = Field(
+        default=8,
+        ge=1,
+        le=10_000,
+        description="Newest versions of a model whose packages `lamella gc` keeps, besides those that a device may "
+        "still need.",
+    )
+    grace_hours: float = Field(
+        default=24.0,
+        ge=0,
+        le=24 * 366,
+        description="Hours for which `lamella gc` and `lamella doctor` leave alone what nothing refers to: it may be "
+        "in the making.",
+    )
     deltas_expiry_days: int = Field(
         default=30, ge=1, le=3650, description="Days until the signed lists of packages expire."
     )
@@ -87,7 +138,9 @@ class Settings(BaseSettings):
         description="Hours until the signed timestamp expires: how long a device can be kept from seeing news.",
     )
 
-    @field_validator("passphrase_file", mode="before")
+    @field_validator(
+        "passphrase_file", "artifacts_url", "artifacts_endpoint", "artifacts_region", "metrics_token", mode="before"
+    )
     @classmethod
     def _empty_is_unset(cls, path: object) -> object:
         return None if path == "" else path
@@ -96,6 +149,11 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, folder: Path) -> Path:
         return folder.expanduser().absolute()
+
+    @field_validator("artifacts_endpoint")
+    @classmethod
+    def _is_endpoint(cls, url: str | None) -> str | None:
+        return None if url is None else cls._is_http(url)
 
     @field_validator("public_url")
     @classmethod

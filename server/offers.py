@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import heapq
+from dataclasses import replace
+from itertools import count
 from typing import TYPE_CHECKING
 
 from delta_updates.offer import MAX_CHAIN
@@ -33,7 +35,9 @@ def explain(registry: Registry, device_id: str, *, installed_version: int | None
         for rollout_id in case.due:
             registry.settle_rollout(rollout_id)
         case = registry.device_case(device_id, installed_version=installed_version, is_full=is_full)
-    return decide(case.facts, case.releases, case.rollouts, case.now)
+    decided = decide(case.facts, case.releases, case.rollouts, case.now)
+    # Windows open and soaks end; every other change is somebody's write.
+    return replace(decided, is_time_bound=any(rollout.state == "running" for rollout in case.rollouts))
 
 
 def choose_package(
@@ -67,10 +71,12 @@ def cheapest_chain(deltas: Sequence[PackageRecord], *, source: int, target: int)
     A path of one delta counts as well. Source: E. W. Dijkstra, A note on two problems in connexion with graphs (1959),
     with the number of steps bounded.
     """
-    waiting: list[tuple[int, int, int, tuple[PackageRecord, ...]]] = [(0, 0, source, ())]
+    # The running number decides between equals: packages have no order of their own.
+    ticket = count()
+    waiting: list[tuple[int, int, int, int, tuple[PackageRecord, ...]]] = [(0, 0, next(ticket), source, ())]
     fewest_steps: dict[int, int] = {}
     while waiting:
-        length, steps, version, path = heapq.heappop(waiting)
+        length, steps, _, version, path = heapq.heappop(waiting)
         if version == target:
             return path
         # What comes later from here is longer; it is of use only with fewer steps left behind it.
@@ -80,5 +86,5 @@ def cheapest_chain(deltas: Sequence[PackageRecord], *, source: int, target: int)
         for delta in deltas:
             if delta.source_version == version and version < delta.version <= target:
                 total = length + delta.length
-                heapq.heappush(waiting, (total, steps + 1, delta.version, (*path, delta)))
+                heapq.heappush(waiting, (total, steps + 1, next(ticket), delta.version, (*path, delta)))
     return ()

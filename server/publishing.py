@@ -39,7 +39,9 @@ __all__ = [
     "create_candidate",
     "evaluate",
     "import_base",
+    "manifest_target",
     "materialise",
+    "package_target",
     "publish",
     "restore",
 ]
@@ -167,8 +169,8 @@ class _Publication:
         manifest = self.record.manifest.to_bytes()
         manifest_digest = self.artifacts.put_bytes(manifest)
         self.metadata.add_release(
-            manifest=_manifest_target(self.record, length=len(manifest), sha256=manifest_digest),
-            packages=[_package_target(package, self.record) for package in built],
+            manifest=manifest_target(self.record, length=len(manifest), sha256=manifest_digest),
+            packages=[package_target(package, self.record) for package in built],
             offered=self.registry.versions_offered(model),
         )
         self.on_step("release", steps - 1, steps)
@@ -279,7 +281,8 @@ def _package_name(source: int | None) -> str:
     return "the full package" if source is None else f"the delta from v{source}"
 
 
-def _package_target(package: PackageRecord, record: VersionRecord) -> NewTarget:
+def package_target(package: PackageRecord, record: VersionRecord) -> NewTarget:
+    """What is signed about a package."""
     return NewTarget(
         path=package.path,
         length=package.length,
@@ -293,7 +296,8 @@ def _package_target(package: PackageRecord, record: VersionRecord) -> NewTarget:
     )
 
 
-def _manifest_target(record: VersionRecord, *, length: int, sha256: str) -> NewTarget:
+def manifest_target(record: VersionRecord, *, length: int, sha256: str) -> NewTarget:
+    """What is signed about a version's manifest."""
     return NewTarget(
         path=record.manifest_path,
         length=length,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 from datetime import UTC, datetime
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 from pydantic import ValidationError
 
 from delta_updates import DeltaError, FileEntry, VersionManifest, base_hash, scan_tree, tree_hash, verify_tree
-from server.errors import ArtifactDamagedError, InvalidRecordError, PublishingError, StorageError
-from server.files import make_folder, sync_folder
+from server.errors import ArtifactDamagedError, InvalidRecordError, PublishingError
+from server.files import make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -141,7 +140,7 @@ def materialise(registry: Registry, artifacts: ArtifactStore, *, model: str, ver
         for file in manifest.files:
             destination = temporary / file.path
             make_folder(destination.parent)
-            _link_or_copy(artifacts.path(file.sha256, length=file.length), destination)
+            artifacts.export(file.sha256, destination, length=file.length)
         try:
             temporary.rename(folder)
         except OSError:
@@ -198,17 +197,3 @@ def _require_tree(folder: Path, manifest: VersionManifest) -> None:
         verify_tree(folder, manifest.files)
     except DeltaError as error:
         raise ArtifactDamagedError(f"{folder} is not v{manifest.version}: {error}. Remove it and try again.") from error
-
-
-def _link_or_copy(source: Path, destination: Path) -> None:
-    try:
-        try:
-            os.link(source, destination)
-        except OSError:
-            # Another disk, or one without hard links.
-            shutil.copyfile(source, destination)
-            with destination.open("rb") as file:
-                os.fsync(file.fileno())
-            sync_folder(destination.parent)
-    except OSError as error:
-        raise StorageError(f"Could not write {destination}: {error.strerror or error}.") from error

@@ -14,6 +14,7 @@ from server.api import (
     documentation,
     enrolment,
     health,
+    metrics,
     operator_channels,
     operator_devices,
     operator_policies,
@@ -25,8 +26,11 @@ from server.api import (
     updates,
 )
 from server.api.middleware import BodyLimit, Guard
+from server.api.observation import Observation
 from server.api.services import Services, require_operator
-from server.artifacts import LocalArtifactStore
+from server.api.tracing import trace
+from server.api.unchanged import LatestChange, Unchanged
+from server.artifacts import open_artifacts
 from server.config import Settings, load_settings
 from server.errors import ServerError
 from server.files import operator_token
@@ -66,10 +70,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.services = services
     problems.install(app)
+    app.state.latest_change = LatestChange(services.registry)
+    app.add_middleware(Unchanged, latest=app.state.latest_change, memory_hours=settings.check_memory_hours)
     app.add_middleware(BodyLimit)
     app.add_middleware(Guard, is_https=settings.public_url.startswith("https://"))
     app.include_router(_all_routers())
     app.include_router(documentation.router)
+    app.include_router(metrics.router)
+    # Last added is outermost: it sees every answer.
+    app.add_middleware(Observation, metrics=services.metrics)
+    if settings.traces:
+        trace(app, services)
     return app
 
 
@@ -80,7 +91,7 @@ def open_services(settings: Settings) -> Services:
         ServerError: One of them cannot be used.
     """
     token = operator_token(settings.home)
-    artifacts = LocalArtifactStore(settings.artifacts_dir)
+    artifacts = open_artifacts(settings)
     metadata = SignedMetadata.open(settings)
     registry = Registry.open(settings)
     return Services(settings=settings, registry=registry, artifacts=artifacts, metadata=metadata, operator_token=token)
@@ -107,13 +118,15 @@ def _all_routers() -> APIRouter:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
-    keeper = asyncio.create_task(_keep_fresh(services))
+    latest: LatestChange = app.state.latest_change
+    keepers = [asyncio.create_task(_keep_fresh(services)), asyncio.create_task(latest.keep_looking())]
     try:
         yield
     finally:
-        keeper.cancel()
-        with suppress(asyncio.CancelledError):
-            await keeper
+        for keeper in keepers:
+            keeper.cancel()
+            with suppress(asyncio.CancelledError):
+                await keeper
         services.registry.close()
 
 

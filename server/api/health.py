@@ -37,8 +37,9 @@ def alive() -> Health:
     responses={200: answer("It can.", {"status": "ready", "warnings": []}), **declare()},
 )
 def ready(services: ServicesDep) -> Health:
-    """Check that the database answers and that the signed metadata has not expired; warn of what expires soon."""
+    """Check that database and artifact store answer and that signed metadata has not expired; warn of what will."""
     services.registry.ping()
+    services.artifacts.ping()
     if (expiry := services.metadata.expires_at()) <= datetime.now(UTC):
         raise SigningError(
             f"The signed metadata expired at {expiry:%Y-%m-%d %H:%M} UTC. `lamella trust show` says what to renew."

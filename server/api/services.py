@@ -2,13 +2,14 @@
 
 import hmac
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Final, Generic, TypeVar
 
 from fastapi import Depends, Query, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, Field
 
+from server.api.metrics import Metrics
 from server.artifacts import ArtifactStore
 from server.config import Settings
 from server.errors import CredentialRefusedError
@@ -36,6 +37,7 @@ class Services:
     artifacts: ArtifactStore
     metadata: SignedMetadata
     operator_token: str
+    metrics: Metrics = field(default_factory=Metrics)
 
 
 class Page(BaseModel, Generic[_Item]):

@@ -6,14 +6,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 
+from server.api.delivery import FOREVER, hand_out
 from server.api.examples import PACKAGE_PATH, TIME, answer
 from server.api.problems import declare
 from server.api.services import CallingDevice, ServicesDep
-from server.api.streaming import answer_with_file
 from server.errors import NotFoundError
 
 router = APIRouter(tags=["files"])
-_FOREVER = "max-age=31536000, immutable"
 _TIMESTAMP = {
     "signatures": [{"keyid": "2f685fa7546f1856b123223ab086b3def14c89d24eef18f49c32508c2f60e241", "sig": "5a0c..."}],
     "signed": {
@@ -57,7 +56,7 @@ def get_metadata(services: ServicesDep, request: Request, name: MetadataName) ->
     # Read whole: the timestamp may be replaced while it is sent, and half of each would be neither.
     content = path.read_bytes()
     headers = {
-        "cache-control": "no-cache" if name == "timestamp.json" else f"public, {_FOREVER}",
+        "cache-control": "no-cache" if name == "timestamp.json" else f"public, {FOREVER}",
         "etag": f'"{hashlib.sha256(content).hexdigest()}"',
     }
     answer = Response(content, media_type="application/json", headers=headers)
@@ -74,22 +73,18 @@ def get_metadata(services: ServicesDep, request: Request, name: MetadataName) ->
     responses={
         200: answer("All of the file. The ETag is its sha256.", "bytes", media_type="application/octet-stream"),
         206: answer("The range that was asked for.", "bytes", media_type="application/octet-stream"),
+        307: {"description": "The bucket has it: follow the link without the credential. Only who asks is sent there."},
         304: {"description": "The caller has these bytes already (If-None-Match)."},
         416: {"description": "The range begins after the end of the file; Content-Range has its length."},
         **declare(HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
     },
 )
 def get_target(services: ServicesDep, device: CallingDevice, request: Request, path: TargetPath) -> Response:
-    """Stream a released file of the device's own model; one byte range may be asked for, with If-Range."""
+    """Hand out a released file of the device's own model; one byte range may be asked for, with If-Range.
+
+    Where the service is set to presigned links, a device that says `Lamella-Redirects: 1` is sent to the bucket.
+    """
     target = services.registry.target(path)
     if target is None or path.split("/")[1] != device.model:
         raise NotFoundError(f"There is no released file {path!r} for this device.")
-    return answer_with_file(
-        services.artifacts.path(target.sha256, length=target.length),
-        method=request.method,
-        request_headers=request.headers,
-        length=target.length,
-        sha256=target.sha256,
-        media_type="application/json" if path.endswith(".json") else "application/octet-stream",
-        cache_control=f"private, {_FOREVER}",
-    )
+    return hand_out(services, target, request)

@@ -3,7 +3,7 @@
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Header, Response
+from fastapi import APIRouter, Body, Header, Request, Response
 from fastapi.responses import JSONResponse
 
 from delta_updates import (
@@ -19,6 +19,7 @@ from delta_updates import (
 from server.api.examples import MODEL, OFFER, OFFER_ID, OTHER_HASH, answer
 from server.api.problems import declare
 from server.api.services import CallingDevice, Services, ServicesDep
+from server.api.unchanged import TIME_BOUND
 from server.errors import ConflictError, ForbiddenError, NotFoundError
 from server.offers import cheapest_chain, choose_package, explain
 from server.registry import DeviceRecord, PackageRecord, Registry
@@ -49,11 +50,13 @@ _REFUSALS = (
     response_model=Offer,
     responses={
         200: answer("Go to this version with this package.", OFFER),
-        204: {"description": "There is nothing to do."},
+        204: {"description": "There is nothing to do. The ETag stands for this answer to this question."},
+        304: {"description": "Still nothing to do (If-None-Match): the same question, and nothing has changed."},
         **declare(*_REFUSALS),
     },
 )
 def check(
+    request: Request,
     services: ServicesDep,
     device: CallingDevice,
     query: Annotated[UpdateQuery, Body(examples=[_QUERY])],
@@ -82,6 +85,7 @@ def check(
     protocol = protocol_of(spoken)
     headers = {PROTOCOL_HEADER: str(protocol)}
     decided = explain(registry, device.device_id, installed_version=query.installed_version)
+    request.scope[TIME_BOUND] = decided.is_time_bound
     offer = None if decided.version is None else _offer(services, device, query, decided.version, decided.rollout_id)
     if offer is None:
         return Response(status_code=HTTPStatus.NO_CONTENT, headers=headers)
@@ -104,6 +108,7 @@ def report(
     rollout_id = services.registry.record_outcome(device.device_id, report)
     if rollout_id is not None:
         services.registry.settle_rollout(rollout_id, is_urgent=report.outcome is not Outcome.CONFIRMED)
+    services.metrics.count_outcome(report.outcome.value)
 
 
 def _offer(

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from server.artifacts import LocalArtifactStore
+from server.artifacts import open_artifacts
 from server.config import Settings, load_settings
 from server.errors import ConfigurationError
 from server.files import read_secret
@@ -20,6 +20,7 @@ from server.files import read_secret
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from server.artifacts import ArtifactStore
     from server.registry import Registry
     from server.signing import SignedMetadata
 
@@ -42,9 +43,9 @@ class Service:
         return Registry.open(self.settings)
 
     @cached_property
-    def artifacts(self) -> LocalArtifactStore:
+    def artifacts(self) -> ArtifactStore:
         """The artifact store."""
-        return LocalArtifactStore(self.settings.artifacts_dir)
+        return open_artifacts(self.settings)
 
     @cached_property
     def metadata(self) -> SignedMetadata:

@@ -33,6 +33,7 @@ from server.cli import (
     superlink,
     train,
     trust,
+    upkeep,
 )
 from server.cli.console import problems
 from server.errors import ServerError
@@ -63,6 +64,8 @@ app.command("withdraw")(channels.withdraw)
 device_policies.add_to(devices.app)
 app.add_typer(devices.app, name="devices")
 app.add_typer(trust.app, name="trust")
+app.command("doctor")(upkeep.doctor)
+app.command("gc")(upkeep.gc)
 app.add_typer(superlink.app, name="superlink")
 app.add_typer(privacy.app, name="privacy")
 app.add_typer(delta.app, name="delta")

@@ -115,7 +115,7 @@ def _update_tensors(service: Service, rounds: tuple[RoundRecord, ...]) -> tuple:
     released = [r for r in rounds if r.status == "released"]
     if not released:
         return ()
-    state = load(service.artifacts.path(released[-1].artifacts[ADAPTER]).read_bytes())
+    state = load(service.artifacts.read_bytes(released[-1].artifacts[ADAPTER]))
     return tuple(
         TensorFact(name=name, shape=tensor.shape, dtype=str(tensor.dtype), num_bytes=tensor.nbytes)
         for name, tensor in sorted(state.items())
@@ -172,7 +172,7 @@ def _membership(
     tree = tree_of(service.settings, service.registry, service.artifacts, model=run.model, version=run.base_version)
     evaluation = HeldOutEvaluation(tree, data=recipe.data, examples=1, max_length=recipe.max_length)
     digest = [r for r in rounds if r.status == "released"][-1].artifacts[ADAPTER]
-    adapter, lora = load(service.artifacts.path(digest).read_bytes()), lora_of(recipe)
+    adapter, lora = load(service.artifacts.read_bytes(digest)), lora_of(recipe)
     inside, outside = evaluation.encode(members), evaluation.encode(others)
     return membership_audit(
         member_losses=evaluation.losses(adapter, lora, inside),

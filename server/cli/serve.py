@@ -19,13 +19,23 @@ def serve(
     import uvicorn
 
     from server.api import create_app
+    from server.api.logs import log_as_json
 
     settings = load_settings(**{k: v for k, v in {"host": host, "port": port}.items() if v is not None})
     _refuse_taken_port(settings.host, settings.port)
+    if settings.log_format == "json":
+        log_as_json()
     console.print(
         f"Update service on http://{settings.host}:{settings.port}  ·  API docs at /docs  ·  home {settings.home}"
     )
-    uvicorn.run(create_app(settings), host=settings.host, port=settings.port, log_level="warning", server_header=False)
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_level="warning",
+        log_config=None if settings.log_format == "json" else uvicorn.config.LOGGING_CONFIG,
+        server_header=False,
+    )
 
 
 def _refuse_taken_port(host: str, port: int) -> None:

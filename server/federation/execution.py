@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from model import LoRAConfig, ModelConfig, initial_adapter
-from server.artifacts import LocalArtifactStore
+from server.artifacts import ArtifactStore, open_artifacts
 from server.config import Settings, load_settings
 from server.errors import RecipeError
 from server.evaluation import HeldOutEvaluation
@@ -34,7 +34,7 @@ def execute_run(grid: Grid, context: Context) -> None:
     recipe = Recipe.from_run_config(context.run_config)
     settings = load_settings()
     registry = Registry.open(settings)
-    artifacts = LocalArtifactStore(settings.artifacts_dir)
+    artifacts = open_artifacts(settings)
     run = _open_run(recipe, registry, flower_run_id=context.run_id)
     try:
         tree = tree_of(settings, registry, artifacts, model=run.model, version=run.base_version)
@@ -91,7 +91,7 @@ def _open_run(recipe: Recipe, registry: Registry, *, flower_run_id: int) -> RunR
 def _first_adapter(
     settings: Settings,
     registry: Registry,
-    artifacts: LocalArtifactStore,
+    artifacts: ArtifactStore,
     *,
     run: RunRecord,
     tree: Path,

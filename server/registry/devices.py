@@ -172,6 +172,11 @@ class DeviceTransactions(Transactions):
             if known is not None:
                 return _offer(known)
         with self._write() as session:
+            # Two questions of one device at once get one offer.
+            session.get(DeviceRow, device_id, with_for_update=True)
+            made_meanwhile = session.scalar(still_open.limit(1))
+            if made_meanwhile is not None:
+                return _offer(made_meanwhile)
             row = OfferRow(
                 offer_id=uuid.uuid4().hex,
                 device_id=device_id,

@@ -16,6 +16,7 @@ from server.registry.migrations import upgrade
 from server.registry.rollouts import RolloutTransactions
 from server.registry.runs import RunTransactions
 from server.registry.transactions import make_engine
+from server.registry.upkeep import UpkeepTransactions
 from server.registry.versions import VersionTransactions
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Registry(
     RolloutTransactions,
     ChannelTransactions,
     PolicyTransactions,
+    UpkeepTransactions,
 ):
     """What exists and what happened: versions, packages, rollouts, runs, privacy events, devices, offers, reports.
 

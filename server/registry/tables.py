@@ -110,7 +110,7 @@ class VersionFileRow(Base):
 
 
 class PackageRow(Base):
-    """A package of a version, by the path it is signed under."""
+    """A package of a version, by the path it is signed under; once collected, devices are offered others."""
 
     __tablename__ = "packages"
     __table_args__ = (
@@ -125,6 +125,7 @@ class PackageRow(Base):
     length: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(DIGEST)
     facts: Mapped[dict[str, Any]]
+    collected_at: Mapped[datetime | None]
 
 
 class RunRow(Base):

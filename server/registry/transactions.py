@@ -13,6 +13,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModu
 from sqlalchemy.orm import Session
 
 from server.errors import ConfigurationError, ConflictError, DatabaseError, InvalidRecordError
+from server.registry.changes import WatchedSession, current_token
 from server.registry.tables import ModelRow
 
 if TYPE_CHECKING:
@@ -99,8 +100,9 @@ class Transactions:
     @contextmanager
     def _write(self) -> Iterator[Session]:
         try:
-            with Session(self._engine.execution_options(**_WRITING)) as session, session.begin():
+            with WatchedSession(self._engine.execution_options(**_WRITING)) as session, session.begin():
                 yield session
+                session.tell()
         except SQLAlchemyError as error:
             raise translate(error) from error
 
@@ -112,6 +114,20 @@ class Transactions:
                 yield connection
         except SQLAlchemyError as error:
             raise translate(error) from error
+
+    def change_token(self) -> str:
+        """A token that is another one after every write which may change what a device is answered.
+
+        Raises:
+            DatabaseError: The database does not answer.
+        """
+        with self._read() as session:
+            return current_token(session)
+
+    @property
+    def engine(self) -> Engine:
+        """What the transactions run on, for who watches it."""
+        return self._engine
 
     def ping(self) -> None:
         """Ask the database for one row.

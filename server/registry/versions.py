@@ -129,7 +129,7 @@ class VersionTransactions(Transactions):
     def record_gate(self, model: str, number: int, gate: GateResult) -> None:
         """Keep what the evaluation gate measured for a candidate."""
         with self._write() as session:
-            row = _row(session, model, number)
+            row = _row(session, model, number, lock=True)
             _require_state(row, "candidate", "be measured")
             # SQLite has no NaN: a loss that is not finite is kept as unknown, the refusal's reason has it in words.
             row.candidate_loss, row.parent_loss = _finite(gate.candidate_loss), _finite(gate.parent_loss)
@@ -142,7 +142,7 @@ class VersionTransactions(Transactions):
             ConflictError: The version is no candidate any more, or a path is recorded with other bytes.
         """
         with self._write() as session:
-            _require_state(_row(session, model, number), "candidate", "get packages")
+            _require_state(_row(session, model, number, lock=True), "candidate", "get packages")
             for package in packages:
                 known = session.get(PackageRow, package.path)
                 if known is None:
@@ -153,18 +153,25 @@ class VersionTransactions(Transactions):
     def packages(self, model: str, number: int) -> tuple[PackageRecord, ...]:
         """The packages of a version, the full one first, then by source version."""
         with self._read() as session:
-            rows = session.scalars(select(PackageRow).where(PackageRow.model == model, PackageRow.version == number))
-            return tuple(sorted((_package(row) for row in rows), key=lambda package: package.source_version or 0))
+            rows = session.scalars(
+                select(PackageRow).where(
+                    PackageRow.model == model, PackageRow.version == number, PackageRow.collected_at.is_(None)
+                )
+            )
+            return tuple(sorted((package_record(row) for row in rows), key=lambda package: package.source_version or 0))
 
     def deltas(self, model: str) -> tuple[PackageRecord, ...]:
         """Every delta between released versions of a model, by target and source version."""
         released = select(VersionRow.number).where(VersionRow.model == model, VersionRow.state == "released")
         wanted = select(PackageRow).where(
-            PackageRow.model == model, PackageRow.source_version.is_not(None), PackageRow.version.in_(released)
+            PackageRow.model == model,
+            PackageRow.source_version.is_not(None),
+            PackageRow.version.in_(released),
+            PackageRow.collected_at.is_(None),
         )
         with self._read() as session:
             rows = session.scalars(wanted.order_by(PackageRow.version, PackageRow.source_version))
-            return tuple(_package(row) for row in rows)
+            return tuple(package_record(row) for row in rows)
 
     def mark_released(self, model: str, number: int, *, launch: Launch = AT_ONCE) -> VersionRecord:
         """Let devices be offered a version, by a rollout; its packages must be recorded and signed before.
@@ -178,8 +185,9 @@ class VersionTransactions(Transactions):
             ConflictError: Rejected, without a full package, not measured, or older than the latest release.
         """
         with self._write() as session:
+            # Releases of one model take turns: each sees the one before it.
             lock_model(session, model)
-            row = _row(session, model, number)
+            row = _row(session, model, number, lock=True)
             if row.state != "released":
                 _require_state(row, "candidate", "be released")
                 _require_releasable(session, row)
@@ -195,7 +203,7 @@ class VersionTransactions(Transactions):
             ConflictError: It is released.
         """
         with self._write() as session:
-            row = _row(session, model, number)
+            row = _row(session, model, number, lock=True)
             if row.state != "rejected":
                 _require_state(row, "candidate", "be rejected")
                 row.state, row.reason = "rejected", reason
@@ -211,7 +219,7 @@ class VersionTransactions(Transactions):
             package = session.scalar(
                 select(PackageRow)
                 .join(VersionRow, (VersionRow.model == PackageRow.model) & (VersionRow.number == PackageRow.version))
-                .where(PackageRow.path == path, VersionRow.state == "released")
+                .where(PackageRow.path == path, PackageRow.collected_at.is_(None), VersionRow.state == "released")
             )
             if package is None:
                 return None
@@ -252,8 +260,9 @@ def _latest_released(model: str) -> Select[VersionRow]:
     )
 
 
-def _row(session: Session, model: str, number: int) -> VersionRow:
-    row = session.get(VersionRow, (model, number))
+def _row(session: Session, model: str, number: int, *, lock: bool = False) -> VersionRow:
+    """One version's row; ``lock`` makes other writers of it wait (PostgreSQL: SQLite has one writer anyway)."""
+    row = session.get(VersionRow, (model, number), with_for_update=lock)
     if row is None:
         raise NotFoundError(f"There is no v{number} of {model!r}. `lamella versions` lists what there is.")
     return row
@@ -332,7 +341,8 @@ def _package_row(package: PackageRecord) -> PackageRow:
     )
 
 
-def _package(row: PackageRow) -> PackageRecord:
+def package_record(row: PackageRow) -> PackageRecord:
+    """A row as a frozen record."""
     return PackageRecord(
         model=row.model,
         version=row.version,

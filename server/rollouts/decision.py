@@ -50,12 +50,14 @@ class Explanation:
         version: What it shall run: a newer version, what it has, or None when there is nothing to offer.
         is_move: Whether that is newer than what it has.
         rollout_id: The rollout that moves it.
+        is_time_bound: Whether the answer may be another one later without anybody doing anything.
     """
 
     version: int | None
     is_move: bool
     reasons: tuple[str, ...]
     rollout_id: int | None = None
+    is_time_bound: bool = False
 
 
 @dataclass

@@ -154,6 +154,34 @@ class SignedMetadata:
         paths = Chain(self._documents).releases.signed.targets
         return frozenset(_version_in(path) for path in paths if path.startswith(folder))
 
+    def signed_files(self) -> dict[str, tuple[int, str]]:
+        """Length in bytes and sha256 of every file that is signed now, by its path."""
+        chain = Chain(self._documents)
+        signed = dict(chain.releases.signed.targets)
+        for name in bins_of(chain.packages.signed).get_roles():
+            signed |= chain.bin(name).signed.targets
+        return {path: (file.length, file.hashes["sha256"]) for path, file in signed.items()}
+
+    def drop_packages(self, paths: Iterable[str]) -> None:
+        """Sign packages no longer, with the online keys; paths that are not signed are left out.
+
+        Raises:
+            SigningError: The metadata is damaged; nothing was changed.
+            StorageError: The disk refused; devices see the metadata of before.
+        """
+        with locked(self._lock):
+            chain = Chain(self._documents)
+            bins = bins_of(chain.packages.signed)
+            changed: dict[str, Metadata[Targets]] = {}
+            for path in paths:
+                name = bins.get_role_for_target(path)
+                metadata = changed.get(name) or chain.bin(name)
+                if metadata.signed.targets.pop(path, None) is not None:
+                    changed[name] = metadata
+            if changed:
+                self._sign(chain, changed)
+                commit(self._documents, chain, self._online, changed=changed)
+
     def warnings(self, within_days: int) -> tuple[str, ...]:
         """What an operator has to know: which metadata of offline keys expires within so many days, and what to do."""
         return tuple(

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from delta_updates import FileEntry, VersionManifest, base_hash, tree_hash
 from privacy.ledger import PrivacyEvent
-from server.artifacts import LocalArtifactStore
+from server.artifacts import LocalArtifactStore, open_artifacts
 from server.config import Settings
 from server.publishing import Gate, create_candidate, import_base, publish
 from server.registry import GateResult, PackageRecord, Registry, VersionRecord
@@ -133,7 +133,7 @@ def open_home(folder: Path, **overrides: object) -> Home:
     if not (settings.home / "metadata").exists():
         init_trust(settings, keys)
     metadata = SignedMetadata.open(settings, release_keys=keys)
-    return Home(settings, Registry.open(settings), LocalArtifactStore(settings.artifacts_dir), metadata, folder)
+    return Home(settings, Registry.open(settings), open_artifacts(settings), metadata, folder)
 
 
 def make_manifest(

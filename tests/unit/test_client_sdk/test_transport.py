@@ -70,6 +70,53 @@ def test_redirects_are_refused_and_the_credential_stays(service: FakeUpdateServi
     assert service.requests == []
 
 
+def sent_on(status: int, location: str) -> bytes:
+    return f"HTTP/1.1 {status} Moved\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()
+
+
+def open_and_follow(transport: Transport) -> None:
+    with transport.open("GET", "/x", headers={"Range": "bytes=5-"}, follow=True):
+        pass
+
+
+def test_a_download_follows_one_redirect_without_the_credential(service: FakeUpdateService) -> None:
+    with answering(sent_on(307, f"{service.address}/v1/healthz")) as address:
+        transport = Transport(address, credential="secret-credential")
+        with pytest.raises(ServiceUnavailableError, match="sends to answers 404"):
+            open_and_follow(transport)
+    (request,) = service.requests
+    assert "secret-credential" not in str(request)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 308])
+def test_other_redirects_are_refused_for_downloads_too(status: int) -> None:
+    told = pytest.raises(ServiceRefusedError, match="redirects are refused")
+    with answering(sent_on(status, "https://elsewhere.example/x")) as address, told:
+        open_and_follow(Transport(address))
+
+
+@pytest.mark.parametrize(
+    "location", ["", "/x", "file:///etc/passwd", "https://user:pw@h/x", "ftp://h/x", "https://[", "//h/x"]
+)
+def test_a_download_is_not_sent_just_anywhere(location: str) -> None:
+    with answering(sent_on(307, location)) as address, pytest.raises(ServiceRefusedError, match="not https"):
+        open_and_follow(Transport(address))
+
+
+def test_a_second_redirect_is_not_followed(service: FakeUpdateService) -> None:
+    with answering(sent_on(307, f"{service.address}/x")) as second, answering(sent_on(307, second)) as first:  # noqa: SIM117
+        with pytest.raises(ServiceUnavailableError, match="sends to answers 307"):
+            open_and_follow(Transport(first))
+    assert service.requests == []
+
+
+def test_an_encrypted_server_cannot_send_a_device_to_its_own_network() -> None:
+    transport = Transport("https://updates.example.org")
+    with pytest.raises(ServiceRefusedError, match="not https"):
+        transport._require_safe("http://127.0.0.1:8080/admin")
+    assert transport._require_safe("https://bucket.example/x?sig=1") == "https://bucket.example/x?sig=1"
+
+
 def test_an_answer_larger_than_allowed_is_refused() -> None:
     raw = b"HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n01234567890"
     with answering(raw) as address, pytest.raises(ServiceRefusedError, match="larger than the 10 bytes"):

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 from simulators.postgresql import WHY_SKIPPED, PostgresServer, find_pg_bin, running_postgres
+from simulators.s3 import CREDENTIALS, S3Server, find_moto, running_s3
+from simulators.s3 import WHY_SKIPPED as WHY_NO_S3
 from simulators.server_home import Clock, Home, open_home
 from simulators.update_api import Service
 
@@ -36,6 +38,23 @@ def postgres() -> Iterator[PostgresServer]:
         pytest.skip(WHY_SKIPPED)
     with running_postgres(pg_bin) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    program = find_moto()
+    if program is None:
+        pytest.skip(WHY_NO_S3)
+    with running_s3(program) as server:
+        yield server
+
+
+@pytest.fixture
+def s3_settings(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings with a new, empty bucket, and the credentials for it in the environment."""
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    return Settings(home=tmp_path / "home", artifacts_url=s3.new_url(), artifacts_endpoint=s3.address)
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])

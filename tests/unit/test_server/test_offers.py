@@ -112,3 +112,8 @@ def test_no_other_way_is_fewer_bytes(edges: list[tuple[int, int, int]], source: 
         assert found == ()
     else:
         assert sum(package.length for package in found) == best(source)
+
+
+def test_of_chains_of_equal_length_one_is_taken() -> None:
+    deltas = [make_package(version, source) for version, source in ((2, 1), (3, 1), (4, 2), (4, 3), (4, 1))]
+    assert cheapest_chain(deltas, source=1, target=4)

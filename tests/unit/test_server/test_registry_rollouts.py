@@ -350,7 +350,7 @@ def test_releases_from_before_rollouts_are_everybodys(any_settings: Settings, cl
     device_id = enrol(registry, "old")
     registry.withdraw(MODEL, 3, reason="wrong")
     with registry._connection() as connection:
-        downgrade(connection, "0002")
+        downgrade(connection, "0003")
     registry.close()
     again = Registry.open(any_settings, now=clock)
     assert again.version(MODEL, 3).state == "rejected"

@@ -5,7 +5,6 @@ import pytest
 from simulators.server_home import MODEL, Home, write_adapter, write_base
 
 from delta_updates import scan_tree, tree_hash
-from server import trees
 from server.errors import (
     ArtifactDamagedError,
     ArtifactMissingError,
@@ -54,7 +53,7 @@ def test_files_are_copied_where_the_disk_has_no_links(
         raise OSError(18, "Invalid cross-device link")
 
     version = home.base()
-    monkeypatch.setattr(trees.os, "link", refuse)
+    monkeypatch.setattr("server.artifacts.local.os.link", refuse)
     materialise(home.registry, home.artifacts, model=MODEL, version=1, folder=tmp_path / "copy")
     assert scan_tree(tmp_path / "copy") == version.manifest.files
     assert (tmp_path / "copy" / "base" / "config.json").stat().st_nlink == 1
