@@ -9,7 +9,7 @@ import time
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.routing import Route
 
 from server.api.unchanged import ANSWERED
@@ -66,7 +66,7 @@ class Observation:
             nonlocal status, sent_bytes
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID] = own
+                message["headers"] = [*message["headers"], (REQUEST_ID.encode(), own.encode())]
             else:
                 sent_bytes += len(message.get("body", b""))
             await send(message)

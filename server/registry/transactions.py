@@ -6,7 +6,7 @@ import json
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, select, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, SQLAlchemyError, StatementError
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # NaN has no JSON, and PostgreSQL would not read it back.
 _to_json = partial(json.dumps, allow_nan=False, sort_keys=True)
 _BUSY_TIMEOUT_MS = 15_000
+# As many as there are threads that answer requests: what exceeds the pool's size is connected anew each time.
+_POOL: Final = {"pool_size": 16, "max_overflow": 24}
 _WRITING = {"lamella_begin": "BEGIN IMMEDIATE"}
 
 
@@ -44,6 +46,7 @@ def make_engine(url: str) -> Engine:
             parsed,
             json_serializer=_to_json,
             pool_pre_ping=is_postgresql,
+            **(_POOL if is_postgresql else {}),
             # Whatever the database was made with: psycopg answers with bytes where no encoding is set.
             connect_args={"client_encoding": "utf8"} if is_postgresql else {},
         )

@@ -8,7 +8,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
+from http import HTTPStatus
 
 _PATIENCE_S = 120.0
 
@@ -31,8 +32,15 @@ def running_process(
         deadline = time.monotonic() + _PATIENCE_S
         while True:
             assert process.poll() is None, f"{command} ended with {process.returncode}"
-            with suppress(urllib.error.HTTPError, OSError):
+            try:
                 urllib.request.urlopen(address + path, timeout=5).close()  # noqa: S310 - loopback
+            except urllib.error.HTTPError as error:
+                error.close()
+                if error.code == HTTPStatus.NOT_FOUND:
+                    break  # it listens, and has no page for asking
+            except OSError:
+                pass
+            else:
                 break
             assert time.monotonic() < deadline, f"{command} does not answer"
             time.sleep(0.05)

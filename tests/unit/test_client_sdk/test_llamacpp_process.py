@@ -158,7 +158,7 @@ def test_what_it_cannot_open_is_told(tmp_path: Path) -> None:
     for broken in (order, order | {"cache_type": "NONE"}, {}):
         with pytest.raises(DeviceError):
             LlamaCppServer(broken)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
 
 
 def test_an_interpreter_that_cannot_start_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

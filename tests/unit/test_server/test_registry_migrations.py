@@ -1,17 +1,24 @@
 import multiprocessing
+import re
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from simulators.server_home import make_manifest
+from simulators.postgresql import PostgresServer
+from simulators.server_home import make_manifest, release
 from sqlalchemy import inspect
 
+from delta_updates import Outcome, OutcomeReport
 from server.config import Settings
 from server.errors import DatabaseError
 from server.registry import Registry
 from server.registry.migrations import downgrade, upgrade
 from server.registry.tables import Base
+
+_IN_2027 = datetime(2027, 5, 1, tzinfo=UTC)
 
 
 def test_the_migrations_make_exactly_the_tables(registry: Registry) -> None:
@@ -89,4 +96,35 @@ def test_a_migration_that_fails_changes_nothing(any_settings: Settings) -> None:
     with pytest.raises(ZeroDivisionError):
         fail_after_downgrade()
     assert registry.add_candidate(make_manifest()).number == 1
+    registry.close()
+
+
+@pytest.mark.slow
+def test_reports_can_be_divided_as_the_page_on_large_fleets_says(postgres: PostgresServer, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "scale.md").read_text(encoding="utf-8")
+    statements = page.partition("```sql\n")[2].partition("```")[0]
+    registry = Registry.open(Settings(home=tmp_path, database_url=postgres.new_url()), now=lambda: _IN_2027)
+    registry.add_candidate(make_manifest())
+    release(registry, 1)
+    token, _ = registry.create_enrolment_token("tiny", valid_for=timedelta(hours=1))
+    device, _ = registry.enrol(token, name="device")
+
+    def report(outcome: Outcome) -> None:
+        offer = registry.record_offer(
+            device.device_id, model="tiny", version=1, package_path="packages/tiny/1/full.lmpkg"
+        )
+        registry.record_outcome(
+            device.device_id, OutcomeReport(offer_id=offer.offer_id, version=1, outcome=outcome, bytes_downloaded=1)
+        )
+
+    report(Outcome.DOWNLOADED)
+    with registry._connection() as connection:
+        for statement in re.sub(r"--.*|BEGIN;|COMMIT;", "", statements).split(";")[:-1]:
+            connection.exec_driver_sql(statement)
+    report(Outcome.DOWNLOADED)  # a repeated report is still harmless
+    report(Outcome.CONFIRMED)
+    assert {kept.outcome for kept in registry.reports(device.device_id)} == {"downloaded", "confirmed"}
+    with registry._connection() as connection:
+        in_2027 = connection.exec_driver_sql("SELECT count(*) FROM reports_2027").scalar_one()
+    assert in_2027 == 2
     registry.close()

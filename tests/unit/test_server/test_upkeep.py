@@ -141,8 +141,11 @@ def sign_something_else(home: Home) -> None:
 
 
 def restore_old_database(home: Home) -> None:
-    for statement in ("DELETE FROM packages WHERE version = 3", "DELETE FROM version_files WHERE version = 3"):
-        execute(home, statement)
+    of_rollouts = "WHERE rollout_id IN (SELECT rollout_id FROM rollouts WHERE version = 3)"
+    for table in ("rollout_changes", "rollout_devices"):
+        execute(home, f"DELETE FROM {table} {of_rollouts}")
+    for table in ("channel_moves", "rollouts", "packages", "version_files"):
+        execute(home, f"DELETE FROM {table} WHERE version = 3")
     execute(home, "DELETE FROM versions WHERE number = 3")
 
 
