@@ -8,7 +8,7 @@ from sqlalchemy import select
 
 from server.errors import ConflictError, NotFoundError
 from server.registry.records import ChannelMoveRecord
-from server.registry.rollout_rows import OPEN, channels_of, halt_open_rollouts, move_channel, rollout_of
+from server.registry.rollout_rows import channels_of, halt_open_rollouts, move_channel, offered_versions
 from server.registry.rollout_tables import ChannelMoveRow, RolloutRow
 from server.registry.tables import ModelRow, VersionRow
 from server.registry.transactions import Transactions, lock_model
@@ -52,16 +52,7 @@ class ChannelTransactions(Transactions):
     def versions_offered(self, model: str) -> frozenset[int]:
         """Versions that a device may still be offered: by a channel, by a rollout that is not over, or to a group."""
         with self._read() as session:
-            pointed_at = {version for version in channels_of(session, model).values() if version is not None}
-            rows = session.scalars(
-                select(RolloutRow).where(
-                    RolloutRow.model == model,
-                    RolloutRow.state.in_((*OPEN, "finished")),
-                    RolloutRow.version > min(pointed_at, default=0),
-                )
-            )
-            kept = {row.version for row in rows if row.state in OPEN or not rollout_of(row).plan.is_for_everybody}
-            return frozenset(pointed_at | kept)
+            return offered_versions(session, model)
 
     def withdraw(self, model: str, number: int, *, reason: str) -> None:
         """Offer a release no more: its rollouts halt, and channels go back to the newest release that is left.

@@ -132,6 +132,20 @@ def channel_pointer(session: Session, model: str, channel: str) -> ChannelMoveRo
     )
 
 
+def offered_versions(session: Session, model: str) -> frozenset[int]:
+    """Versions that a device may still be offered: by a channel, by a rollout that is not over, or to a group."""
+    pointed_at = {version for version in channels_of(session, model).values() if version is not None}
+    rows = session.scalars(
+        select(RolloutRow).where(
+            RolloutRow.model == model,
+            RolloutRow.state.in_((*OPEN, "finished")),
+            RolloutRow.version > min(pointed_at, default=0),
+        )
+    )
+    kept = {row.version for row in rows if row.state in OPEN or not rollout_of(row).plan.is_for_everybody}
+    return frozenset(pointed_at | kept)
+
+
 def channels_of(session: Session, model: str) -> dict[str, int | None]:
     """The version that each channel points at now."""
     moves = session.scalars(

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 
+from server.registry.rollout_rows import offered_versions
+from server.registry.rollout_tables import DevicePolicyRow
 from server.registry.tables import DeviceRow, OfferRow, PackageRow, RoundRow, VersionFileRow, VersionRow
 from server.registry.transactions import Transactions
 from server.registry.versions import package_record
@@ -90,9 +92,18 @@ def _field(session: Session, model: str, signed: frozenset[int]) -> Field:
     return Field(
         released=frozenset(session.scalars(released)),
         installed=frozenset(number for number in session.scalars(installed) if number is not None),
-        wanted=frozenset(session.scalars(wanted)),
+        wanted=frozenset(session.scalars(wanted)) | offered_versions(session, model) | _forced(session, model),
         signed=signed,
     )
+
+
+def _forced(session: Session, model: str) -> frozenset[int]:
+    forced = (
+        select(DevicePolicyRow.forced_version)
+        .join(DeviceRow, DeviceRow.device_id == DevicePolicyRow.device_id)
+        .where(DeviceRow.model == model, DevicePolicyRow.forced_version.is_not(None))
+    )
+    return frozenset(number for number in session.scalars(forced) if number is not None)
 
 
 def _of_files(session: Session) -> list[NamedArtifact]:
