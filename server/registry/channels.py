@@ -8,7 +8,7 @@ from sqlalchemy import select
 
 from server.errors import ConflictError, NotFoundError
 from server.registry.records import ChannelMoveRecord
-from server.registry.rollout_rows import channels_of, halt_open_rollouts, move_channel, offered_versions
+from server.registry.rollout_rows import channels_of, halt_open_rollouts, move_channel, offered_versions, rollout_of
 from server.registry.rollout_tables import ChannelMoveRow, RolloutRow
 from server.registry.tables import ModelRow, VersionRow
 from server.registry.transactions import Transactions, lock_model

@@ -142,10 +142,15 @@ def sign_something_else(home: Home) -> None:
 
 def restore_old_database(home: Home) -> None:
     of_rollouts = "WHERE rollout_id IN (SELECT rollout_id FROM rollouts WHERE version = 3)"
-    for table in ("rollout_changes", "rollout_devices"):
-        execute(home, f"DELETE FROM {table} {of_rollouts}")
-    for table in ("channel_moves", "rollouts", "packages", "version_files"):
-        execute(home, f"DELETE FROM {table} WHERE version = 3")
+    for statement in (
+        f"DELETE FROM rollout_changes {of_rollouts}",  # noqa: S608 - words of this test
+        f"DELETE FROM rollout_devices {of_rollouts}",  # noqa: S608
+        "DELETE FROM channel_moves WHERE version = 3",
+        "DELETE FROM rollouts WHERE version = 3",
+        "DELETE FROM packages WHERE version = 3",
+        "DELETE FROM version_files WHERE version = 3",
+    ):
+        execute(home, statement)
     execute(home, "DELETE FROM versions WHERE number = 3")
 
 
@@ -283,6 +288,18 @@ def test_no_device_notices_a_collection(home: Home, seed: int) -> None:
     assert collect(shop).packages == ()
     signed = home.metadata.signed_files()
     assert not [package for package in did.packages if package.path in signed or home.registry.target(package.path)]
+
+
+def test_what_a_channel_offers_or_an_operator_forced_stays(home: Home) -> None:
+    device = enrol(home, None)
+    home.registry.withdraw(MODEL, 3, reason="too slow")
+    home.registry.set_policy(device.device_id, forced_version=1)
+    before = {number: home.registry.packages(MODEL, number) for number in (1, 2)}
+    collect(shop_of(home, keep_versions=1, grace_hours=0.0))
+    for number, packages in before.items():
+        full = [package.path for package in packages if package.source_version is None]
+        assert full
+        assert set(full) <= {package.path for package in home.registry.packages(MODEL, number)}
 
 
 def test_a_dry_run_changes_nothing(home: Home) -> None:
