@@ -14,6 +14,8 @@ from server.api import (
     documentation,
     enrolment,
     health,
+    operator_accounts,
+    operator_audit,
     operator_devices,
     operator_runs,
     operator_versions,
@@ -21,13 +23,14 @@ from server.api import (
     targets,
     updates,
 )
+from server.api.callers import TokenVerifier
 from server.api.middleware import BodyLimit, Guard
-from server.api.services import Services, require_operator
+from server.api.services import NeedsRole, Services, Throttles
 from server.artifacts import LocalArtifactStore
 from server.config import Settings, load_settings
 from server.errors import ServerError
 from server.files import operator_token
-from server.registry import Registry
+from server.registry import Registry, Role
 from server.signing import SignedMetadata
 
 _log = logging.getLogger("lamella.api")
@@ -35,8 +38,9 @@ _MAX_REFRESH_S: Final = 3600.0
 _ABOUT: Final = """\
 Devices ask for updates, download signed packages and report how it went; operators watch.
 
-Devices send `Authorization: Bearer <credential>`, which they get when they enrol. Operators send the token in
-`operator.token` in the server's home. Errors are problem documents (RFC 9457) whose `detail` says what to do next.
+Devices send `Authorization: Bearer <credential>`, which they get when they enrol. Operators send an API token
+(`lamella operators token create`) or the text in `operator.token` in the server's home. Errors are problem documents
+(RFC 9457) whose `detail` says what to do next.
 """
 
 
@@ -80,15 +84,29 @@ def open_services(settings: Settings) -> Services:
     artifacts = LocalArtifactStore(settings.artifacts_dir)
     metadata = SignedMetadata.open(settings)
     registry = Registry.open(settings)
-    return Services(settings=settings, registry=registry, artifacts=artifacts, metadata=metadata, operator_token=token)
+    return Services(
+        settings=settings,
+        registry=registry,
+        artifacts=artifacts,
+        metadata=metadata,
+        operator_token=token,
+        tokens=TokenVerifier(registry, bootstrap=token),
+        throttles=Throttles(settings),
+    )
 
 
 def _all_routers() -> APIRouter:
     everything = APIRouter(prefix="/v1")
     for module in (health, enrolment, updates, targets):
         everything.include_router(module.router)
-    operator = APIRouter(prefix="/operator", dependencies=[Depends(require_operator)])
-    for module in (operator_devices, operator_versions, operator_runs):
+    operator = APIRouter(prefix="/operator", dependencies=[Depends(NeedsRole(Role.VIEWER))])
+    for module in (
+        operator_devices,
+        operator_versions,
+        operator_runs,
+        operator_accounts,
+        operator_audit,
+    ):
         operator.include_router(module.router)
     everything.include_router(operator)
     return everything

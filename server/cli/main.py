@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from delta_updates import DeltaError
 from server.cli import (
+    audit,
     base,
     convert,
     data,
@@ -21,6 +22,7 @@ from server.cli import (
     evaluate,
     fleet,
     model,
+    operators,
     privacy,
     quantize,
     release,
@@ -55,6 +57,8 @@ app.add_typer(runs.app, name="runs")
 app.command("release")(release.release)
 app.command("versions")(release.versions)
 app.add_typer(devices.app, name="devices")
+app.add_typer(operators.app, name="operators")
+app.add_typer(audit.app, name="audit")
 app.add_typer(trust.app, name="trust")
 app.add_typer(superlink.app, name="superlink")
 app.add_typer(privacy.app, name="privacy")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from server.cli.auditing import audited
 from server.cli.console import Service, console, megabytes, open_service, show_json, show_table
 from server.errors import PublishingError
 from server.federation.recipe import Recipe
@@ -29,11 +30,19 @@ def release(
     ] = 0,
 ) -> None:
     """Turn a run's adapter into a version: gate, packages that are applied and compared, signatures, release."""
-    from server.publishing import Gate
-
     service = open_service()
     run = service.registry.run(run_id)
-    known = [v for v in service.registry.versions(run.model) if v.run_id == run_id and v.state != "rejected"]
+    with audited(service.registry, "version.release", f"{run.model}, run {run_id}", is_long=True):
+        _release(service, run, margin=margin, above=above)
+    record = service.registry.latest_released(run.model)
+    if record is not None:
+        show_packages(service, record)
+
+
+def _release(service: Service, run: RunRecord, *, margin: float | None, above: int) -> None:
+    from server.publishing import Gate
+
+    known = [v for v in service.registry.versions(run.model) if v.run_id == run.run_id and v.state != "rejected"]
     if known:
         # An earlier attempt was cut off after the gate, or there is nothing left to do: publishing knows.
         publish_version(service, known[0], gate=None)
@@ -46,9 +55,6 @@ def release(
             f"(may rise by {result.margin:g}): {'passed' if result.is_passed else 'failed'}"
         )
         publish_version(service, candidate, gate=result)
-    record = service.registry.latest_released(run.model)
-    if record is not None:
-        show_packages(service, record)
 
 
 def versions(

@@ -32,8 +32,10 @@ _SEEN_EVERY = timedelta(minutes=5)
 class DeviceTransactions(Transactions):
     """The registry's transactions on devices."""
 
-    def create_enrolment_token(self, model: str, *, valid_for: timedelta) -> tuple[str, EnrolmentTokenRecord]:
-        """Make a token that enrols one device; the token is returned once and stored nowhere.
+    def create_enrolment_token(
+        self, model: str, *, valid_for: timedelta, uses: int = 1
+    ) -> tuple[str, EnrolmentTokenRecord]:
+        """Make a token that enrols ``uses`` devices; the token is returned once and stored nowhere.
 
         Raises:
             NotFoundError: There is no such model.
@@ -43,7 +45,12 @@ class DeviceTransactions(Transactions):
             if session.get(ModelRow, model) is None:
                 raise NotFoundError(f"There is no model {model!r}. Import a base first: `lamella base import`.")
             row = EnrolmentTokenRow(
-                token_sha256=_sha256(token), model=model, created_at=self._now(), expires_at=self._now() + valid_for
+                token_sha256=_sha256(token),
+                model=model,
+                created_at=self._now(),
+                expires_at=self._now() + valid_for,
+                max_uses=uses,
+                uses=0,
             )
             session.add(row)
             session.flush()
@@ -60,13 +67,26 @@ class DeviceTransactions(Transactions):
         with self._read() as session:
             return tuple(_token(row) for row in session.scalars(query))
 
+    def revoke_enrolment_token(self, token_id: int) -> EnrolmentTokenRecord:
+        """Let a token enrol no further device; those that it enrolled stay.
+
+        Raises:
+            NotFoundError: There is no such token.
+        """
+        with self._write() as session:
+            row = session.get(EnrolmentTokenRow, token_id)
+            if row is None:
+                raise NotFoundError(f"There is no enrolment token {token_id}. `lamella devices invitations` lists all.")
+            row.revoked_at = row.revoked_at or self._now()
+            return _token(row)
+
     def enrol(self, token: str, *, name: str) -> tuple[DeviceRecord, str]:
         """Turn a token into a device and its credential, which is returned once.
 
-        Of two who use the same token at the same moment, one is refused.
+        Of two who use the last use of a token at the same moment, one is refused.
 
         Raises:
-            EnrolmentRefusedError: Unknown, used or expired.
+            EnrolmentRefusedError: Unknown, used up, revoked or expired.
         """
         device_id, secret = uuid.uuid4().hex, secrets.token_urlsafe(_SECRET_BYTES)
         with self._write() as session:
@@ -74,16 +94,18 @@ class DeviceTransactions(Transactions):
                 update(EnrolmentTokenRow)
                 .where(
                     EnrolmentTokenRow.token_sha256 == _sha256(token),
-                    EnrolmentTokenRow.used_at.is_(None),
+                    EnrolmentTokenRow.uses < EnrolmentTokenRow.max_uses,
+                    EnrolmentTokenRow.revoked_at.is_(None),
                     EnrolmentTokenRow.expires_at > self._now(),
                 )
-                .values(used_at=self._now())
+                .values(used_at=self._now(), uses=EnrolmentTokenRow.uses + 1)
                 .returning(EnrolmentTokenRow.token_id, EnrolmentTokenRow.model)
                 .execution_options(synchronize_session=False)
             ).one_or_none()
             if used is None:
                 raise EnrolmentRefusedError(
-                    "This enrolment token is unknown, was used already or has expired. Ask the operator for a new one."
+                    "This enrolment token is unknown, was used already, was revoked or has expired. "
+                    "Ask the operator for a new one."
                 )
             row = DeviceRow(
                 device_id=device_id,
@@ -279,6 +301,9 @@ def _token(row: EnrolmentTokenRow) -> EnrolmentTokenRecord:
         expires_at=row.expires_at,
         used_at=row.used_at,
         device_id=row.device_id,
+        max_uses=row.max_uses,
+        uses=row.uses,
+        revoked_at=row.revoked_at,
     )
 
 

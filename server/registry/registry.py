@@ -9,8 +9,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from server.errors import DatabaseError
 from server.files import locked, make_folder
+from server.registry.audit import AuditTransactions
 from server.registry.devices import DeviceTransactions
 from server.registry.migrations import upgrade
+from server.registry.operators import OperatorTransactions
 from server.registry.runs import RunTransactions
 from server.registry.transactions import make_engine
 from server.registry.versions import VersionTransactions
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
     from server.config import Settings
 
 
-class Registry(VersionTransactions, RunTransactions, DeviceTransactions):
-    """What exists and what happened: versions, packages, runs, privacy events, devices, offers, reports.
+class Registry(VersionTransactions, RunTransactions, DeviceTransactions, OperatorTransactions, AuditTransactions):
+    """What exists and what happened: from versions, runs and devices to operators and the audit log.
 
     Every public method is one transaction and answers with frozen records. Safe to share between threads; several
     processes may open the same database.
