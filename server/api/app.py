@@ -10,6 +10,7 @@ from typing import Final
 from anyio import to_thread
 from fastapi import APIRouter, Depends, FastAPI
 
+from server import console
 from server.api import (
     documentation,
     enrolment,
@@ -71,6 +72,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Guard, is_https=settings.public_url.startswith("https://"))
     app.include_router(_all_routers())
     app.include_router(documentation.router)
+    app.include_router(console.router)
     return app
 
 

@@ -67,6 +67,16 @@ class DeviceTransactions(Transactions):
         with self._read() as session:
             return tuple(_token(row) for row in session.scalars(query))
 
+    def newest_enrolment_tokens(
+        self, *, before: int | None = None, limit: int | None = None
+    ) -> tuple[EnrolmentTokenRecord, ...]:
+        """Tokens, the newest first; ``before`` is the last token id of a page."""
+        query = select(EnrolmentTokenRow).order_by(EnrolmentTokenRow.token_id.desc()).limit(limit)
+        if before is not None:
+            query = query.where(EnrolmentTokenRow.token_id < before)
+        with self._read() as session:
+            return tuple(_token(row) for row in session.scalars(query))
+
     def revoke_enrolment_token(self, token_id: int) -> EnrolmentTokenRecord:
         """Let a token enrol no further device; those that it enrolled stay.
 
@@ -117,7 +127,7 @@ class DeviceTransactions(Transactions):
             session.add(row)
             session.flush()
             session.get_one(EnrolmentTokenRow, used.token_id).device_id = device_id
-            return _device(row), f"{device_id}.{secret}"
+            return device_record(row), f"{device_id}.{secret}"
 
     def authenticate(self, credential: str) -> DeviceRecord:
         """The device that a credential was given to.
@@ -134,7 +144,7 @@ class DeviceTransactions(Transactions):
                 raise CredentialRefusedError("This device credential is unknown here. Enrol the device again.")
             if row.revoked_at is not None:
                 raise ForbiddenError("This device was revoked by the operator. Enrol it again to use the service.")
-            return _device(row)
+            return device_record(row)
 
     def devices(
         self, *, model: str | None = None, after: str = "", limit: int | None = None
@@ -144,7 +154,7 @@ class DeviceTransactions(Transactions):
         if model is not None:
             query = query.where(DeviceRow.model == model)
         with self._read() as session:
-            return tuple(_device(row) for row in session.scalars(query))
+            return tuple(device_record(row) for row in session.scalars(query))
 
     def device(self, device_id: str) -> DeviceRecord:
         """One device.
@@ -153,14 +163,14 @@ class DeviceTransactions(Transactions):
             NotFoundError: There is no such device.
         """
         with self._read() as session:
-            return _device(_row(session, device_id))
+            return device_record(_row(session, device_id))
 
     def revoke_device(self, device_id: str) -> DeviceRecord:
         """Refuse a device's credential from now on."""
         with self._write() as session:
             row = _row(session, device_id)
             row.revoked_at = row.revoked_at or self._now()
-            return _device(row)
+            return device_record(row)
 
     def record_check(self, device_id: str, *, installed_version: int | None, installed_hash: str | None) -> None:
         """Remember what a device says it runs."""
@@ -257,7 +267,7 @@ class DeviceTransactions(Transactions):
             .limit(limit)
         )
         with self._read() as session:
-            return tuple(_report(report, offer) for report, offer in session.execute(query))
+            return tuple(report_record(report, offer) for report, offer in session.execute(query))
 
 
 def _sha256(secret: str) -> str:
@@ -280,7 +290,8 @@ def _remember_confirmed(session: Session, offer: OfferRow) -> None:
         device.installed_version, device.installed_hash = version.number, version.tree_hash
 
 
-def _device(row: DeviceRow) -> DeviceRecord:
+def device_record(row: DeviceRow) -> DeviceRecord:
+    """A device's row as a value."""
     return DeviceRecord(
         device_id=row.device_id,
         name=row.name,
@@ -330,7 +341,8 @@ def _report_row(report: OutcomeReport, *, received_at: datetime) -> ReportRow:
     )
 
 
-def _report(row: ReportRow, offer: OfferRow) -> ReportRecord:
+def report_record(row: ReportRow, offer: OfferRow) -> ReportRecord:
+    """A report's row, and the offer that it is about, as a value."""
     return ReportRecord(
         offer_id=row.offer_id,
         device_id=offer.device_id,

@@ -11,6 +11,7 @@ from server.errors import DatabaseError
 from server.files import locked, make_folder
 from server.registry.audit import AuditTransactions
 from server.registry.devices import DeviceTransactions
+from server.registry.fleet import FleetTransactions
 from server.registry.migrations import upgrade
 from server.registry.operators import OperatorTransactions
 from server.registry.runs import RunTransactions
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from server.config import Settings
 
 
-class Registry(VersionTransactions, RunTransactions, DeviceTransactions, OperatorTransactions, AuditTransactions):
+class Registry(
+    VersionTransactions, RunTransactions, DeviceTransactions, FleetTransactions, OperatorTransactions, AuditTransactions
+):
     """What exists and what happened: from versions, runs and devices to operators and the audit log.
 
     Every public method is one transaction and answers with frozen records. Safe to share between threads; several
