@@ -20,6 +20,7 @@ _MAX_AREAS: Final = 6
 _DAY_S, _WEEK_S = 86_400.0, 7 * 86_400.0
 # One pixel more or less is seen; more digits only cost bytes.
 _DIGITS: Final = 1
+_SAME: Final = 1e-6
 
 Point = tuple[float, float]
 
@@ -147,7 +148,8 @@ def history(moves: Sequence[Move], *, now: datetime) -> tuple[list[datetime], di
 
 def nice_ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
     """Three to eight round numbers that begin at or below ``low`` and end at or above ``high``."""
-    if high <= low:
+    # What differs only in digits that nobody draws is one height.
+    if high - low <= _SAME * max(1.0, abs(low), abs(high)):
         low, high = (low, low + 1) if whole else (low - abs(low) * 0.05 - 0.01, high + abs(high) * 0.05 + 0.01)
     rough = (high - low) / 4
     power = 10 ** math.floor(math.log10(rough))
@@ -199,7 +201,8 @@ def _steps(xs: Sequence[float], ys: Sequence[float]) -> list[Point]:
 
 def _time_ticks(first: datetime, last: datetime, xs: Sequence[float]) -> tuple[Tick, ...]:
     span_s = (last - first).total_seconds()
-    form = "%H:%M" if span_s < _DAY_S else "%d %b %H:%M" if span_s < _WEEK_S else "%d %b %Y"
+    form = "%H:%M" if span_s < _DAY_S else "%d %b %H:%M" if span_s < _WEEK_S else "%d %b"
+    form = form if first.year == last.year or span_s < _WEEK_S else "%d %b %Y"
     return tuple(
         Tick(
             round(xs[0] + (xs[-1] - xs[0]) * i / _TIME_TICKS, _DIGITS),

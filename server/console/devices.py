@@ -6,6 +6,7 @@ from typing import Annotated, Final
 
 from fastapi import APIRouter, Path, Query, Response
 
+from delta_updates.offer import Outcome
 from server.api.callers import audited, refuse_unless
 from server.api.services import ServicesDep
 from server.console.responses import ConsoleRoute, redirect, render
@@ -15,6 +16,8 @@ from server.registry import OfferRecord, ReportRecord, Role
 router = APIRouter(route_class=ConsoleRoute)
 _PAGE: Final = 50
 _HISTORY: Final = 100
+# What comes after what, where two things happened in the same moment.
+_PROGRESS: Final = ["offered", *(outcome.value for outcome in Outcome)]
 
 
 @dataclass(frozen=True)
@@ -80,4 +83,4 @@ def _history(offers: tuple[OfferRecord, ...], reports: tuple[ReportRecord, ...])
     """Offers and reports in one list, the newest first."""
     events = [Event(offer.offered_at, "offered", offer.version, offer=offer) for offer in offers]
     events += [Event(report.received_at, report.outcome, report.version, report=report) for report in reports]
-    return sorted(events, key=lambda event: event.at, reverse=True)
+    return sorted(events, key=lambda event: (event.at, _PROGRESS.index(event.what)), reverse=True)

@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Path, Query, Response
 
 from delta_updates.manifest import ModelName
+from delta_updates.offer import Outcome
 from server.api.services import Services, ServicesDep
 from server.console.lineage import lineage
 from server.console.responses import ConsoleRoute, render
@@ -15,6 +16,7 @@ from server.errors import NotFoundError
 from server.registry import Registry, RunRecord, VersionRecord
 
 router = APIRouter(route_class=ConsoleRoute)
+_PROGRESS: Final = [outcome.value for outcome in Outcome]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,7 @@ def release(
         children=[v for v in registry.versions(model, after=number) if v.manifest.parent == number],
         spent=privacy_spent(registry, version),
         packages=registry.packages(model, number),
-        outcomes=registry.outcomes(model, number),
+        outcomes=sorted(registry.outcomes(model, number).items(), key=lambda pair: _PROGRESS.index(pair[0])),
         length=sum(file.length for file in version.manifest.files),
     )
 

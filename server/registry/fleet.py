@@ -93,7 +93,7 @@ class FleetTransactions(Transactions):
             .group_by(ReportRow.outcome)
         )
         with self._read() as session:
-            return dict(session.execute(query).tuples().all())
+            return {row[0]: row[1] for row in session.execute(query)}
 
     def troubles(self, *, limit: int) -> tuple[ReportRecord, ...]:
         """The newest reports of failed and reverted updates, of all devices."""
@@ -126,7 +126,7 @@ class FleetTransactions(Transactions):
 def _bucket_length(span: timedelta) -> int:
     if span <= timedelta(hours=6):
         return _MINUTE
-    return _HOUR if span <= timedelta(days=8) else _DAY
+    return _HOUR if span <= timedelta(days=21) else _DAY
 
 
 def _bucket(session: Session, column: Any, length: int) -> ColumnElement[str]:  # noqa: ANN401 - a mapped column

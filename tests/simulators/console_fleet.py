@@ -7,9 +7,10 @@ import shutil
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from simulators.server_home import MODEL, Clock, make_event, open_home
+from simulators.server_home import MODEL, Clock, Home, make_event, open_home, write_adapter
 
 from delta_updates import OutcomeReport
+from server.publishing import Gate, create_candidate
 from server.registry import Registry, Role
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def seed_console(three_versions: Path, folder: Path) -> Path:
     clock = Clock()
     clock.time = datetime.now(UTC) - timedelta(days=10)
     home.registry.close()
-    registry = Registry.open(home.settings, now=clock)
+    home.registry = registry = Registry.open(home.settings, now=clock)
     for name, role in (("ada", Role.ADMIN), ("paul", Role.PUBLISHER), ("vera", Role.VIEWER)):
         registry.add_operator(name, role=role, password=PASSWORD)
     registry.add_operator("ci", role=Role.PUBLISHER)
@@ -36,6 +37,7 @@ def seed_console(three_versions: Path, folder: Path) -> Path:
         actor="grace", via="cli", action="version.release", subject=f"{MODEL}, run {RUN}", outcome="done"
     )
     _train(registry, clock)
+    _release(home)
     _live(registry, clock)
     registry.close()
     return folder
@@ -66,6 +68,18 @@ def _train(registry: Registry, clock: Clock) -> None:
     )
 
 
+def _release(home: Home) -> None:
+    """v4 from the run, and v5 beside it, which is worse and rejected."""
+    facts = {"run": RUN, "epsilon": 3.1271, "target_delta": 1e-5, "held_out_loss": 1.98, "privacy_unit": "example"}
+    for seed in (3, 4):
+        adapter = home.folder / f"adapter-{seed}"
+        write_adapter(adapter, seed=seed)
+        create_candidate(home.registry, home.artifacts, model=MODEL, adapter=adapter, parent=3, facts=facts, run_id=RUN)
+    home.publish(4, loss=1.98)
+    home.registry.record_gate(MODEL, 5, Gate(margin=0.1).judge(candidate_loss=2.4, parent_loss=2.0))
+    home.registry.reject(MODEL, 5, "evaluation gate refused: held-out loss 2.4000, parent 2.0000, margin 0.1000")
+
+
 def _live(registry: Registry, clock: Clock) -> None:
     draws = random.Random(5)
     token, _ = registry.create_enrolment_token(MODEL, valid_for=timedelta(days=30), uses=DEVICES + 6)
@@ -75,8 +89,8 @@ def _live(registry: Registry, clock: Clock) -> None:
         device, _ = registry.enrol(token, name=f"tablet-{number:02d}")
         devices.append(device.device_id)
         _update(registry, clock, device.device_id, 1, "confirmed")
-    for target in (2, 3):
-        for device_id in draws.sample(devices, DEVICES - 6 * (target - 1)):
+    for target in (2, 3, 4):
+        for device_id in draws.sample(devices, DEVICES - 5 * (target - 1)):
             clock.advance(hours=draws.uniform(0, 4))
             outcome = draws.choices(("confirmed", "reverted", "failed"), (12, 1, 1))[0]
             _update(registry, clock, device_id, target, outcome)
