@@ -38,12 +38,13 @@ class Console:
         self.app = app
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}/console/"
-        self._server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        self._server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listening]})
 
     def start(self) -> None:
         self._thread.start()
         while not self._server.started:
+            assert self._thread.is_alive(), "the service did not start"
             time.sleep(0.01)
 
     def stop(self) -> None:
@@ -86,7 +87,7 @@ def page(browser: Browser) -> Iterator[Page]:
     complaints: list[str] = []
     opened.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
     opened.on("pageerror", lambda error: complaints.append(str(error)))
-    opened.on("requestfailed", lambda request: complaints.append(f"failed: {request.url}"))
+    opened.on("response", lambda answer: complaints.append(answer.url) if answer.status >= 500 else None)
     opened.set_default_timeout(20_000)
     yield opened
     context.close()
