@@ -28,7 +28,8 @@ def routes(api: Service) -> Iterator[tuple[str, str, APIRoute]]:
 def all_routes(found: object) -> Iterator[APIRoute]:
     for route in found:
         if isinstance(route, APIRoute):
-            yield route
+            if route.endpoint.__module__.startswith("server.api."):  # the console has pages of the same names
+                yield route
         elif hasattr(route, "original_router"):
             yield from all_routes(route.original_router.routes)
 
