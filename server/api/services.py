@@ -1,7 +1,7 @@
 """What the endpoints stand on, and who is calling."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Final, Generic, TypeVar
 
 from fastapi import Depends, Query, Request
@@ -9,10 +9,12 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, Field
 
 from server.api.callers import Caller, TokenVerifier, refuse_unless
+from server.api.remembered import Remembered
 from server.artifacts import ArtifactStore
 from server.config import Settings
 from server.errors import CredentialRefusedError
 from server.registry import DeviceRecord, Registry, Role
+from server.registry.fleet import Move
 from server.signing import SignedMetadata
 from server.throttle import TokenBuckets
 
@@ -40,6 +42,8 @@ class Services:
     operator_token: str
     tokens: TokenVerifier
     throttles: "Throttles"
+    # A hundred thousand devices take two seconds to look through.
+    moves: Remembered[tuple[Move, ...]] = field(default_factory=Remembered)
 
 
 class Throttles:

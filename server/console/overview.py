@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Final
 
 from fastapi import APIRouter, Response
@@ -54,7 +55,7 @@ def overview(services: ServicesDep, visit: VisitDep) -> Response:
             name=name,
             latest=registry.latest_released(name),
             counts=tuple(count for count in counts if count.model == name),
-            chart=versions_chart(registry.version_moves(name), now=now),
+            chart=versions_chart(services.moves.get(name, partial(registry.version_moves, name)), now=now),
         )
         for name in registry.models()
     ]
