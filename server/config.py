@@ -82,6 +82,21 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="How much worse, in nats, a candidate's held-out loss may be than its parent's.",
     )
+    device_requests_per_minute: int = Field(
+        default=600,
+        ge=0,
+        le=1_000_000,
+        description="Requests of one device a minute, in each process of the API; 0: any number.",
+    )
+    login_attempts_per_minute: int = Field(
+        default=6,
+        ge=1,
+        le=1_000_000,
+        description="Failed logins a minute, of one address and of one name, after the first ten.",
+    )
+    session_hours: float = Field(
+        default=12.0, gt=0, le=24 * 31, description="Hours after which the console asks for the password again."
+    )
     enrolment_hours: float = Field(
         default=24.0, gt=0, le=24 * 366, description="Hours for which an enrolment token can be used."
     )

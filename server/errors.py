@@ -23,7 +23,8 @@
     └── AccessError               the caller of the API
         ├── CredentialRefusedError
         ├── EnrolmentRefusedError
-        └── ForbiddenError
+        ├── ForbiddenError
+        └── TooManyRequestsError  later
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ __all__ = [
     "SigningError",
     "StorageError",
     "TargetConflictError",
+    "TooManyRequestsError",
 ]
 
 
@@ -140,3 +142,11 @@ class EnrolmentRefusedError(AccessError):
 
 class ForbiddenError(AccessError):
     """The caller is known, and this is not theirs."""
+
+
+class TooManyRequestsError(AccessError):
+    """The caller asked too often; ``retry_after_s`` says in how many seconds to come back."""
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s

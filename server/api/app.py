@@ -10,11 +10,14 @@ from typing import Final
 from anyio import to_thread
 from fastapi import APIRouter, Depends, FastAPI
 
+from server import console
 from server.api import (
     documentation,
     enrolment,
     health,
     metrics,
+    operator_accounts,
+    operator_audit,
     operator_channels,
     operator_devices,
     operator_policies,
@@ -25,16 +28,17 @@ from server.api import (
     targets,
     updates,
 )
+from server.api.callers import TokenVerifier
 from server.api.middleware import BodyLimit, Guard
 from server.api.observation import Observation
-from server.api.services import Services, require_operator
+from server.api.services import NeedsRole, Services, Throttles
 from server.api.tracing import trace
 from server.api.unchanged import LatestChange, Unchanged
 from server.artifacts import open_artifacts
 from server.config import Settings, load_settings
 from server.errors import ServerError
 from server.files import operator_token
-from server.registry import Registry
+from server.registry import Registry, Role
 from server.signing import SignedMetadata
 
 _log = logging.getLogger("lamella.api")
@@ -42,8 +46,9 @@ _MAX_REFRESH_S: Final = 3600.0
 _ABOUT: Final = """\
 Devices ask for updates, download signed packages and report how it went; operators watch.
 
-Devices send `Authorization: Bearer <credential>`, which they get when they enrol. Operators send the token in
-`operator.token` in the server's home. Errors are problem documents (RFC 9457) whose `detail` says what to do next.
+Devices send `Authorization: Bearer <credential>`, which they get when they enrol. Operators send an API token
+(`lamella operators token create`) or the text in `operator.token` in the server's home. Errors are problem documents
+(RFC 9457) whose `detail` says what to do next.
 """
 
 
@@ -77,6 +82,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(_all_routers())
     app.include_router(documentation.router)
     app.include_router(metrics.router)
+    app.include_router(console.router)
     # Last added is outermost: it sees every answer.
     app.add_middleware(Observation, metrics=services.metrics)
     if settings.traces:
@@ -94,14 +100,22 @@ def open_services(settings: Settings) -> Services:
     artifacts = open_artifacts(settings)
     metadata = SignedMetadata.open(settings)
     registry = Registry.open(settings)
-    return Services(settings=settings, registry=registry, artifacts=artifacts, metadata=metadata, operator_token=token)
+    return Services(
+        settings=settings,
+        registry=registry,
+        artifacts=artifacts,
+        metadata=metadata,
+        operator_token=token,
+        tokens=TokenVerifier(registry, bootstrap=token),
+        throttles=Throttles(settings),
+    )
 
 
 def _all_routers() -> APIRouter:
     everything = APIRouter(prefix="/v1")
     for module in (health, enrolment, updates, targets):
         everything.include_router(module.router)
-    operator = APIRouter(prefix="/operator", dependencies=[Depends(require_operator)])
+    operator = APIRouter(prefix="/operator", dependencies=[Depends(NeedsRole(Role.VIEWER))])
     for module in (
         operator_devices,
         operator_policies,
@@ -109,6 +123,8 @@ def _all_routers() -> APIRouter:
         operator_channels,
         operator_rollouts,
         operator_runs,
+        operator_accounts,
+        operator_audit,
     ):
         operator.include_router(module.router)
     everything.include_router(operator)

@@ -36,6 +36,9 @@ ENROLMENT_TOKEN: Final = {
     "expires_at": "2026-03-02T12:00:00Z",
     "used_at": None,
     "device_id": None,
+    "max_uses": 1,
+    "uses": 0,
+    "revoked_at": None,
 }
 PACKAGE: Final = {
     "model": MODEL,
@@ -125,6 +128,25 @@ PAST_OFFER: Final = {
     "package_path": PACKAGE_PATH,
     "offered_at": TIME,
     "rollout_id": 7,
+}
+
+OPERATOR: Final = {
+    "name": "ada",
+    "role": "publisher",
+    "has_password": True,
+    "created_at": TIME,
+    "removed_at": None,
+}
+AUDIT_ENTRY: Final = {
+    "position": 12,
+    "at": TIME,
+    "actor": "ada",
+    "via": "rest",
+    "action": "device.revoke",
+    "subject": DEVICE_ID,
+    "outcome": "done",
+    "previous": OTHER_HASH,
+    "digest": HASH,
 }
 
 

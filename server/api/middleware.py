@@ -64,7 +64,8 @@ class Guard:
             "x-content-type-options": "nosniff",
             "x-frame-options": "DENY",
             "referrer-policy": "no-referrer",
-            "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+            "content-security-policy": "default-src 'none'; base-uri 'none'; form-action 'none'; "
+            "frame-ancestors 'none'",
             "cross-origin-resource-policy": "same-origin",
             "cache-control": "no-store",
         }

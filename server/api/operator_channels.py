@@ -6,11 +6,12 @@ from typing import Annotated
 from fastapi import APIRouter, Body
 from pydantic import BaseModel, ConfigDict, Field
 
+from server.api.callers import audited
 from server.api.examples import PACKAGE, VERSION, answer
 from server.api.operator_versions import ModelPath, NumberPath, VersionDetail
 from server.api.problems import declare
 from server.api.rollout_examples import MOVE
-from server.api.services import ServicesDep
+from server.api.services import Publisher, ServicesDep, Viewer
 from server.registry import ChannelMoveRecord
 
 router = APIRouter(prefix="/models", tags=["operator: rollouts"])
@@ -36,10 +37,10 @@ class Withdrawal(BaseModel):
     summary="Show a model's channels",
     responses={
         200: answer("The channels.", {"channels": [MOVE], "history": [MOVE]}),
-        **declare(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
+        **declare(HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
     },
 )
-def show_channels(services: ServicesDep, model: ModelPath) -> Channels:
+def show_channels(services: ServicesDep, _: Viewer, model: ModelPath) -> Channels:
     """Show the version that everybody on each channel gets, with its history."""
     return Channels(channels=services.registry.channels(model), history=services.registry.channel_history(model))
 
@@ -58,6 +59,7 @@ def show_channels(services: ServicesDep, model: ModelPath) -> Channels:
         **declare(
             HTTPStatus.BAD_REQUEST,
             HTTPStatus.UNAUTHORIZED,
+            HTTPStatus.FORBIDDEN,
             HTTPStatus.NOT_FOUND,
             HTTPStatus.CONFLICT,
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -67,12 +69,14 @@ def show_channels(services: ServicesDep, model: ModelPath) -> Channels:
 )
 def withdraw_version(
     services: ServicesDep,
+    caller: Publisher,
     model: ModelPath,
     number: NumberPath,
     request: Annotated[Withdrawal, Body(examples=[{"reason": "answers in the wrong language"}])],
 ) -> VersionDetail:
     """Stop offering a release; its rollouts halt. Devices on it do not wait for their turn at the next release."""
-    services.registry.withdraw(model, number, reason=request.reason)
+    with audited(services.registry, caller, "version.withdraw", f"{model} v{number}"):
+        services.registry.withdraw(model, number, reason=request.reason)
     return VersionDetail(
         version=services.registry.version(model, number), packages=services.registry.packages(model, number)
     )

@@ -7,11 +7,12 @@ from fastapi import APIRouter, Body
 from pydantic import BaseModel, ConfigDict, Field
 
 from delta_updates.manifest import VersionNumber
+from server.api.callers import audited
 from server.api.examples import answer
 from server.api.operator_devices import DeviceId
 from server.api.problems import declare
 from server.api.rollout_examples import EXPLANATION, POLICY
-from server.api.services import ServicesDep
+from server.api.services import Publisher, ServicesDep, Viewer
 from server.offers import explain
 from server.registry import DevicePolicyRecord, DeviceRecord
 from server.rollouts import STABLE, Explanation
@@ -48,6 +49,7 @@ class DeviceExplanation(BaseModel):
         **declare(
             HTTPStatus.BAD_REQUEST,
             HTTPStatus.UNAUTHORIZED,
+            HTTPStatus.FORBIDDEN,
             HTTPStatus.NOT_FOUND,
             HTTPStatus.CONFLICT,
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -57,11 +59,14 @@ class DeviceExplanation(BaseModel):
 )
 def change_policy(
     services: ServicesDep,
+    caller: Publisher,
     device_id: DeviceId,
     request: Annotated[PolicyChange, Body(examples=[{"group": "pilot", "tags": ["kitchen"]}])],
 ) -> DevicePolicyRecord:
     """Change what is named. A forced version goes past every rollout; a device that is opted out gets nothing else."""
-    return services.registry.set_device_policy(device_id, **request.model_dump(exclude_unset=True))
+    changes = request.model_dump(exclude_unset=True)
+    with audited(services.registry, caller, "device.policy", f"{device_id}: {', '.join(sorted(changes))}"):
+        return services.registry.set_device_policy(device_id, **changes)
 
 
 @router.get(
@@ -69,10 +74,10 @@ def change_policy(
     summary="Explain which version a device gets",
     responses={
         200: answer("The decision that an update check of this device would get now.", EXPLANATION),
-        **declare(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
+        **declare(HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
     },
 )
-def explain_device(services: ServicesDep, device_id: DeviceId) -> DeviceExplanation:
+def explain_device(services: ServicesDep, _: Viewer, device_id: DeviceId) -> DeviceExplanation:
     """Say why a device gets, or does not get, a version: the reasons in the order in which they were weighed."""
     registry = services.registry
     device = registry.device(device_id)

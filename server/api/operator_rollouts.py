@@ -7,10 +7,11 @@ from fastapi import APIRouter, Body, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from delta_updates.manifest import ModelName, VersionNumber
+from server.api.callers import audited
 from server.api.examples import MODEL, answer, page
 from server.api.problems import declare
 from server.api.rollout_examples import CHANGE, FAILURE, PLAN, PROGRESS, ROLLOUT
-from server.api.services import Page, PageLimit, ServicesDep, page_of
+from server.api.services import Page, PageLimit, Publisher, ServicesDep, Viewer, page_of
 from server.registry import RolloutChangeRecord, RolloutFailureRecord, RolloutProgress
 from server.rollouts import Action, Launch, Rollout, RolloutPlan, RolloutState
 
@@ -18,6 +19,7 @@ router = APIRouter(prefix="/rollouts", tags=["operator: rollouts"])
 _BODY_REFUSALS = (
     HTTPStatus.BAD_REQUEST,
     HTTPStatus.UNAUTHORIZED,
+    HTTPStatus.FORBIDDEN,
     HTTPStatus.NOT_FOUND,
     HTTPStatus.CONFLICT,
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -70,13 +72,15 @@ class RolloutDetail(BaseModel):
 )
 def create_rollout(
     services: ServicesDep,
+    caller: Publisher,
     request: Annotated[
         RolloutRequest, Body(examples=[{"model": MODEL, "version": 3, "plan": PLAN, "is_started": True}])
     ],
 ) -> Rollout:
     """Make a rollout of a released version; devices are moved once it is started."""
     launch = Launch(plan=request.plan, state="running" if request.is_started else "draft")
-    return services.registry.create_rollout(request.model, request.version, launch)
+    with audited(services.registry, caller, "rollout.create", f"{request.model} v{request.version}"):
+        return services.registry.create_rollout(request.model, request.version, launch)
 
 
 @router.get(
@@ -84,11 +88,12 @@ def create_rollout(
     summary="List rollouts",
     responses={
         200: answer("Rollouts, newest first.", page(ROLLOUT, cursor="7")),
-        **declare(HTTPStatus.UNAUTHORIZED, HTTPStatus.UNPROCESSABLE_ENTITY),
+        **declare(HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.UNPROCESSABLE_ENTITY),
     },
 )
 def list_rollouts(
     services: ServicesDep,
+    _: Viewer,
     limit: PageLimit = 100,
     model: Annotated[ModelName | None, Query(description="Only rollouts of this model.", examples=[MODEL])] = None,
     state: Annotated[
@@ -108,10 +113,10 @@ def list_rollouts(
     summary="Show a rollout and its progress",
     responses={
         200: answer("The rollout as it is now.", {"progress": PROGRESS, "failures": [FAILURE], "changes": [CHANGE]}),
-        **declare(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
+        **declare(HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
     },
 )
-def show_rollout(services: ServicesDep, rollout_id: RolloutId) -> RolloutDetail:
+def show_rollout(services: ServicesDep, _: Viewer, rollout_id: RolloutId) -> RolloutDetail:
     """Show how many devices took the version or failed, what the rollout waits for, and what became of it so far."""
     services.registry.settle_rollout(rollout_id)
     return RolloutDetail(
@@ -128,9 +133,13 @@ def show_rollout(services: ServicesDep, rollout_id: RolloutId) -> RolloutDetail:
 )
 def change_rollout(
     services: ServicesDep,
+    caller: Publisher,
     rollout_id: RolloutId,
     action: Annotated[Action, Path(description="What to do.", openapi_examples={"stop": {"value": "halt"}})],
     request: Annotated[ActionRequest, Body(examples=[{"revision": 2, "reason": "answers became shorter"}])],
 ) -> Rollout:
     """Change a rollout; a halt is for good. Of two operators who looked at the same revision, one gets a conflict."""
-    return services.registry.change_rollout(rollout_id, action, seen_revision=request.revision, reason=request.reason)
+    with audited(services.registry, caller, f"rollout.{action}", str(rollout_id)):
+        return services.registry.change_rollout(
+            rollout_id, action, seen_revision=request.revision, reason=request.reason
+        )

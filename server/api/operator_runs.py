@@ -10,7 +10,7 @@ from delta_updates.manifest import ModelName
 from privacy.ledger import PrivacyEvent
 from server.api.examples import EVENT_ID, MODEL, PRIVACY_EVENT, ROUND, RUN, answer, page
 from server.api.problems import declare
-from server.api.services import Page, PageLimit, ServicesDep, page_of
+from server.api.services import Page, PageLimit, ServicesDep, Viewer, page_of
 from server.registry import RoundRecord, RunRecord
 
 router = APIRouter(tags=["operator: federation"])
@@ -33,11 +33,12 @@ class RunDetail(BaseModel):
     summary="List federated runs",
     responses={
         200: answer("Runs, newest first.", page(RUN, cursor="run-1")),
-        **declare(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
+        **declare(HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
     },
 )
 def list_runs(
     services: ServicesDep,
+    _: Viewer,
     limit: PageLimit = 100,
     model: Annotated[ModelName | None, Query(description="Only runs of this model.", examples=[MODEL])] = None,
     after: Annotated[
@@ -54,10 +55,10 @@ def list_runs(
     summary="Show a run and its rounds",
     responses={
         200: answer("The run.", {"run": RUN, "rounds": [ROUND]}),
-        **declare(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
+        **declare(HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
     },
 )
-def show_run(services: ServicesDep, run_id: RunId) -> RunDetail:
+def show_run(services: ServicesDep, _: Viewer, run_id: RunId) -> RunDetail:
     """Show a run, and for each round its replies, failures and held-out loss."""
     return RunDetail(run=services.registry.run(run_id), rounds=services.registry.rounds(run_id))
 
@@ -67,11 +68,12 @@ def show_run(services: ServicesDep, run_id: RunId) -> RunDetail:
     summary="List privacy events",
     responses={
         200: answer("Events in the order in which they were recorded.", page(PRIVACY_EVENT, cursor=EVENT_ID)),
-        **declare(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
+        **declare(HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
     },
 )
 def list_privacy_events(
     services: ServicesDep,
+    _: Viewer,
     limit: PageLimit = 100,
     run_id: Annotated[
         str | None, Query(pattern=_IDENTIFIER, description="Only of this run.", examples=["run-1"])

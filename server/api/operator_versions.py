@@ -9,11 +9,11 @@ from pydantic import BaseModel
 from delta_updates.manifest import ModelName
 from server.api.examples import MODEL, PACKAGE, VERSION, answer, page
 from server.api.problems import declare
-from server.api.services import Page, PageLimit, ServicesDep, page_of
+from server.api.services import Page, PageLimit, ServicesDep, Viewer, page_of
 from server.registry import PackageRecord, VersionRecord
 
 router = APIRouter(prefix="/models", tags=["operator: versions"])
-_REFUSALS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY)
+_REFUSALS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY)
 
 ModelPath = Annotated[ModelName, Path(description="The model's name.", openapi_examples={"a model": {"value": MODEL}})]
 NumberPath = Annotated[
@@ -39,10 +39,10 @@ class VersionDetail(BaseModel):
     summary="List models",
     responses={
         200: answer("The names of all models.", {"models": [MODEL]}),
-        **declare(HTTPStatus.UNAUTHORIZED),
+        **declare(HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN),
     },
 )
-def list_models(services: ServicesDep) -> Models:
+def list_models(services: ServicesDep, _: Viewer) -> Models:
     """List the models that have at least one version."""
     return Models(models=services.registry.models())
 
@@ -52,11 +52,12 @@ def list_models(services: ServicesDep) -> Models:
     summary="List the versions of a model",
     responses={
         200: answer("Versions with lineage, state and gate, oldest first.", page(VERSION, cursor="3")),
-        **declare(HTTPStatus.UNAUTHORIZED, HTTPStatus.UNPROCESSABLE_ENTITY),
+        **declare(HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.UNPROCESSABLE_ENTITY),
     },
 )
 def list_versions(
     services: ServicesDep,
+    _: Viewer,
     model: ModelPath,
     limit: PageLimit = 100,
     after: Annotated[int, Query(ge=0, le=2**31 - 1, description="`next` of the page before.", examples=[0])] = 0,
@@ -74,7 +75,7 @@ def list_versions(
         **declare(*_REFUSALS),
     },
 )
-def show_version(services: ServicesDep, model: ModelPath, number: NumberPath) -> VersionDetail:
+def show_version(services: ServicesDep, _: Viewer, model: ModelPath, number: NumberPath) -> VersionDetail:
     """Show a version's manifest, lineage, gate and packages."""
     return VersionDetail(
         version=services.registry.version(model, number), packages=services.registry.packages(model, number)

@@ -18,6 +18,7 @@ from server.errors import (
     InvalidRecordError,
     NotFoundError,
     ServerError,
+    TooManyRequestsError,
 )
 
 MEDIA_TYPE: Final = "application/problem+json"
@@ -31,6 +32,7 @@ _STATUS: Final[tuple[tuple[type[ServerError], HTTPStatus], ...]] = (
     (NotFoundError, HTTPStatus.NOT_FOUND),
     (ConflictError, HTTPStatus.CONFLICT),
     (InvalidRecordError, HTTPStatus.UNPROCESSABLE_ENTITY),
+    (TooManyRequestsError, HTTPStatus.TOO_MANY_REQUESTS),
 )
 _UNAVAILABLE: Final = "The service cannot answer just now. Try again later; the operator's log says why."
 _ABOUT: Final = {
@@ -43,6 +45,7 @@ _ABOUT: Final = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The body is longer than the service reads.",
     HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE: "The range begins after the end of the file.",
     HTTPStatus.UNPROCESSABLE_ENTITY: "The request's values do not fit; the detail names the first that does not.",
+    HTTPStatus.TOO_MANY_REQUESTS: "The caller asks too often; `Retry-After` says in how many seconds to come back.",
     HTTPStatus.SERVICE_UNAVAILABLE: "The service cannot answer just now; try again later.",
 }
 
@@ -90,10 +93,20 @@ def answer_to(error: ServerError) -> JSONResponse:
     """The answer to one of the server's own errors; what only concerns the operator is logged, not sent."""
     for kind, status in _STATUS:
         if isinstance(error, kind):
-            headers = {"www-authenticate": "Bearer"} if status == HTTPStatus.UNAUTHORIZED else None
-            return problem(status, str(error), headers)
+            return problem(status, str(error), _headers(error, status))
     _log.error("%s: %s", type(error).__name__, error)
     return problem(HTTPStatus.SERVICE_UNAVAILABLE, _UNAVAILABLE, {"retry-after": "30"})
+
+
+def status_of(error: ServerError) -> HTTPStatus:
+    """The status that says whose fault an error is; what only concerns the operator's machine is unavailability."""
+    return next((status for kind, status in _STATUS if isinstance(error, kind)), HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+def _headers(error: ServerError, status: HTTPStatus) -> dict[str, str] | None:
+    if isinstance(error, TooManyRequestsError):
+        return {"retry-after": str(error.retry_after_s)}
+    return {"www-authenticate": "Bearer"} if status == HTTPStatus.UNAUTHORIZED else None
 
 
 def install(app: FastAPI) -> None:

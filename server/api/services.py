@@ -1,6 +1,5 @@
 """What the endpoints stand on, and who is calling."""
 
-import hmac
 import re
 from dataclasses import dataclass, field
 from typing import Annotated, Final, Generic, TypeVar
@@ -9,21 +8,26 @@ from fastapi import Depends, Query, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, Field
 
+from server.api.callers import Caller, TokenVerifier, refuse_unless
 from server.api.metrics import Metrics
+from server.api.remembered import Remembered
 from server.artifacts import ArtifactStore
 from server.config import Settings
 from server.errors import CredentialRefusedError
-from server.registry import DeviceRecord, Registry
+from server.registry import DeviceRecord, Registry, Role
+from server.registry.fleet import Move
 from server.signing import SignedMetadata
+from server.throttle import TokenBuckets
 
 _DEVICE_CREDENTIAL: Final = re.compile(r"[0-9a-f]{32}\.[A-Za-z0-9_-]{43}")
 _device_scheme = HTTPBearer(
     scheme_name="device", description="The credential that a device got when it enrolled.", auto_error=False
 )
 _operator_scheme = HTTPBearer(
-    scheme_name="operator", description="The token in operator.token in the server's home.", auto_error=False
+    scheme_name="operator", description="An operator's API token, or the text in operator.token.", auto_error=False
 )
 _Item = TypeVar("_Item")
+_READING: Final = frozenset({"GET", "HEAD"})
 
 PageLimit = Annotated[int, Query(ge=1, le=500, description="How many at most.", examples=[100])]
 
@@ -37,7 +41,22 @@ class Services:
     artifacts: ArtifactStore
     metadata: SignedMetadata
     operator_token: str
+    tokens: TokenVerifier
+    throttles: "Throttles"
     metrics: Metrics = field(default_factory=Metrics)
+    # A hundred thousand devices take two seconds to look through.
+    moves: Remembered[tuple[Move, ...]] = field(default_factory=Remembered)
+
+
+class Throttles:
+    """How often callers may ask; each process of the API counts on its own."""
+
+    def __init__(self, settings: Settings) -> None:
+        per_device = settings.device_requests_per_minute
+        self.devices = TokenBuckets(per_minute=per_device, burst=per_device)
+        self.enrolments = TokenBuckets(per_minute=60, burst=60)
+        self.logins_from = TokenBuckets(per_minute=settings.login_attempts_per_minute, burst=10)
+        self.logins_as = TokenBuckets(per_minute=settings.login_attempts_per_minute, burst=10)
 
 
 class Page(BaseModel, Generic[_Item]):
@@ -69,6 +88,7 @@ def calling_device(
     Raises:
         CredentialRefusedError: None came, or nobody was given it.
         ForbiddenError: The device was revoked.
+        TooManyRequestsError: It asks too often.
     """
     credential = authorization.credentials if authorization else ""
     # Anything of another form is refused before the database is asked.
@@ -76,22 +96,43 @@ def calling_device(
         raise CredentialRefusedError(
             "This needs a device's credential: Authorization: Bearer <credential>. Enrol the device to get one."
         )
-    return services.registry.authenticate(credential)
+    device = services.registry.authenticate(credential)
+    services.throttles.devices.require(device.device_id, of="requests of this device")
+    return device
 
 
-def require_operator(
-    services: ServicesDep, authorization: Annotated[HTTPAuthorizationCredentials | None, Depends(_operator_scheme)]
-) -> None:
-    """Let only the operator pass.
+class NeedsRole:
+    """Lets only operators pass whose role is enough; the operator who calls."""
 
-    Raises:
-        CredentialRefusedError: The operator's token did not come with the request.
-    """
-    token = authorization.credentials if authorization else ""
-    if not hmac.compare_digest(token.encode(), services.operator_token.encode()):
-        raise CredentialRefusedError(
-            "This needs the operator's token: Authorization: Bearer <the text in operator.token in the server's home>."
-        )
+    def __init__(self, role: Role) -> None:
+        self.role = role
+
+    def __call__(
+        self,
+        request: Request,
+        services: ServicesDep,
+        authorization: Annotated[HTTPAuthorizationCredentials | None, Depends(_operator_scheme)],
+    ) -> Caller:
+        """The operator whose token came with the request.
+
+        Raises:
+            CredentialRefusedError: None came, or nobody was given it.
+            ForbiddenError: The operator's role is not enough.
+        """
+        caller = services.tokens.caller(authorization.credentials if authorization else "")
+        if request.method in _READING:
+            caller.require(self.role)
+        else:
+            refuse_unless(services.registry, caller, self.role, action=f"{request.method} {request.url.path}")
+        return caller
+
+
+def address_of(request: Request) -> str:
+    """Where a request came from; a proxy's X-Forwarded-For is believed when uvicorn believes it."""
+    return request.client.host if request.client else ""
 
 
 CallingDevice = Annotated[DeviceRecord, Depends(calling_device)]
+Viewer = Annotated[Caller, Depends(NeedsRole(Role.VIEWER))]
+Publisher = Annotated[Caller, Depends(NeedsRole(Role.PUBLISHER))]
+Admin = Annotated[Caller, Depends(NeedsRole(Role.ADMIN))]

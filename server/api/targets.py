@@ -76,7 +76,13 @@ def get_metadata(services: ServicesDep, request: Request, name: MetadataName) ->
         307: {"description": "The bucket has it: follow the link without the credential. Only who asks is sent there."},
         304: {"description": "The caller has these bytes already (If-None-Match)."},
         416: {"description": "The range begins after the end of the file; Content-Range has its length."},
-        **declare(HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
+        **declare(
+            HTTPStatus.UNAUTHORIZED,
+            HTTPStatus.FORBIDDEN,
+            HTTPStatus.TOO_MANY_REQUESTS,
+            HTTPStatus.NOT_FOUND,
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+        ),
     },
 )
 def get_target(services: ServicesDep, device: CallingDevice, request: Request, path: TargetPath) -> Response:

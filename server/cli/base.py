@@ -13,6 +13,7 @@ import typer
 from rich.progress import Progress
 
 from delta_updates import sha256_of
+from server.cli.auditing import audited
 from server.cli.console import console, megabytes, open_service
 from server.errors import ConfigurationError
 
@@ -111,8 +112,9 @@ def _release_base(model: str, tree: Path, *, facts: dict[str, str | int | float 
     service = open_service()
     with console.status("Computing what devices will compare their self-test with ..."):
         facts = facts | {LOGITS_FACT: describe_logits(probe_logits(load_version(tree)))}
-    record = import_base(service.registry, service.artifacts, model=model, tree=tree, facts=facts)
-    publish_version(service, record, gate=None)
+    with audited(service.registry, "base.import", f"{model}: {facts['imported_from']}", is_long=True):
+        record = import_base(service.registry, service.artifacts, model=model, tree=tree, facts=facts)
+        publish_version(service, record, gate=None)
     size = sum(entry.length for entry in record.manifest.files)
     console.print(
         f"Released [bold]{model} v{record.number}[/] ({megabytes(size)}), base {record.manifest.base_hash[:12]}"

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from server.cli.auditing import audited
 from server.cli.console import console, open_service, show_table
 from server.cli.rollout_options import AsJson, print_json
 
@@ -46,7 +47,8 @@ def withdraw(
 ) -> None:
     """Offer a release no more: its rollouts halt, and devices on it take the next release at once."""
     registry = open_service().registry
-    registry.withdraw(model, version, reason=reason)
+    with audited(registry, "version.withdraw", f"{model} v{version}"):
+        registry.withdraw(model, version, reason=reason)
     if as_json:
         print_json(registry.channels(model))
         return

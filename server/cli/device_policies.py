@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from server.cli.auditing import audited
 from server.cli.console import console, open_service
 from server.cli.rollout_options import AsJson, print_json
 from server.errors import ConfigurationError, InvalidRecordError
@@ -104,7 +105,8 @@ def explain(device_id: DeviceId, as_json: AsJson = False) -> None:
 
 def _set(device_id: str, *, as_json: bool, **changes: object) -> None:
     registry = open_service().registry
-    policy = registry.set_device_policy(device_id, **changes)
+    with audited(registry, "device.policy", f"{device_id}: {', '.join(sorted(changes))}"):
+        policy = registry.set_device_policy(device_id, **changes)
     if as_json:
         print_json(policy)
         return

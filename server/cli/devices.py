@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from server.cli.auditing import audited
 from server.cli.console import Service, console, open_service, show_json, show_table
 from server.config import load_settings
 from server.errors import ConfigurationError
@@ -23,16 +24,22 @@ app = typer.Typer(no_args_is_help=True, help="Devices: invite, list, revoke; whi
 def invite(
     model: Annotated[str, typer.Option(help="The model that the device will run.")],
     out: Annotated[Path, typer.Option(help="Enrolment file to write; hand it to the device on a safe way.")],
+    uses: Annotated[
+        int, typer.Option(help="How many devices may use the file. Whoever has it enrols a device.", min=1, max=100_000)
+    ] = 1,
     url: Annotated[
         str | None,
         typer.Option(help="Where the device reaches the service (LAMELLA_PUBLIC_URL)."),
     ] = None,
 ) -> None:
-    """Write an enrolment file for one device: where the service is, a one-time token, and the root of its trust."""
+    """Write an enrolment file: where the service is, a token for one or more devices, and the root of its trust."""
     from server.enrolment import make_enrolment_file
 
     service = Service(load_settings(**({"public_url": url} if url else {})))
-    enrolment, token = make_enrolment_file(service.settings, service.registry, service.metadata, model=model)
+    with audited(service.registry, "enrolment.create", f"{model}, for {uses}"):
+        enrolment, token = make_enrolment_file(
+            service.settings, service.registry, service.metadata, model=model, uses=uses
+        )
     try:
         # Secret, and never over a file that is there.
         with os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
@@ -40,9 +47,43 @@ def invite(
     except OSError as error:
         raise ConfigurationError(f"Cannot write {out}: {error.strerror}. Choose another --out.") from None
     console.print(
-        f"{out}: for one device, until {token.expires_at:%Y-%m-%d %H:%M} UTC. On the device: "
-        f"lamella-device enroll {out.name}"
+        f"{out}: for {'one device' if uses == 1 else f'{uses} devices'}, until {token.expires_at:%Y-%m-%d %H:%M} UTC. "
+        f"On the device: lamella-device enroll {out.name}"
     )
+
+
+@app.command()
+def invitations(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the tokens of enrolment files: how often they were used, and until when they work."""
+    tokens = open_service().registry.enrolment_tokens()
+    if as_json:
+        show_json([vars(token) for token in tokens])
+        return
+    show_table(
+        "Invitations",
+        ("number", "model", "used", "expires (UTC)", "revoked"),
+        [
+            (
+                t.token_id,
+                t.model,
+                f"{t.uses} of {t.max_uses}",
+                f"{t.expires_at:%Y-%m-%d %H:%M}",
+                t.revoked_at and f"{t.revoked_at:%Y-%m-%d %H:%M}",
+            )
+            for t in tokens
+        ],
+    )
+
+
+@app.command()
+def uninvite(number: Annotated[int, typer.Argument(help="From `lamella devices invitations`.")]) -> None:
+    """Let an enrolment file enrol no further device; those that it enrolled stay."""
+    registry = open_service().registry
+    with audited(registry, "enrolment.revoke", str(number)):
+        record = registry.revoke_enrolment_token(number)
+    console.print(f"Invitation {number} for {record.model} is revoked; it was used {record.uses} times.")
 
 
 @app.command("list")
@@ -78,7 +119,9 @@ def list_(
 @app.command()
 def revoke(device_id: Annotated[str, typer.Argument(help="Device id, from `lamella devices list`.")]) -> None:
     """Take a device's credential away; it keeps what it runs and gets nothing more."""
-    record = open_service().registry.revoke_device(device_id)
+    registry = open_service().registry
+    with audited(registry, "device.revoke", device_id):
+        record = registry.revoke_device(device_id)
     console.print(f"{record.name} ({record.device_id}) is revoked.")
 
 

@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from delta_updates import DeltaError
 from server.cli import (
+    audit,
     base,
     channels,
     convert,
@@ -23,6 +24,7 @@ from server.cli import (
     evaluate,
     fleet,
     model,
+    operators,
     privacy,
     quantize,
     release,
@@ -63,6 +65,8 @@ app.command("channels")(channels.channels)
 app.command("withdraw")(channels.withdraw)
 device_policies.add_to(devices.app)
 app.add_typer(devices.app, name="devices")
+app.add_typer(operators.app, name="operators")
+app.add_typer(audit.app, name="audit")
 app.add_typer(trust.app, name="trust")
 app.command("doctor")(upkeep.doctor)
 app.command("gc")(upkeep.gc)

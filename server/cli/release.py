@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from server.cli.auditing import audited
 from server.cli.console import Service, console, megabytes, open_service, show_json, show_table
 from server.cli.rollout_options import Channel, Groups, IsDraft, Phases, SoakHours, Tags, describe, launch_of
 from server.errors import PublishingError
@@ -41,12 +42,21 @@ def release(
 
     Every device of the channel gets it at its next check, unless a rollout says otherwise.
     """
-    from server.publishing import Gate
-
     launch = launch_of(phases=rollout, channel=channel, groups=group, tags=tag, soak_hours=soak, is_draft=is_draft)
     service = open_service()
     run = service.registry.run(run_id)
-    known = [v for v in service.registry.versions(run.model) if v.run_id == run_id and v.state != "rejected"]
+    with audited(service.registry, "version.release", f"{run.model}, run {run_id}", is_long=True):
+        _release(service, run, margin=margin, above=above, launch=launch)
+    record = service.registry.latest_released(run.model)
+    if record is not None:
+        show_packages(service, record)
+        say_who_gets_it(service, record)
+
+
+def _release(service: Service, run: RunRecord, *, margin: float | None, above: int, launch: Launch) -> None:
+    from server.publishing import Gate
+
+    known = [v for v in service.registry.versions(run.model) if v.run_id == run.run_id and v.state != "rejected"]
     if known and known[0].state == "released" and launch != AT_ONCE:
         raise PublishingError(
             f"v{known[0].number} of {run.model!r} is released already. Roll it out further: `lamella rollout create`."
@@ -63,10 +73,6 @@ def release(
             f"(may rise by {result.margin:g}): {'passed' if result.is_passed else 'failed'}"
         )
         publish_version(service, candidate, gate=result, launch=launch)
-    record = service.registry.latest_released(run.model)
-    if record is not None:
-        show_packages(service, record)
-        say_who_gets_it(service, record)
 
 
 def versions(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from server.cli.auditing import audited
 from server.cli.console import console, open_service, show_table
 from server.cli.rollout_options import (
     AsJson,
@@ -88,7 +89,9 @@ def create(
         not_before=not_before and not_before.replace(tzinfo=UTC),
         window=window,
     )
-    made = open_service().registry.create_rollout(model, version, launch)
+    registry = open_service().registry
+    with audited(registry, "rollout.create", f"{model} v{version}"):
+        made = registry.create_rollout(model, version, launch)
     if as_json:
         print_json(made)
         return
@@ -196,8 +199,9 @@ def restore(
     launch = launch_of(phases=rollout, channel=channel, groups=group, tags=tag, soak_hours=soak, is_draft=is_draft)
     service = open_service()
     service.metadata.unlock_releases()
-    candidate = restore_version(service.registry, model=model, version=version)
-    publish_version(service, candidate, gate=candidate.gate, launch=launch)
+    with audited(service.registry, "version.restore", f"{model} v{version}", is_long=True):
+        candidate = restore_version(service.registry, model=model, version=version)
+        publish_version(service, candidate, gate=candidate.gate, launch=launch)
     record = service.registry.version(model, candidate.number)
     if as_json:
         made = service.registry.rollouts(model=model, limit=1)[0]
@@ -211,8 +215,9 @@ def restore(
 def _change(rollout_id: int, action: Action, reason: str, *, as_json: bool) -> None:
     registry = open_service().registry
     # What is decided on is what is there now: somebody else's change in between is a conflict.
-    seen = registry.rollout(rollout_id)
-    changed = registry.change_rollout(rollout_id, action, seen_revision=seen.revision, reason=reason)
+    with audited(registry, f"rollout.{action}", str(rollout_id)):
+        seen = registry.rollout(rollout_id)
+        changed = registry.change_rollout(rollout_id, action, seen_revision=seen.revision, reason=reason)
     if as_json:
         print_json(changed)
         return

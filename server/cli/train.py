@@ -16,6 +16,7 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from server.cli.auditing import audited
 from server.cli.console import Service, console, open_service, problems
 from server.cli.stopping import raise_if_asked
 from server.errors import FederationError, RecipeError
@@ -64,7 +65,10 @@ def federated(
     recipe = _recipe(service, chosen, setting or [], resume=resume)
     from server.federation.flower import start_run, wait_until_listening
 
-    with _superlink(service, superlink, root_certificates=root_certificates) as (home, address):
+    with (
+        audited(service.registry, "run.train", f"{recipe.model}, run {resume or recipe.run_name}", is_long=True),
+        _superlink(service, superlink, root_certificates=root_certificates) as (home, address),
+    ):
         with console.status("Starting Flower and preparing the devices ..."):
             if simulate is not None:
                 recipe = _with_fleet(service, recipe, devices=simulate, folder=fleet)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.cli.console import console, passphrase_of, problems, show_json, show_table
+from server.cli.auditing import audited, note_done
+from server.cli.console import Service, console, passphrase_of, problems, show_json, show_table
 from server.config import Settings, load_settings
 from server.errors import ConfigurationError, SigningError
 
@@ -67,6 +68,7 @@ def init(
         root_threshold=root_threshold,
         bins=bins,
     )
+    note_done(Service(settings).registry, "trust.init", str(settings.home))
     console.print(
         f"{offline.folder}: {root_keys} root keys ({root_threshold} must sign), a targets key and a releases key. Make "
         "a backup now; then give each root key its own holder; leave only the releases key where releases are made.",
@@ -264,7 +266,9 @@ def _finish(settings: Settings, proposal: Proposal, out: Path | None, offline: K
 
 
 def _install(settings: Settings, proposal: Proposal) -> None:
-    if not _ceremonies(settings).publish(proposal):
+    with audited(Service(settings).registry, "trust.publish", ", ".join(sorted(proposal.new))):
+        is_new = _ceremonies(settings).publish(proposal)
+    if not is_new:
         console.print("This is published already.")
         return
     root_first = sorted(proposal.new.items(), key=lambda item: (item[0] != "root", item[0]))

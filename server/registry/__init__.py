@@ -1,5 +1,6 @@
 """The registry: what exists and what happened, in SQLite or PostgreSQL."""
 
+from server.registry.operator_records import AuditRecord, OperatorRecord, OperatorTokenRecord, Role
 from server.registry.records import (
     ChannelMoveRecord,
     DeviceCase,
@@ -21,6 +22,7 @@ from server.registry.records import (
 from server.registry.registry import Registry
 
 __all__ = [
+    "AuditRecord",
     "ChannelMoveRecord",
     "DeviceCase",
     "DevicePolicyRecord",
@@ -28,9 +30,12 @@ __all__ = [
     "EnrolmentTokenRecord",
     "GateResult",
     "OfferRecord",
+    "OperatorRecord",
+    "OperatorTokenRecord",
     "PackageRecord",
     "Registry",
     "ReportRecord",
+    "Role",
     "RolloutChangeRecord",
     "RolloutFailureRecord",
     "RolloutProgress",

@@ -19,6 +19,7 @@ _LOUD: Final = "is_loud"
 # asks another question from then on. Every other table counts, also one that nobody has thought of here.
 _QUIET: Final = frozenset(
     {"offers", "reports", "rounds", "privacy_events", "enrolment_tokens", "runs", "changes", "rollout_devices"}
+    | {"operators", "operator_tokens", "sessions", "audit_log"}
 )
 _QUIET_OF_DEVICES: Final = frozenset({"last_seen_at", "installed_version", "installed_hash"})
 

@@ -33,8 +33,10 @@ _SEEN_EVERY = timedelta(minutes=5)
 class DeviceTransactions(Transactions):
     """The registry's transactions on devices."""
 
-    def create_enrolment_token(self, model: str, *, valid_for: timedelta) -> tuple[str, EnrolmentTokenRecord]:
-        """Make a token that enrols one device; the token is returned once and stored nowhere.
+    def create_enrolment_token(
+        self, model: str, *, valid_for: timedelta, uses: int = 1
+    ) -> tuple[str, EnrolmentTokenRecord]:
+        """Make a token that enrols ``uses`` devices; the token is returned once and stored nowhere.
 
         Raises:
             NotFoundError: There is no such model.
@@ -44,7 +46,12 @@ class DeviceTransactions(Transactions):
             if session.get(ModelRow, model) is None:
                 raise NotFoundError(f"There is no model {model!r}. Import a base first: `lamella base import`.")
             row = EnrolmentTokenRow(
-                token_sha256=_sha256(token), model=model, created_at=self._now(), expires_at=self._now() + valid_for
+                token_sha256=_sha256(token),
+                model=model,
+                created_at=self._now(),
+                expires_at=self._now() + valid_for,
+                max_uses=uses,
+                uses=0,
             )
             session.add(row)
             session.flush()
@@ -61,13 +68,36 @@ class DeviceTransactions(Transactions):
         with self._read() as session:
             return tuple(_token(row) for row in session.scalars(query))
 
+    def newest_enrolment_tokens(
+        self, *, before: int | None = None, limit: int | None = None
+    ) -> tuple[EnrolmentTokenRecord, ...]:
+        """Tokens, the newest first; ``before`` is the last token id of a page."""
+        query = select(EnrolmentTokenRow).order_by(EnrolmentTokenRow.token_id.desc()).limit(limit)
+        if before is not None:
+            query = query.where(EnrolmentTokenRow.token_id < before)
+        with self._read() as session:
+            return tuple(_token(row) for row in session.scalars(query))
+
+    def revoke_enrolment_token(self, token_id: int) -> EnrolmentTokenRecord:
+        """Let a token enrol no further device; those that it enrolled stay.
+
+        Raises:
+            NotFoundError: There is no such token.
+        """
+        with self._write() as session:
+            row = session.get(EnrolmentTokenRow, token_id)
+            if row is None:
+                raise NotFoundError(f"There is no enrolment token {token_id}. `lamella devices invitations` lists all.")
+            row.revoked_at = row.revoked_at or self._now()
+            return _token(row)
+
     def enrol(self, token: str, *, name: str) -> tuple[DeviceRecord, str]:
         """Turn a token into a device and its credential, which is returned once.
 
-        Of two who use the same token at the same moment, one is refused.
+        Of two who use the last use of a token at the same moment, one is refused.
 
         Raises:
-            EnrolmentRefusedError: Unknown, used or expired.
+            EnrolmentRefusedError: Unknown, used up, revoked or expired.
         """
         device_id, secret = uuid.uuid4().hex, secrets.token_urlsafe(_SECRET_BYTES)
         with self._write() as session:
@@ -75,16 +105,18 @@ class DeviceTransactions(Transactions):
                 update(EnrolmentTokenRow)
                 .where(
                     EnrolmentTokenRow.token_sha256 == _sha256(token),
-                    EnrolmentTokenRow.used_at.is_(None),
+                    EnrolmentTokenRow.uses < EnrolmentTokenRow.max_uses,
+                    EnrolmentTokenRow.revoked_at.is_(None),
                     EnrolmentTokenRow.expires_at > self._now(),
                 )
-                .values(used_at=self._now())
+                .values(used_at=self._now(), uses=EnrolmentTokenRow.uses + 1)
                 .returning(EnrolmentTokenRow.token_id, EnrolmentTokenRow.model)
                 .execution_options(synchronize_session=False)
             ).one_or_none()
             if used is None:
                 raise EnrolmentRefusedError(
-                    "This enrolment token is unknown, was used already or has expired. Ask the operator for a new one."
+                    "This enrolment token is unknown, was used already, was revoked or has expired. "
+                    "Ask the operator for a new one."
                 )
             row = DeviceRow(
                 device_id=device_id,
@@ -96,7 +128,7 @@ class DeviceTransactions(Transactions):
             session.add(row)
             session.flush()
             session.get_one(EnrolmentTokenRow, used.token_id).device_id = device_id
-            return _device(row), f"{device_id}.{secret}"
+            return device_record(row), f"{device_id}.{secret}"
 
     def authenticate(self, credential: str) -> DeviceRecord:
         """The device that a credential was given to.
@@ -113,7 +145,7 @@ class DeviceTransactions(Transactions):
                 raise CredentialRefusedError("This device credential is unknown here. Enrol the device again.")
             if row.revoked_at is not None:
                 raise ForbiddenError("This device was revoked by the operator. Enrol it again to use the service.")
-            return _device(row)
+            return device_record(row)
 
     def devices(
         self, *, model: str | None = None, after: str = "", limit: int | None = None
@@ -123,7 +155,7 @@ class DeviceTransactions(Transactions):
         if model is not None:
             query = query.where(DeviceRow.model == model)
         with self._read() as session:
-            return tuple(_device(row) for row in session.scalars(query))
+            return tuple(device_record(row) for row in session.scalars(query))
 
     def device(self, device_id: str) -> DeviceRecord:
         """One device.
@@ -132,14 +164,14 @@ class DeviceTransactions(Transactions):
             NotFoundError: There is no such device.
         """
         with self._read() as session:
-            return _device(_row(session, device_id))
+            return device_record(_row(session, device_id))
 
     def revoke_device(self, device_id: str) -> DeviceRecord:
         """Refuse a device's credential from now on."""
         with self._write() as session:
             row = _row(session, device_id)
             row.revoked_at = row.revoked_at or self._now()
-            return _device(row)
+            return device_record(row)
 
     def record_check(self, device_id: str, *, installed_version: int | None, installed_hash: str | None) -> None:
         """Remember what a device says it runs."""
@@ -244,7 +276,7 @@ class DeviceTransactions(Transactions):
             .limit(limit)
         )
         with self._read() as session:
-            return tuple(_report(report, offer) for report, offer in session.execute(query))
+            return tuple(report_record(report, offer) for report, offer in session.execute(query))
 
 
 def _sha256(secret: str) -> str:
@@ -272,7 +304,8 @@ def _remember_confirmed(session: Session, offer: OfferRow) -> None:
         device.installed_version, device.installed_hash = version.number, version.tree_hash
 
 
-def _device(row: DeviceRow) -> DeviceRecord:
+def device_record(row: DeviceRow) -> DeviceRecord:
+    """A device's row as a value."""
     return DeviceRecord(
         device_id=row.device_id,
         name=row.name,
@@ -293,6 +326,9 @@ def _token(row: EnrolmentTokenRow) -> EnrolmentTokenRecord:
         expires_at=row.expires_at,
         used_at=row.used_at,
         device_id=row.device_id,
+        max_uses=row.max_uses,
+        uses=row.uses,
+        revoked_at=row.revoked_at,
     )
 
 
@@ -320,7 +356,8 @@ def _report_row(report: OutcomeReport, *, received_at: datetime) -> ReportRow:
     )
 
 
-def _report(row: ReportRow, offer: OfferRow) -> ReportRecord:
+def report_record(row: ReportRow, offer: OfferRow) -> ReportRecord:
+    """A report's row, and the offer that it is about, as a value."""
     return ReportRecord(
         offer_id=row.offer_id,
         device_id=offer.device_id,

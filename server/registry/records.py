@@ -129,7 +129,7 @@ class DeviceRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class EnrolmentTokenRecord:
-    """One enrolment token; the token itself is stored nowhere."""
+    """One enrolment token; the token itself is stored nowhere. ``used_at`` and ``device_id`` are of its last use."""
 
     token_id: int
     model: str
@@ -137,6 +137,9 @@ class EnrolmentTokenRecord:
     expires_at: datetime
     used_at: datetime | None
     device_id: str | None
+    max_uses: int
+    uses: int
+    revoked_at: datetime | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from server.errors import DatabaseError
 from server.files import locked, make_folder
+from server.registry.audit import AuditTransactions
 from server.registry.channels import ChannelTransactions
 from server.registry.device_policies import PolicyTransactions
 from server.registry.devices import DeviceTransactions
+from server.registry.fleet import FleetTransactions
 from server.registry.migrations import upgrade
+from server.registry.operators import OperatorTransactions
 from server.registry.rollouts import RolloutTransactions
 from server.registry.runs import RunTransactions
 from server.registry.transactions import make_engine
@@ -30,12 +33,15 @@ class Registry(
     VersionTransactions,
     RunTransactions,
     DeviceTransactions,
+    FleetTransactions,
     RolloutTransactions,
     ChannelTransactions,
     PolicyTransactions,
     UpkeepTransactions,
+    OperatorTransactions,
+    AuditTransactions,
 ):
-    """What exists and what happened: versions, packages, rollouts, runs, privacy events, devices, offers, reports.
+    """What exists and what happened: from versions, rollouts, runs and devices to operators and the audit log.
 
     Every public method is one transaction and answers with frozen records. Safe to share between threads; several
     processes may open the same database.

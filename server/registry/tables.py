@@ -195,7 +195,7 @@ class DeviceRow(Base):
 
 
 class EnrolmentTokenRow(Base):
-    """A single-use enrolment token; only its hash."""
+    """An enrolment token for `max_uses` devices; only its hash. `used_at` and `device_id` are of its last use."""
 
     __tablename__ = "enrolment_tokens"
     __table_args__ = (Unique("token_sha256"),)
@@ -207,6 +207,9 @@ class EnrolmentTokenRow(Base):
     expires_at: Mapped[datetime]
     used_at: Mapped[datetime | None]
     device_id: Mapped[str | None] = mapped_column(String(32), ForeignKey("devices.device_id"))
+    max_uses: Mapped[int] = mapped_column(server_default="1")
+    uses: Mapped[int] = mapped_column(server_default="0")
+    revoked_at: Mapped[datetime | None]
 
 
 class OfferRow(Base):

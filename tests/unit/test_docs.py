@@ -203,3 +203,9 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_
         loaded = re.findall(r"<(?:script|img|iframe|link)\b[^>]*?(?:src|href)=\"?([^\"\s>]+)", read(page))
         assert loaded
         assert not [url for url in loaded if url.startswith(("http:", "https:", "//"))], page
+
+
+def test_every_test_that_the_threat_model_names_exists() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", read(TOP / "docs/security.md"))
+    assert len(named) > 30
+    assert [f"{file}::{name}" for file, name in named if f"def {name}(" not in read(TOP / file)] == []

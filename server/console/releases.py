@@ -1,0 +1,109 @@
+"""Versions of a model, how they descend from each other, and each one's facts."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Path, Query, Response
+
+from delta_updates.manifest import ModelName
+from delta_updates.offer import Outcome
+from server.api.services import Services, ServicesDep
+from server.console.lineage import lineage
+from server.console.responses import ConsoleRoute, render
+from server.console.visits import VisitDep
+from server.errors import NotFoundError
+from server.registry import Registry, RunRecord, VersionRecord
+
+router = APIRouter(route_class=ConsoleRoute)
+_PROGRESS: Final = [outcome.value for outcome in Outcome]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacySpent:
+    """What a release's training cost, against its limit; ``epsilon`` was recomputed from the ledger at the release."""
+
+    epsilon: float
+    target_delta: float | None
+    limit: float | None
+
+    @property
+    def share(self) -> float | None:
+        """The part of the limit that is spent, 0 to 1."""
+        if not self.limit or not math.isfinite(self.epsilon):
+            return None
+        return min(1.0, self.epsilon / self.limit)
+
+
+@router.get("/releases")
+def releases(services: ServicesDep, visit: VisitDep, model: Annotated[ModelName | None, Query()] = None) -> Response:
+    """All versions of a model and their lineage."""
+    registry = services.registry
+    models = registry.models()
+    if model is not None and model not in models:
+        raise NotFoundError(f"There is no model {model!r}.")
+    chosen = model or (models[0] if models else "")
+    versions = registry.versions(chosen) if chosen else ()
+    spent = {version.number: privacy_spent(registry, version) for version in versions}
+    return render(
+        "releases.html",
+        visit=visit,
+        models=models,
+        model=chosen,
+        versions=versions[::-1],
+        spent=spent,
+        lineage=lineage(versions) if versions else None,
+    )
+
+
+@router.get("/releases/{model}/{number}")
+def release(
+    services: ServicesDep, visit: VisitDep, model: ModelName, number: Annotated[int, Path(ge=1, le=2**31 - 1)]
+) -> Response:
+    """One version: lineage, gate, privacy, packages, and how devices took it."""
+    registry = services.registry
+    version = registry.version(model, number)
+    return render(
+        "release.html",
+        visit=visit,
+        version=version,
+        ancestors=_ancestors(services, version),
+        children=[v for v in registry.versions(model, after=number) if v.manifest.parent == number],
+        spent=privacy_spent(registry, version),
+        packages=registry.packages(model, number),
+        outcomes=sorted(registry.outcomes(model, number).items(), key=lambda pair: _PROGRESS.index(pair[0])),
+        length=sum(file.length for file in version.manifest.files),
+    )
+
+
+def privacy_spent(registry: Registry, version: VersionRecord) -> PrivacySpent | None:
+    """What a version's manifest says about privacy, with the budget of the run that it comes from."""
+    epsilon = number(version.manifest.facts.get("epsilon"))
+    if epsilon is None:
+        return None
+    run = _run(registry, version)
+    limit = number(run.recipe.get("target-epsilon")) if run else None
+    return PrivacySpent(epsilon=epsilon, target_delta=number(version.manifest.facts.get("target_delta")), limit=limit)
+
+
+def number(value: object) -> float | None:
+    """A number among facts that may be anything."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _run(registry: Registry, version: VersionRecord) -> RunRecord | None:
+    try:
+        return registry.run(version.run_id) if version.run_id else None
+    except NotFoundError:
+        return None
+
+
+def _ancestors(services: Services, version: VersionRecord) -> list[VersionRecord]:
+    """Parent, grandparent and so on, down to the base."""
+    by_number = {v.number: v for v in services.registry.versions(version.model)}
+    found: list[VersionRecord] = []
+    parent = version.manifest.parent
+    while parent is not None and parent in by_number:
+        found.append(by_number[parent])
+        parent = by_number[parent].manifest.parent
+    return found
