@@ -293,7 +293,7 @@ def test_no_device_notices_a_collection(home: Home, seed: int) -> None:
 def test_what_a_channel_offers_or_an_operator_forced_stays(home: Home) -> None:
     device = enrol(home, None)
     home.registry.withdraw(MODEL, 3, reason="too slow")
-    home.registry.set_policy(device.device_id, forced_version=1)
+    home.registry.set_device_policy(device.device_id, forced_version=1)
     before = {number: home.registry.packages(MODEL, number) for number in (1, 2)}
     collect(shop_of(home, keep_versions=1, grace_hours=0.0))
     for number, packages in before.items():
