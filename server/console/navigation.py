@@ -18,6 +18,7 @@ class MenuEntry:
 PAGES: Final = (
     MenuEntry("/console/", "Fleet"),
     MenuEntry("/console/releases", "Releases"),
+    MenuEntry("/console/rollouts", "Rollouts"),
     MenuEntry("/console/devices", "Devices"),
     MenuEntry("/console/enrolment", "Enrolment"),
     MenuEntry("/console/runs", "Training"),

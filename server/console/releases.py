@@ -8,14 +8,17 @@ from fastapi import APIRouter, Path, Query, Response
 
 from delta_updates.manifest import ModelName
 from delta_updates.offer import Outcome
+from server.api.callers import audited, refuse_unless
 from server.api.services import Services, ServicesDep
 from server.console.lineage import lineage
-from server.console.responses import ConsoleRoute, render
-from server.console.visits import VisitDep
-from server.errors import NotFoundError
-from server.registry import Registry, RunRecord, VersionRecord
+from server.console.responses import ConsoleRoute, redirect, render
+from server.console.visits import FormFields, PostingVisit, VisitDep
+from server.errors import InvalidRecordError, NotFoundError
+from server.registry import Registry, Role, RunRecord, VersionRecord
 
 router = APIRouter(route_class=ConsoleRoute)
+_MAX_REASON: Final = 500
+_NEWEST: Final = 200
 _PROGRESS: Final = [outcome.value for outcome in Outcome]
 
 
@@ -71,9 +74,28 @@ def release(
         children=[v for v in registry.versions(model, after=number) if v.manifest.parent == number],
         spent=privacy_spent(registry, version),
         packages=registry.packages(model, number),
+        rollouts=[found for found in registry.rollouts(model=model, limit=_NEWEST) if found.version == number],
         outcomes=sorted(registry.outcomes(model, number).items(), key=lambda pair: _PROGRESS.index(pair[0])),
         length=sum(file.length for file in version.manifest.files),
     )
+
+
+@router.post("/releases/{model}/{number}/withdraw")
+def withdraw(
+    services: ServicesDep,
+    visit: PostingVisit,
+    fields: FormFields,
+    model: ModelName,
+    number: Annotated[int, Path(ge=1, le=2**31 - 1)],
+) -> Response:
+    """Offer the version no more."""
+    refuse_unless(services.registry, visit.caller, Role.PUBLISHER, action="version.withdraw")
+    reason = fields.get("reason", "").strip()[:_MAX_REASON]
+    if not reason:
+        raise InvalidRecordError("Say why it is withdrawn: devices' owners and operators read it.")
+    with audited(services.registry, visit.caller, "version.withdraw", f"{model} v{number}"):
+        services.registry.withdraw(model, number, reason=reason)
+    return redirect(f"/console/releases/{model}/{number}")
 
 
 def privacy_spent(registry: Registry, version: VersionRecord) -> PrivacySpent | None:

@@ -2,12 +2,12 @@
 
 from fastapi import APIRouter
 
-from server.console import audit, devices, enrolment, files, login, operators, overview, releases, runs
+from server.console import audit, devices, enrolment, files, login, operators, overview, releases, rollouts, runs
 from server.console.responses import ConsoleRoute
 from server.errors import NotFoundError
 
 router = APIRouter(prefix="/console", include_in_schema=False)
-for page in (files, login, overview, releases, devices, enrolment, runs, audit, operators):
+for page in (files, login, overview, releases, rollouts, devices, enrolment, runs, audit, operators):
     router.include_router(page.router)
 
 _rest = APIRouter(route_class=ConsoleRoute)

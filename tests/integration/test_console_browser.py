@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 WHY_SKIPPED = "no browser: install Debian's `chromium` (apt-get install chromium) and `pip install playwright`"
-PAGES = ("", "releases", f"releases/{MODEL}/4", "devices", "enrolment", "runs", f"runs/{RUN}", "audit", "operators")
+PAGES = ("", "releases", f"releases/{MODEL}/4", "rollouts", "rollouts/4", "devices", "enrolment", "runs")
+PAGES += (f"runs/{RUN}", "audit", "operators")
 
 
 class Console:
@@ -114,6 +115,22 @@ def test_log_in_look_at_every_page_and_log_out(page: Page, console: Console) -> 
     assert page.url.endswith("/console/login")
     page.goto(console.url)
     assert "/console/login" in page.url
+
+
+def test_a_running_rollout_is_paused_and_halted(page: Page, console: Console) -> None:
+    login(page, console)
+    page.get_by_role("link", name="Rollouts").click()
+    page.get_by_role("link", name="4", exact=True).click()
+    assert "25 %" in page.locator(".phases li[aria-current]").inner_text()
+    page.locator("form[action$='/pause']").get_by_label("Why").fill("people asked")
+    page.get_by_role("button", name="Pause").click()
+    assert page.locator(".tiles .state").first.inner_text() == "paused"
+    page.get_by_text("Halt", exact=True).first.click()
+    page.locator("form[action$='/halt']").get_by_label("Why").fill("answers became shorter")
+    page.get_by_role("button", name="Halt").click()
+    assert page.locator(".tiles .state").first.inner_text() == "halted"
+    assert "answers became shorter" in page.locator("main").inner_text()
+    assert page.locator("form[action*='/rollouts/']").count() == 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

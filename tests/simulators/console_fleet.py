@@ -12,6 +12,7 @@ from simulators.server_home import MODEL, Clock, Home, make_event, open_home, wr
 from delta_updates import OutcomeReport
 from server.publishing import Gate, create_candidate
 from server.registry import Registry, Role
+from server.rollouts import Launch, RolloutPlan
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,7 +76,8 @@ def _release(home: Home) -> None:
         adapter = home.folder / f"adapter-{seed}"
         write_adapter(adapter, seed=seed)
         create_candidate(home.registry, home.artifacts, model=MODEL, adapter=adapter, parent=3, facts=facts, run_id=RUN)
-    home.publish(4, loss=1.98)
+    plan = RolloutPlan(phases=(25, 50, 100), soak_hours=24 * 30, min_reports=8, failure_threshold=0.5)
+    home.publish(4, loss=1.98, launch=Launch(plan=plan, state="running"))
     home.registry.record_gate(MODEL, 5, Gate(margin=0.1).judge(candidate_loss=2.4, parent_loss=2.0))
     home.registry.reject(MODEL, 5, "evaluation gate refused: held-out loss 2.4000, parent 2.0000, margin 0.1000")
 
@@ -102,7 +104,14 @@ def _update(registry: Registry, clock: Clock, device_id: str, version: int, outc
         device_id, installed_version=registry.device(device_id).installed_version, installed_hash=None
     )
     package = registry.packages(MODEL, version)[0]
-    offer = registry.record_offer(device_id, model=MODEL, version=version, package_path=package.path)
+    rollout = registry.rollouts(model=MODEL, limit=1)[0]
+    offer = registry.record_offer(
+        device_id,
+        model=MODEL,
+        version=version,
+        package_path=package.path,
+        rollout_id=rollout.rollout_id if rollout.version == version else None,
+    )
     reason = {"reverted": "self-test: logits differ by 0.31", "failed": "the disk is full", "confirmed": ""}[outcome]
     report = {"bytes_downloaded": package.length, "apply_seconds": 0.4, "reason": reason}
     for told in ("downloaded", "applied", outcome) if outcome == "confirmed" else (outcome,):

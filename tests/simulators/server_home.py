@@ -16,6 +16,7 @@ from server.artifacts import LocalArtifactStore, open_artifacts
 from server.config import Settings
 from server.publishing import Gate, create_candidate, import_base, publish
 from server.registry import GateResult, PackageRecord, Registry, VersionRecord
+from server.rollouts import AT_ONCE, Launch
 from server.signing import KeyFolder, Lifetimes, SignedMetadata, initialise
 
 MODEL = "tiny"
@@ -56,7 +57,7 @@ class Home:
             self.registry, self.artifacts, model=MODEL, adapter=adapter, parent=parent, facts={"seed": seed}
         )
 
-    def publish(self, number: int, *, loss: float | None = 2.0) -> VersionRecord:
+    def publish(self, number: int, *, loss: float | None = 2.0, launch: Launch = AT_ONCE) -> VersionRecord:
         gate = None if loss is None else Gate(margin=0.1).judge(candidate_loss=loss, parent_loss=2.0)
         return publish(
             self.registry,
@@ -66,6 +67,7 @@ class Home:
             version=number,
             gate=gate,
             work=self.settings.work_dir,
+            launch=launch,
         ).version
 
     def release_three(self) -> None:

@@ -12,7 +12,8 @@ from simulators.update_api import Service, TestClient
 
 from server.registry import Role
 
-PAGES = ("", "releases", f"releases/{MODEL}/4", "devices", "enrolment", "runs", f"runs/{RUN}", "audit", "operators")
+PAGES = ("", "releases", f"releases/{MODEL}/4", "rollouts", "rollouts/4", "devices", "enrolment", "runs")
+PAGES += (f"runs/{RUN}", "audit", "operators")
 
 
 class Page(HTMLParser):
@@ -321,3 +322,38 @@ def test_an_expired_session_ends(console: Service) -> None:
     registry.set_password("ada", "another horse battery")
     answer = console.client.post("/console/logout", data={"csrf": "x"}, follow_redirects=False)
     assert answer.headers["location"] == "/console/login"
+
+
+def test_a_rollout_is_changed_by_who_may_and_sees_what_is_there(console: Service) -> None:
+    registry = console.app.state.services.registry
+    login(console.client, name="vera")
+    page = Page(console.client.get("/console/rollouts/4").text)
+    assert "button" in page.tags  # to log out; no form of the rollout's own
+    assert "revision" not in page.fields
+    refused = console.client.post("/console/rollouts/4/halt", data={"csrf": csrf(console.client), "revision": "1"})
+    assert refused.status_code == 403
+    login(console.client, name="paul")
+    page = Page(console.client.get("/console/rollouts/4").text)
+    for revision in ("", "x", "9" * 10):
+        answer = console.client.post("/console/rollouts/4/pause", data={**page.fields, "revision": revision})
+        assert answer.status_code == 422
+    assert console.client.post("/console/rollouts/4/pause", data=page.fields).status_code == 200
+    assert registry.rollout(4).state == "paused"
+    # Who looked at an older state decides anew.
+    assert console.client.post("/console/rollouts/4/halt", data=page.fields).status_code == 409
+    assert console.client.post("/console/rollouts/4/burn", data=page.fields).status_code == 422
+    assert console.client.get("/console/rollouts/99").status_code == 404
+    entries = [(entry.actor, entry.action) for entry in registry.audit_log(limit=9)]
+    assert ("paul", "rollout.pause") in entries
+    assert ("vera", "rollout.halt") in entries
+
+
+def test_a_version_is_withdrawn_with_a_reason(console: Service) -> None:
+    login(console.client, name="paul")
+    path, token = f"/console/releases/{MODEL}/4/withdraw", csrf(console.client)
+    assert console.client.post(path, data={"csrf": token, "reason": " "}).status_code == 422
+    answer = console.client.post(path, data={"csrf": token, "reason": "wrong <language>"})
+    assert answer.status_code == 200
+    assert "wrong &lt;language&gt;" in answer.text
+    assert "Withdraw v4" not in answer.text
+    assert console.app.state.services.registry.rollout(4).state == "halted"
