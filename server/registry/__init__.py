@@ -1,5 +1,6 @@
 """The registry: what exists and what happened, in SQLite or PostgreSQL."""
 
+from server.registry.ddi_records import ActionRecord, ControllerRecord, FailedAttempt, FileDigests, GatewayTokenRecord
 from server.registry.records import (
     ChannelMoveRecord,
     DeviceCase,
@@ -20,12 +21,17 @@ from server.registry.records import (
 from server.registry.registry import Registry
 
 __all__ = [
+    "ActionRecord",
     "ChannelMoveRecord",
+    "ControllerRecord",
     "DeviceCase",
     "DevicePolicyRecord",
     "DeviceRecord",
     "EnrolmentTokenRecord",
+    "FailedAttempt",
+    "FileDigests",
     "GateResult",
+    "GatewayTokenRecord",
     "OfferRecord",
     "PackageRecord",
     "Registry",

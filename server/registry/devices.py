@@ -96,7 +96,7 @@ class DeviceTransactions(Transactions):
             session.add(row)
             session.flush()
             session.get_one(EnrolmentTokenRow, used.token_id).device_id = device_id
-            return _device(row), f"{device_id}.{secret}"
+            return device_of(row), f"{device_id}.{secret}"
 
     def authenticate(self, credential: str) -> DeviceRecord:
         """The device that a credential was given to.
@@ -113,7 +113,7 @@ class DeviceTransactions(Transactions):
                 raise CredentialRefusedError("This device credential is unknown here. Enrol the device again.")
             if row.revoked_at is not None:
                 raise ForbiddenError("This device was revoked by the operator. Enrol it again to use the service.")
-            return _device(row)
+            return device_of(row)
 
     def devices(
         self, *, model: str | None = None, after: str = "", limit: int | None = None
@@ -123,7 +123,7 @@ class DeviceTransactions(Transactions):
         if model is not None:
             query = query.where(DeviceRow.model == model)
         with self._read() as session:
-            return tuple(_device(row) for row in session.scalars(query))
+            return tuple(device_of(row) for row in session.scalars(query))
 
     def device(self, device_id: str) -> DeviceRecord:
         """One device.
@@ -132,14 +132,14 @@ class DeviceTransactions(Transactions):
             NotFoundError: There is no such device.
         """
         with self._read() as session:
-            return _device(_row(session, device_id))
+            return device_of(_row(session, device_id))
 
     def revoke_device(self, device_id: str) -> DeviceRecord:
         """Refuse a device's credential from now on."""
         with self._write() as session:
             row = _row(session, device_id)
             row.revoked_at = row.revoked_at or self._now()
-            return _device(row)
+            return device_of(row)
 
     def record_check(self, device_id: str, *, installed_version: int | None, installed_hash: str | None) -> None:
         """Remember what a device says it runs."""
@@ -170,7 +170,7 @@ class DeviceTransactions(Transactions):
         with self._read() as session:
             known = session.scalar(still_open.limit(1))
             if known is not None:
-                return _offer(known)
+                return offer_of(known)
         with self._write() as session:
             row = OfferRow(
                 offer_id=uuid.uuid4().hex,
@@ -186,7 +186,7 @@ class DeviceTransactions(Transactions):
             session.flush()
             if rollout_id is not None:
                 note_offered(session, rollout_id, device_id)
-            return _offer(row)
+            return offer_of(row)
 
     def record_outcome(self, device_id: str, report: OutcomeReport) -> int | None:
         """Keep what a device reports about one of its own offers; a repeated report changes nothing.
@@ -227,7 +227,7 @@ class DeviceTransactions(Transactions):
             .limit(limit)
         )
         with self._read() as session:
-            return tuple(_offer(row) for row in session.scalars(query))
+            return tuple(offer_of(row) for row in session.scalars(query))
 
     def reports(self, device_id: str, *, limit: int | None = None) -> tuple[ReportRecord, ...]:
         """What a device reported, newest first."""
@@ -262,7 +262,8 @@ def _remember_confirmed(session: Session, offer: OfferRow) -> None:
         device.installed_version, device.installed_hash = version.number, version.tree_hash
 
 
-def _device(row: DeviceRow) -> DeviceRecord:
+def device_of(row: DeviceRow) -> DeviceRecord:
+    """A row as others see it."""
     return DeviceRecord(
         device_id=row.device_id,
         name=row.name,
@@ -286,7 +287,8 @@ def _token(row: EnrolmentTokenRow) -> EnrolmentTokenRecord:
     )
 
 
-def _offer(row: OfferRow) -> OfferRecord:
+def offer_of(row: OfferRow) -> OfferRecord:
+    """A row as others see it."""
     return OfferRecord(
         offer_id=row.offer_id,
         device_id=row.device_id,

@@ -10,6 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from server.errors import DatabaseError
 from server.files import locked, make_folder
 from server.registry.channels import ChannelTransactions
+from server.registry.ddi import DdiTransactions
 from server.registry.device_policies import PolicyTransactions
 from server.registry.devices import DeviceTransactions
 from server.registry.migrations import upgrade
@@ -32,6 +33,7 @@ class Registry(
     RolloutTransactions,
     ChannelTransactions,
     PolicyTransactions,
+    DdiTransactions,
 ):
     """What exists and what happened: versions, packages, rollouts, runs, privacy events, devices, offers, reports.
 
