@@ -11,6 +11,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Depends, FastAPI
 
 from server.api import (
+    ddi,
     documentation,
     enrolment,
     health,
@@ -70,6 +71,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Guard, is_https=settings.public_url.startswith("https://"))
     app.include_router(_all_routers())
     app.include_router(documentation.router)
+    app.include_router(ddi.router)
     return app
 
 

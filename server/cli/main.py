@@ -17,6 +17,7 @@ from server.cli import (
     channels,
     convert,
     data,
+    ddi,
     delta,
     device_policies,
     devices,
@@ -62,6 +63,7 @@ app.command("channels")(channels.channels)
 app.command("withdraw")(channels.withdraw)
 device_policies.add_to(devices.app)
 app.add_typer(devices.app, name="devices")
+app.add_typer(ddi.app, name="ddi")
 app.add_typer(trust.app, name="trust")
 app.add_typer(superlink.app, name="superlink")
 app.add_typer(privacy.app, name="privacy")

@@ -73,7 +73,7 @@ class DdiTransactions(Transactions):
         query = (
             select(GatewayTokenRow, func.count(ControllerRow.device_id))
             .outerjoin(ControllerRow, ControllerRow.gateway_token_id == GatewayTokenRow.token_id)
-            .group_by(GatewayTokenRow)
+            .group_by(*GatewayTokenRow.__table__.columns)
             .order_by(GatewayTokenRow.token_id)
         )
         with self._read() as session:
@@ -194,7 +194,9 @@ class DdiTransactions(Transactions):
         """What was computed about a stored file."""
         with self._read() as session:
             row = session.get(DigestRow, sha256)
-            return row and FileDigests(sha256=row.sha256, length=row.length, sha1=row.sha1, md5=row.md5)
+            if row is None:
+                return None
+            return FileDigests(sha256=row.sha256, length=row.length, sha1=row.sha1, md5=row.md5)
 
     def add_digests(self, digests: FileDigests) -> None:
         """Keep what was computed about a stored file; doing it twice changes nothing."""
@@ -205,7 +207,7 @@ class DdiTransactions(Transactions):
         """The digest of the image that was made by a recipe."""
         with self._read() as session:
             row = session.get(ImageRow, recipe)
-            return row and row.sha256
+            return None if row is None else row.sha256
 
     def add_image(self, recipe: str, sha256: str) -> None:
         """Keep which image a recipe makes; its bytes are in the artifact store."""
