@@ -1,7 +1,7 @@
 """The documents of hawkBit's protocol: what is answered, built; what clients send, parsed and bounded.
 
-Source: the direct device integration API of Eclipse hawkBit, and what SWUpdate and others really send: an ``id`` that is a
-number or an empty string, a ``time`` in any form, fields of other releases. So unknown fields are passed over.
+Source: hawkBit's direct device integration API, and what SWUpdate and others really send: an ``id`` that is a number or
+an empty string, a ``time`` in any form, fields of other releases. So unknown fields are passed over.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ _DAY = timedelta(days=1)
 VERSION_ATTRIBUTE = "lamella.version"
 HASH_ATTRIBUTE = "lamella.tree_hash"
 
-_Text = Annotated[str, Field(max_length=4_000)]
 _VersionText = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")]
 
 
@@ -53,7 +52,8 @@ class Status(_Sent):
 
     execution: Literal["canceled", "rejected", "closed", "proceeding", "scheduled", "resumed", "download", "downloaded"]
     result: Result
-    details: Annotated[tuple[_Text, ...], Field(max_length=500)] = ()
+    # Pieces of SWUpdate's log: as much as a body may hold.
+    details: tuple[str, ...] = ()
 
 
 class Feedback(_Sent):

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 # A header has eight hex digits for a length.
 MAX_BYTES: Final = 2**32 - 1
 _CHUNK_BYTES: Final = 1024 * 1024
+# What cpio itself writes at a time; SWUpdate expects zeros up to there.
+_BLOCK_BYTES: Final = 512
 _MODE: Final = 0o100644
 _DESCRIPTION: Final = "sw-description"
 _TRAILER: Final = "TRAILER!!!"
@@ -102,6 +104,14 @@ def recipe_of(content: bytes, signer: Signer | None) -> str:
 
 def image(content: bytes, *, signer: Signer | None, filename: str, file: Path) -> Iterator[bytes]:
     """The image in pieces; ``file`` is read twice and never held in memory."""
+    total = 0
+    for piece in _archive(content, signer=signer, filename=filename, file=file):
+        total += len(piece)
+        yield piece
+    yield b"\0" * (-total % _BLOCK_BYTES)
+
+
+def _archive(content: bytes, *, signer: Signer | None, filename: str, file: Path) -> Iterator[bytes]:
     yield from _member(_DESCRIPTION, content, number=1)
     if signer is not None:
         yield from _member(f"{_DESCRIPTION}.sig", signer.sign(content), number=2)
