@@ -29,6 +29,7 @@ from server.api.middleware import BodyLimit, Guard
 from server.api.services import Services, require_operator
 from server.artifacts import LocalArtifactStore
 from server.config import Settings, load_settings
+from server.ddi import load_signer
 from server.errors import ServerError
 from server.files import operator_token
 from server.registry import Registry
@@ -54,6 +55,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         ServerError: A setting, the database, the keys or the disk is not as it must be; nothing listens yet.
     """
     settings = settings or load_settings()
+    load_signer(settings)  # a key that cannot be used is told now, not to the first device that asks
     services = open_services(settings)
     app = FastAPI(
         title="Lamella update service",

@@ -48,10 +48,7 @@ RawBody = Annotated[bytes, Depends(_raw_body)]
 def poll(services: ServicesDep, caller: CallingController) -> Response:
     """Say when to come again, and what there is to do."""
     device = caller.device
-    # What it runs is what it last told or confirmed; this notes that it was here.
-    services.registry.record_check(
-        device.device_id, installed_version=device.installed_version, installed_hash=device.installed_hash
-    )
+    services.registry.note_seen(device.device_id)
     step = next_step(services.registry, device, now=datetime.now(UTC))
     return _answer(
         root_document(

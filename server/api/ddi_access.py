@@ -61,7 +61,7 @@ class DdiRoute(APIRoute):
 def calling_controller(
     services: ServicesDep,
     request: Request,
-    tenant: Annotated[str, Path(max_length=64)],
+    tenant: Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")],
     # What a controller is called becomes part of URLs and of terminals.
     controller_id: Annotated[str, Path(pattern=r"^[A-Za-z0-9._:@+-]{1,64}$")],
 ) -> ControllerRecord:

@@ -31,6 +31,26 @@ def target_token(
     typer.echo(token)
 
 
+@app.command("list")
+def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List controllers, what they run and what they say of themselves."""
+    controllers = open_service().registry.controllers()
+    if as_json:
+        show_json([{**vars(one), "device": vars(one.device)} for one in controllers])
+        return
+    rows = [
+        (
+            one.controller_id,
+            one.device.model,
+            one.device.device_id,
+            one.device.installed_version and f"v{one.device.installed_version}",
+            ", ".join(f"{name}={value}" for name, value in sorted((one.attributes or {}).items())),
+        )
+        for one in controllers
+    ]
+    show_table("Controllers", ("controller", "model", "device", "runs", "says"), rows)
+
+
 @app.command("gateway-token")
 def gateway_token(
     model: Model,

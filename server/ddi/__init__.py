@@ -11,7 +11,7 @@ from server.ddi.documents import (
     problem_document,
     root_document,
 )
-from server.ddi.files import OfferedFile, find_file, offered_files
+from server.ddi.files import OfferedFile, find_file, load_signer, offered_files
 
 __all__ = [
     "CancelFeedback",
@@ -24,6 +24,7 @@ __all__ = [
     "deployment_document",
     "find_file",
     "is_forced",
+    "load_signer",
     "next_step",
     "offered_files",
     "problem_document",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from delta_updates.manifest import Sha256  # noqa: TC001 - pydantic reads the annotations
 
@@ -27,6 +27,16 @@ VERSION_ATTRIBUTE = "lamella.version"
 HASH_ATTRIBUTE = "lamella.tree_hash"
 
 _VersionText = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")]
+
+
+def _check_printable(text: str) -> str:
+    # Attributes are shown to operators, in terminals too.
+    if not text.isprintable():
+        raise ValueError("only printable characters are allowed")
+    return text
+
+
+_Printable = Annotated[str, AfterValidator(_check_printable)]
 
 
 class _Sent(BaseModel):
@@ -86,7 +96,7 @@ class ConfigData(_Sent):
 
     mode: Literal["merge", "replace", "remove"] = "replace"
     data: Annotated[
-        dict[Annotated[str, Field(min_length=1, max_length=128)], Annotated[str, Field(max_length=256)]],
+        dict[Annotated[_Printable, Field(min_length=1, max_length=128)], Annotated[_Printable, Field(max_length=256)]],
         Field(max_length=100),
     ]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from server.ddi.swu import MAX_BYTES, Signer, description, image, recipe_of
-from server.errors import ArtifactMissingError, NotFoundError, StorageError
+from server.errors import ArtifactMissingError, ConfigurationError, NotFoundError, StorageError
 from server.files import locked, make_folder
 from server.registry import FileDigests
 
@@ -32,6 +32,22 @@ class OfferedFile:
 
     name: str
     digests: FileDigests
+
+
+def load_signer(settings: Settings) -> Signer | None:
+    """Who signs images, by the settings; None when nobody does.
+
+    Raises:
+        ConfigurationError: Key and certificate cannot be read, do not belong together, or one of them is not set.
+    """
+    key, certificate = settings.ddi_signing_key, settings.ddi_signing_certificate
+    if key is None and certificate is None:
+        return None
+    if key is None or certificate is None:
+        raise ConfigurationError(
+            "Signing .swu images takes both LAMELLA_DDI_SIGNING_KEY and LAMELLA_DDI_SIGNING_CERTIFICATE; set the other."
+        )
+    return Signer.load(key, certificate)
 
 
 def offered_files(
@@ -84,8 +100,7 @@ def _image(
     settings: Settings, registry: Registry, artifacts: ArtifactStore, package: PackageRecord, *, filename: str
 ) -> str:
     """The digest of the image around a package, made when there is none."""
-    key, certificate = settings.ddi_signing_key, settings.ddi_signing_certificate
-    signer = Signer.load(key, certificate) if key is not None and certificate is not None else None
+    signer = load_signer(settings)
     content = description(
         model=package.model,
         version=package.version,

@@ -15,7 +15,7 @@ from delta_updates.offer import Outcome
 from server.errors import ConflictError, CredentialRefusedError, ForbiddenError, NotFoundError
 from server.registry.ddi_records import ActionRecord, ControllerRecord, FailedAttempt, FileDigests, GatewayTokenRecord
 from server.registry.ddi_tables import ActionRow, ControllerRow, DigestRow, GatewayTokenRow, ImageRow
-from server.registry.devices import device_of, offer_of
+from server.registry.devices import SEEN_EVERY, device_of, offer_of
 from server.registry.tables import DeviceRow, ModelRow, OfferRow, ReportRow
 from server.registry.transactions import Transactions
 
@@ -125,6 +125,27 @@ class DdiTransactions(Transactions):
                 _require_room(session, gateway)
                 row = _enrol(session, model, controller_id, now=self._now(), gateway_token_id=gateway)
             return _controller(session, row)
+
+    def controllers(self) -> tuple[ControllerRecord, ...]:
+        """All controllers by model and name, but for revoked ones."""
+        query = (
+            select(ControllerRow)
+            .join(DeviceRow, DeviceRow.device_id == ControllerRow.device_id)
+            .where(DeviceRow.revoked_at.is_(None))
+            .order_by(ControllerRow.model, ControllerRow.controller_id)
+        )
+        with self._read() as session:
+            return tuple(_controller(session, row) for row in session.scalars(query))
+
+    def note_seen(self, device_id: str) -> None:
+        """Note that a device was here; what it runs stays what it last confirmed or told."""
+        now = self._now()
+        with self._read() as session:
+            seen = session.get_one(DeviceRow, device_id).last_seen_at
+        if seen is not None and now - seen < SEEN_EVERY:
+            return
+        with self._write() as session:
+            session.get_one(DeviceRow, device_id).last_seen_at = now
 
     def set_attributes(self, device_id: str, attributes: Mapping[str, str]) -> None:
         """Keep what a controller says of itself, in place of what it said before."""

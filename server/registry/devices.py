@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _SECRET_BYTES = 32
 _FINAL = frozenset({Outcome.CONFIRMED, Outcome.REVERTED, Outcome.FAILED})
 # A poll that changes nothing is not worth a write.
-_SEEN_EVERY = timedelta(minutes=5)
+SEEN_EVERY = timedelta(minutes=5)
 
 
 class DeviceTransactions(Transactions):
@@ -145,7 +145,7 @@ class DeviceTransactions(Transactions):
         """Remember what a device says it runs."""
         with self._read() as session:
             row = _row(session, device_id)
-            is_recent = row.last_seen_at is not None and self._now() - row.last_seen_at < _SEEN_EVERY
+            is_recent = row.last_seen_at is not None and self._now() - row.last_seen_at < SEEN_EVERY
             if is_recent and (row.installed_version, row.installed_hash) == (installed_version, installed_hash):
                 return
         with self._write() as session:

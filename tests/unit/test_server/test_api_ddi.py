@@ -1,5 +1,6 @@
 import hashlib
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -7,11 +8,16 @@ from pathlib import Path
 import pytest
 from simulators.hawkbit_client import Controller
 from simulators.server_home import MODEL
+from simulators.swu import members
 from simulators.update_api import Service
 
+from delta_updates import apply_package, scan_tree, tree_hash
+from delta_updates.package import PackageReader
+from server.publishing import Gate, publish
 from server.registry import Registry
 from server.registry.ddi_tables import ActionRow
 from server.registry.tables import ReportRow
+from server.rollouts import Launch, Rollout, RolloutPlan
 
 
 @pytest.fixture
@@ -238,7 +244,7 @@ def test_after_a_delta_that_failed_comes_the_full_package_and_then_a_day_nothing
     assert "deploymentBase" not in controller.poll()
     backdate_reports(registry, timedelta(days=1))
     assert "deploymentBase" in controller.poll()
-    assert registry.reports(controller.device_id)[-1].reason in {"disk full", ""}
+    assert {report.reason for report in registry.reports(controller.device_id)} == {"disk full", ""}
 
 
 def test_an_action_of_another_controller_does_not_exist(controller: Controller) -> None:
@@ -278,6 +284,81 @@ def test_a_forced_version_is_not_asked_about(controller: Controller) -> None:
 def test_a_device_that_is_opted_out_is_offered_nothing(controller: Controller) -> None:
     controller.service.home.registry.set_device_policy(controller.device_id, is_opted_out=True)
     assert "deploymentBase" not in controller.poll()
+
+
+def test_what_an_image_holds_makes_the_version(controller: Controller, tmp_path: Path) -> None:
+    """As docs/hawkbit.md tells a post-update command to do it: v2 from nothing, then v3 from v2."""
+    home, source = controller.service.home, None
+    home.registry.set_device_policy(controller.device_id, forced_version=2, is_opted_out=True)
+    for number in (2, 3):
+        document = controller.deployment()
+        image = document["deployment"]["chunks"][0]["artifacts"][1]
+        url = image["_links"]["download-http"]["href"].removeprefix("http://127.0.0.1:8080")
+        package = tmp_path / "incoming.lmpkg"
+        package.write_bytes(list(members(controller.get(url).content).values())[-1])
+        with PackageReader(package) as reader:
+            header = reader.header
+        assert (header.source_hash is None) == (source is None)
+        apply_package(source, package, tmp_path / str(number), expected_target_hash=header.target_hash)
+        source = tmp_path / str(number)
+        assert tree_hash(scan_tree(source)) == controller.service.hash_of(number)
+        assert controller.feedback(document["id"], "closed", "success").status_code == 200
+        home.registry.set_device_policy(controller.device_id, is_opted_out=False)
+
+
+# --- rollouts
+
+
+@pytest.fixture
+def rollout(controller: Controller) -> Rollout:
+    """A running rollout of v4 to all, and a controller that has v3."""
+    home = controller.service.home
+    controller.install()
+    home.candidate(4, parent=3)
+    publish(
+        home.registry,
+        home.artifacts,
+        home.metadata,
+        model=MODEL,
+        version=4,
+        gate=Gate(margin=0.1).judge(candidate_loss=2.0, parent_loss=2.0),
+        work=home.settings.work_dir,
+        launch=Launch(plan=RolloutPlan(phases=(50.0, 100.0), min_reports=1000), state="draft"),
+    )
+    draft = home.registry.rollouts(model=MODEL, state="draft")[0]
+    return home.registry.change_rollout(draft.rollout_id, "start")
+
+
+def test_a_controller_waits_for_its_turn(controller: Controller, rollout: Rollout) -> None:
+    registry = controller.service.home.registry
+    is_among = rollout.reaches(controller.device_id)
+    assert ("deploymentBase" in controller.poll()) == is_among
+    registry.change_rollout(rollout.rollout_id, "advance")
+    document = controller.deployment()
+    assert document["deployment"]["chunks"][0]["artifacts"][0]["filename"] == f"{MODEL}-4-from-3.lmpkg"
+    controller.feedback(document["id"], "closed", "success")
+    assert registry.rollout_progress(rollout.rollout_id).total.confirmed == 1
+
+
+def test_a_pause_hides_an_action_and_a_halt_cancels_it(controller: Controller, rollout: Rollout) -> None:
+    registry = controller.service.home.registry
+    registry.change_rollout(rollout.rollout_id, "advance")
+    action = controller.deployment()["id"]
+    registry.change_rollout(rollout.rollout_id, "pause")
+    assert set(controller.poll()) == {"configData"}
+    registry.change_rollout(rollout.rollout_id, "resume")
+    assert controller.deployment()["id"] == action
+    registry.change_rollout(rollout.rollout_id, "halt")
+    assert set(controller.poll()) == {"configData", "cancelAction"}
+    controller.feedback(action, "closed", "success", of="cancelAction")
+    assert set(controller.poll()) == {"configData"}
+
+
+def test_failures_of_controllers_count(controller: Controller, rollout: Rollout) -> None:
+    registry = controller.service.home.registry
+    registry.change_rollout(rollout.rollout_id, "advance")
+    controller.feedback(controller.deployment()["id"], "closed", "failure")
+    assert registry.rollout_progress(rollout.rollout_id).total.failed == 1
 
 
 # --- cancelAction
@@ -367,8 +448,6 @@ def test_a_withdrawn_versions_files_are_gone(canceled: tuple[Controller, str]) -
 
 @pytest.mark.parametrize(("setting", "endings"), [("package", [".lmpkg"]), ("swu", [".swu"])])
 def test_the_operator_says_which_files(three_versions: Path, tmp_path: Path, setting: str, endings: list[str]) -> None:
-    import shutil
-
     shutil.copytree(three_versions, tmp_path / "service")
     with Service(tmp_path / "service", ddi_files=setting, public_url="https://updates.example.org") as api:
         artifacts = Controller.with_token(api).deployment()["deployment"]["chunks"][0]["artifacts"]
