@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from simulators.hawkbit_client import Controller
 from simulators.server_home import MODEL
-from simulators.swu import members
+from simulators.swu import members, self_signed
 from simulators.update_api import Service
 
 from delta_updates import apply_package, scan_tree, tree_hash
 from delta_updates.package import PackageReader
+from server.errors import ConfigurationError
 from server.publishing import Gate, publish
 from server.registry import Registry
 from server.registry.ddi_tables import ActionRow
@@ -460,3 +461,27 @@ def test_the_image_is_made_once(controller: Controller) -> None:
     assert controller.deployment() == first
     with controller.service.home.registry._read() as session:
         assert session.query(ActionRow).count() == 1
+
+
+def test_images_are_signed_when_there_is_a_key_and_half_of_one_stops_the_start(
+    three_versions: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(three_versions, tmp_path / "service")
+    key, certificate = self_signed(tmp_path)
+    with pytest.raises(ConfigurationError, match="LAMELLA_DDI_SIGNING_CERTIFICATE"):
+        Service(tmp_path / "service", ddi_signing_key=key)
+    with Service(tmp_path / "service", ddi_signing_key=key, ddi_signing_certificate=certificate) as api:
+        controller = Controller.with_token(api)
+        image = controller.deployment()["deployment"]["chunks"][0]["artifacts"][1]
+        url = image["_links"]["download-http"]["href"].removeprefix("http://127.0.0.1:8080")
+        held = members(controller.get(url).content)
+    assert list(held) == ["sw-description", "sw-description.sig", f"{MODEL}-3-full.lmpkg"]
+
+
+def test_many_first_polls_of_a_version_make_one_image(api: Service) -> None:
+    fleet = [Controller.with_token(api, f"node-{n}") for n in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        documents = list(pool.map(lambda node: node.deployment(), fleet))
+    hashes = {document["deployment"]["chunks"][0]["artifacts"][1]["hashes"]["sha256"] for document in documents}
+    assert len(hashes) == 1
+    assert not list(api.home.settings.work_dir.glob("swu-*"))
