@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
@@ -19,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api import create_app
 from server.config import Settings
+from server.ddi import next_step
 
 pytestmark = pytest.mark.slow
 _SWUPDATE = os.environ.get("LAMELLA_TEST_SWUPDATE") or shutil.which("swupdate")
@@ -160,3 +162,24 @@ def test_swupdate_polls_installs_and_confirms(running: Running, tmp_path: Path) 
     assert {report.outcome for report in running.registry.reports(device_id)} == {"confirmed"}
     assert running.registry.unfinished_action(device_id) is None
     assert len(running.registry.offers(device_id)) == 1
+
+
+@pytest.mark.skipif(_SWUPDATE is None, reason=_WHY_SKIPPED)
+def test_swupdate_gives_up_what_was_withdrawn(running: Running, tmp_path: Path) -> None:
+    token, controller = running.registry.issue_target_token(MODEL, "gate-7")
+    device_id = controller.device.device_id
+    action = next_step(running.registry, controller.device, now=datetime.now(UTC)).deploy
+    assert action is not None
+    running.registry.withdraw(MODEL, 1, reason="answers in rhymes")
+    process = swupdate(running, token, tmp_path)
+    try:
+        wait_for(
+            "end of the action",
+            lambda: running.registry.action(device_id, action).state == "canceled",
+            process,
+            tmp_path / "swupdate.log",
+        )
+    finally:
+        stop(process)
+    assert running.registry.reports(device_id) == ()
+    assert not (tmp_path / "device").exists()
