@@ -396,6 +396,12 @@ def test_a_device_that_goes_on_anyway_is_believed_in_the_end(canceled: tuple[Con
     assert set(controller.poll()) == {"configData"}, "versions never go down"
 
 
+def test_an_opt_out_cancels_what_is_not_over(controller: Controller) -> None:
+    controller.deployment()
+    controller.service.home.registry.set_device_policy(controller.device_id, is_opted_out=True)
+    assert set(controller.poll()) == {"configData", "cancelAction"}
+
+
 def test_only_what_is_being_canceled_can_be(controller: Controller) -> None:
     action = controller.deployment()["id"]
     fault_of(controller.get(f"{controller.root}/cancelAction/{action}"), 410)
