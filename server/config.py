@@ -153,8 +153,34 @@ class Settings(BaseSettings):
         description="Hours until the signed timestamp expires: how long a device can be kept from seeing news.",
     )
 
+    ddi_poll_seconds: int = Field(
+        default=300, ge=1, lt=86_400, description="Seconds after which a hawkBit client asks again."
+    )
+    ddi_files: Literal["both", "package", "swu"] = Field(
+        default="both",
+        description="What a hawkBit client is offered: the package, a SWUpdate image (.swu) around it, or both.",
+    )
+    ddi_install_folder: str = Field(
+        default="/var/lib/lamella/incoming",
+        pattern=r"^/[A-Za-z0-9._/-]{0,200}$",
+        description="Folder on a device into which a .swu puts the package.",
+    )
+    ddi_signing_key: Path | None = Field(
+        default=None, description="PEM file with the RSA or EC key that signs a .swu (CMS); unset: not signed."
+    )
+    ddi_signing_certificate: Path | None = Field(
+        default=None, description="PEM file with the certificate of that key, which SWUpdate is given with -k."
+    )
+
     @field_validator(
-        "passphrase_file", "artifacts_url", "artifacts_endpoint", "artifacts_region", "metrics_token", mode="before"
+        "passphrase_file",
+        "artifacts_url",
+        "artifacts_endpoint",
+        "artifacts_region",
+        "metrics_token",
+        "ddi_signing_key",
+        "ddi_signing_certificate",
+        mode="before",
     )
     @classmethod
     def _empty_is_unset(cls, path: object) -> object:

@@ -11,6 +11,7 @@
     │   ├── DatabaseError         the operator: the database does not answer
     │   ├── NotFoundError         the caller: no such row
     │   ├── ConflictError         the caller: the row is in a state that forbids this
+    │   ├── GoneError             the caller: this is over, and ended in another way
     │   └── InvalidRecordError    the caller: these values may not be recorded
     ├── SigningError              the operator: keys or metadata
     │   └── TargetConflictError   the caller: a signed path never changes its contents
@@ -42,6 +43,7 @@ __all__ = [
     "FederationError",
     "ForbiddenError",
     "GateRefusedError",
+    "GoneError",
     "InvalidRecordError",
     "NotEnoughDevicesError",
     "NotFoundError",
@@ -90,6 +92,10 @@ class NotFoundError(RegistryError):
 
 class ConflictError(RegistryError):
     """The state of a row forbids this change (immutable, already recorded, already used)."""
+
+
+class GoneError(RegistryError):
+    """What the caller speaks of is over."""
 
 
 class InvalidRecordError(RegistryError):

@@ -8,6 +8,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from delta_updates.offer import MAX_CHAIN
+from server.errors import NotFoundError
 from server.rollouts import decide
 
 if TYPE_CHECKING:
@@ -63,6 +64,16 @@ def choose_package(
     if is_known and not query.only_full and has in by_source:
         return by_source[has]
     return by_source.get(None)
+
+
+def known_hash(registry: Registry, query: UpdateQuery) -> str | None:
+    """The tree hash of the version that a device says it has; None when there is no such version."""
+    if query.installed_version is None:
+        return None
+    try:
+        return registry.version(query.model, query.installed_version).manifest.tree_hash
+    except NotFoundError:
+        return None
 
 
 def cheapest_chain(deltas: Sequence[PackageRecord], *, source: int, target: int) -> tuple[PackageRecord, ...]:

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Depends, FastAPI
 
 from server import console
 from server.api import (
+    ddi,
     documentation,
     enrolment,
     health,
@@ -36,6 +37,7 @@ from server.api.tracing import trace
 from server.api.unchanged import LatestChange, Unchanged
 from server.artifacts import open_artifacts
 from server.config import Settings, load_settings
+from server.ddi import load_signer
 from server.errors import ServerError
 from server.files import operator_token
 from server.registry import Registry, Role
@@ -62,6 +64,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         ServerError: A setting, the database, the keys or the disk is not as it must be; nothing listens yet.
     """
     settings = settings or load_settings()
+    load_signer(settings)  # a key that cannot be used is told now, not to the first device that asks
     services = open_services(settings)
     app = FastAPI(
         title="Lamella update service",
@@ -83,6 +86,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(documentation.router)
     app.include_router(metrics.router)
     app.include_router(console.router)
+    app.include_router(ddi.router)
     # Last added is outermost: it sees every answer.
     app.add_middleware(Observation, metrics=services.metrics)
     if settings.traces:

@@ -20,9 +20,9 @@ from server.api.examples import MODEL, OFFER, OFFER_ID, OTHER_HASH, answer
 from server.api.problems import declare
 from server.api.services import CallingDevice, Services, ServicesDep
 from server.api.unchanged import TIME_BOUND
-from server.errors import ConflictError, ForbiddenError, NotFoundError
-from server.offers import cheapest_chain, choose_package, explain
-from server.registry import DeviceRecord, PackageRecord, Registry
+from server.errors import ConflictError, ForbiddenError
+from server.offers import cheapest_chain, choose_package, explain, known_hash
+from server.registry import DeviceRecord, PackageRecord
 
 router = APIRouter(prefix="/updates", tags=["device"])
 _QUERY = {"model": MODEL, "installed_version": 2, "installed_hash": OTHER_HASH, "only_full": False}
@@ -117,7 +117,7 @@ def _offer(
 ) -> Offer | None:
     """The offer of a version by its cheapest packages; None when the device has it, or it was stopped just now."""
     registry, version = services.registry, services.registry.version(query.model, number)
-    installed_hash = _known_hash(registry, query)
+    installed_hash = known_hash(registry, query)
     package = choose_package(
         query, latest=version, installed_hash=installed_hash, packages=registry.packages(query.model, number)
     )
@@ -165,13 +165,3 @@ def _ref(package: PackageRecord) -> PackageRef:
     return PackageRef(
         path=package.path, length=package.length, sha256=package.sha256, source_version=package.source_version
     )
-
-
-def _known_hash(registry: Registry, query: UpdateQuery) -> str | None:
-    """The tree hash of the version that a device says it has; None when there is no such version."""
-    if query.installed_version is None:
-        return None
-    try:
-        return registry.version(query.model, query.installed_version).manifest.tree_hash
-    except NotFoundError:
-        return None

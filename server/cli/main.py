@@ -18,6 +18,7 @@ from server.cli import (
     channels,
     convert,
     data,
+    ddi,
     delta,
     device_policies,
     devices,
@@ -67,6 +68,7 @@ device_policies.add_to(devices.app)
 app.add_typer(devices.app, name="devices")
 app.add_typer(operators.app, name="operators")
 app.add_typer(audit.app, name="audit")
+app.add_typer(ddi.app, name="ddi")
 app.add_typer(trust.app, name="trust")
 app.command("doctor")(upkeep.doctor)
 app.command("gc")(upkeep.gc)

@@ -1,5 +1,6 @@
 """The registry: what exists and what happened, in SQLite or PostgreSQL."""
 
+from server.registry.ddi_records import ActionRecord, ControllerRecord, FailedAttempt, FileDigests, GatewayTokenRecord
 from server.registry.operator_records import AuditRecord, OperatorRecord, OperatorTokenRecord, Role
 from server.registry.records import (
     ChannelMoveRecord,
@@ -22,13 +23,18 @@ from server.registry.records import (
 from server.registry.registry import Registry
 
 __all__ = [
+    "ActionRecord",
     "AuditRecord",
     "ChannelMoveRecord",
+    "ControllerRecord",
     "DeviceCase",
     "DevicePolicyRecord",
     "DeviceRecord",
     "EnrolmentTokenRecord",
+    "FailedAttempt",
+    "FileDigests",
     "GateResult",
+    "GatewayTokenRecord",
     "OfferRecord",
     "OperatorRecord",
     "OperatorTokenRecord",

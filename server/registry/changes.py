@@ -20,6 +20,7 @@ _LOUD: Final = "is_loud"
 _QUIET: Final = frozenset(
     {"offers", "reports", "rounds", "privacy_events", "enrolment_tokens", "runs", "changes", "rollout_devices"}
     | {"operators", "operator_tokens", "sessions", "audit_log"}
+    | {"ddi_actions", "ddi_controllers", "ddi_digests", "ddi_gateway_tokens", "ddi_images"}
 )
 _QUIET_OF_DEVICES: Final = frozenset({"last_seen_at", "installed_version", "installed_hash"})
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _SECRET_BYTES = 32
 _FINAL = frozenset({Outcome.CONFIRMED, Outcome.REVERTED, Outcome.FAILED})
 # A poll that changes nothing is not worth a write.
-_SEEN_EVERY = timedelta(minutes=5)
+SEEN_EVERY = timedelta(minutes=5)
 
 
 class DeviceTransactions(Transactions):
@@ -177,7 +177,7 @@ class DeviceTransactions(Transactions):
         """Remember what a device says it runs."""
         with self._read() as session:
             row = _row(session, device_id)
-            is_recent = row.last_seen_at is not None and self._now() - row.last_seen_at < _SEEN_EVERY
+            is_recent = row.last_seen_at is not None and self._now() - row.last_seen_at < SEEN_EVERY
             if is_recent and (row.installed_version, row.installed_hash) == (installed_version, installed_hash):
                 return
         with self._write() as session:
@@ -202,13 +202,13 @@ class DeviceTransactions(Transactions):
         with self._read() as session:
             known = session.scalar(still_open.limit(1))
             if known is not None:
-                return _offer(known)
+                return offer_of(known)
         with self._write() as session:
             # Two questions of one device at once get one offer.
             session.get(DeviceRow, device_id, with_for_update=True)
             made_meanwhile = session.scalar(still_open.limit(1))
             if made_meanwhile is not None:
-                return _offer(made_meanwhile)
+                return offer_of(made_meanwhile)
             row = OfferRow(
                 offer_id=_new_offer_id(self._now()),
                 device_id=device_id,
@@ -223,7 +223,7 @@ class DeviceTransactions(Transactions):
             session.flush()
             if rollout_id is not None:
                 note_offered(session, rollout_id, device_id)
-            return _offer(row)
+            return offer_of(row)
 
     def record_outcome(self, device_id: str, report: OutcomeReport) -> int | None:
         """Keep what a device reports about one of its own offers; a repeated report changes nothing.
@@ -264,7 +264,7 @@ class DeviceTransactions(Transactions):
             .limit(limit)
         )
         with self._read() as session:
-            return tuple(_offer(row) for row in session.scalars(query))
+            return tuple(offer_of(row) for row in session.scalars(query))
 
     def reports(self, device_id: str, *, limit: int | None = None) -> tuple[ReportRecord, ...]:
         """What a device reported, newest first."""
@@ -332,7 +332,8 @@ def _token(row: EnrolmentTokenRow) -> EnrolmentTokenRecord:
     )
 
 
-def _offer(row: OfferRow) -> OfferRecord:
+def offer_of(row: OfferRow) -> OfferRecord:
+    """A row as others see it."""
     return OfferRecord(
         offer_id=row.offer_id,
         device_id=row.device_id,

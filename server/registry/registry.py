@@ -11,6 +11,7 @@ from server.errors import DatabaseError
 from server.files import locked, make_folder
 from server.registry.audit import AuditTransactions
 from server.registry.channels import ChannelTransactions
+from server.registry.ddi import DdiTransactions
 from server.registry.device_policies import PolicyTransactions
 from server.registry.devices import DeviceTransactions
 from server.registry.fleet import FleetTransactions
@@ -40,6 +41,7 @@ class Registry(
     UpkeepTransactions,
     OperatorTransactions,
     AuditTransactions,
+    DdiTransactions,
 ):
     """What exists and what happened: from versions, rollouts, runs and devices to operators and the audit log.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 
+from server.registry.ddi_tables import ImageRow
 from server.registry.rollout_rows import offered_versions
 from server.registry.rollout_tables import DevicePolicyRow
 from server.registry.tables import DeviceRow, OfferRow, PackageRow, RoundRow, VersionFileRow, VersionRow
@@ -43,7 +44,13 @@ class UpkeepTransactions(Transactions):
     def named_artifacts(self) -> tuple[NamedArtifact, ...]:
         """Every artifact that a row names, once for each row."""
         with self._read() as session:
-            return (*_of_files(session), *_of_versions(session), *_of_packages(session), *_of_rounds(session))
+            return (
+                *_of_files(session),
+                *_of_versions(session),
+                *_of_packages(session),
+                *_of_rounds(session),
+                *_of_images(session),
+            )
 
     def collect_packages(
         self, model: str, *, keep_versions: int, signed: frozenset[int], dry_run: bool = False
@@ -155,4 +162,12 @@ def _of_rounds(session: Session) -> list[NamedArtifact]:
         NamedArtifact(digest=digest, length=None, named_by=f"{name} of round {server_round} of {run_id}")
         for run_id, server_round, artifacts in rows
         for name, digest in artifacts.items()
+    ]
+
+
+def _of_images(session: Session) -> list[NamedArtifact]:
+    # One that is missing is made again when a client asks for it.
+    return [
+        NamedArtifact(digest=digest, length=None, named_by="a .swu image", is_needed=False)
+        for digest in session.scalars(select(ImageRow.sha256))
     ]
