@@ -178,6 +178,7 @@ def test_many_threads_update_one_at_a_time(service: FakeUpdateService, v1: Path,
     assert len(service.package_requests()) == 1
 
 
+@pytest.mark.slow
 def test_updating_and_generating_import_nothing_of_the_heavy_extras(tmp_path: Path) -> None:
     """In a fresh process, with a real model: enrol, update with the real self-test, generate, chat, command line."""
     script = Path(__file__).with_name("light_device.py")

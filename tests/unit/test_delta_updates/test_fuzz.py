@@ -23,6 +23,7 @@ def fuzz() -> Iterator[dict[str, Any]]:
     sys.path.remove(str(BENCHMARKS))
 
 
+@pytest.mark.slow
 def test_mutated_packages_never_do_harm(fuzz: dict[str, Any]) -> None:
     with fuzz["sandbox"](seed=0) as box:
         report = fuzz["run_cases"](box, 0, 1600)

@@ -168,6 +168,7 @@ def test_cuts_at_any_operation_of_what_follows_a_cut(tmp_path: Path, versions: A
         device.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS])
 def test_a_disk_that_fails_at_any_operation(device: Device, code: int) -> None:
     for fail_at in range(1, device.operations() + 1):

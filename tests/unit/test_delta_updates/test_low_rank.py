@@ -143,6 +143,7 @@ def test_a_processor_that_flushes_subnormals_predicts_the_same() -> None:
             assert np.array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_the_number_of_threads_does_not_change_a_package(tmp_path: Path) -> None:
     trees = [tmp_path / "v1", tmp_path / "v2"]
     sides = [_merged(ElementKind.FLOAT16, rank=8, rows=600, columns=700, seed=seed) for seed in (1, 2)]

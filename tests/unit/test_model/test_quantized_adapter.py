@@ -142,6 +142,7 @@ def test_the_engine_puts_it_on(form: QuantizedFormat, config: ModelConfig, tree:
     assert engine.adapters == ("mine",)
 
 
+@pytest.mark.slow
 @FORMS
 def test_peft_refuses_the_folder_and_loads_the_export(form: QuantizedFormat, config: ModelConfig, tree: Path) -> None:
     from peft import PeftConfig

@@ -133,6 +133,7 @@ def test_traces_without_their_packages_are_refused_with_what_to_install(
         create_app(api.home.settings.model_copy(update={"traces": True}))
 
 
+@pytest.mark.slow
 def test_the_processes_of_one_machine_count_together(tmp_path: Path) -> None:
     """Numbers of a process that ended are still there."""
     script = "from server.api.metrics import Metrics; Metrics().count_outcome('confirmed')"

@@ -270,6 +270,7 @@ def finish_and_check(home: Home, folder: Path) -> None:
     home.registry.close()
 
 
+@pytest.mark.slow
 def test_a_cut_at_any_step_leaves_nothing_half_released(prepared: Path, tmp_path: Path) -> None:
     operations = count_operations(copy_of(prepared, tmp_path / "clean"))
     assert len(operations) == 18, operations

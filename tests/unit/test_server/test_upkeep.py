@@ -215,6 +215,7 @@ def cut_publishing(home: Home, fuse: Fuse) -> None:
         registry.close()
 
 
+@pytest.mark.slow
 def test_after_a_cut_at_any_step_of_publishing_the_doctor_leaves_nothing(home: Home, tmp_path: Path) -> None:
     home.candidate(9, parent=3)
     home.registry.close()
@@ -260,6 +261,7 @@ def offered(home: Home, device: DeviceRecord) -> tuple[object, ...]:
     return choice, chain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_no_device_notices_a_collection(home: Home, seed: int) -> None:
     draw = random.Random(seed)
