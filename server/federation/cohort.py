@@ -35,7 +35,7 @@ def wait_for_nodes(
     """
     give_up = now() + timeout_s
     while True:
-        nodes = tuple(sorted(grid.get_node_ids()))
+        nodes = tuple(sorted(set(grid.get_node_ids())))
         if len(nodes) >= minimum:
             return nodes
         if now() >= give_up:

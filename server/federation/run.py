@@ -8,19 +8,19 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-import numpy as np
-from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
-from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from safetensors.numpy import load, save
 
-from privacy import BudgetExceededError, PrivacyEvent, RoundInstructions
+from privacy import PrivacyError, PrivacyEvent, RoundInstructions
 from privacy.budget import PrivacyBudget, require_affordable
 from server.errors import FederationError
 from server.federation.adapter import ADAPTER, OPTIMIZER
+from server.federation.aggregation import Aggregate, aggregate
 from server.federation.cohort import draw_cohort, wait_for_nodes
 from server.federation.exchange import Exchange, exchange
+from server.federation.norms import norm_report
 from server.federation.optimizer import ServerOptimizer
-from server.federation.replies import Accepted, AdapterState, Refused
+from server.federation.refusals import RefusalKind, Refused, count_kinds, reasons_by_node
+from server.federation.replies import Accepted, AdapterState, update_norm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from server.artifacts import ArtifactStore
     from server.federation.recipe import Recipe
     from server.registry import Registry
-
-_WEIGHT = "num-examples"
 
 
 @dataclass
@@ -112,22 +110,34 @@ class FederatedRun:
             now=self.now,
             sleep=self.sleep,
         )
-        result = self._within_budget(result)
+        result = self._within_budget(self._without_replays(result))
         recorded_at = datetime.now(UTC)
         # A void round's devices have spent their budget all the same: their events are kept.
         events = [a.contribution.event(recorded_at) for a in result.accepted]
         is_void = len(result.accepted) < self.recipe.quorum
-        loss = None if is_void else self._advance(result.accepted)
+        combined = None if is_void else aggregate(result.accepted, self.recipe.aggregation_rule)
+        loss = None if combined is None else self._advance(combined)
         self._record(
             server_round,
             is_void=is_void,
             replies=len(result.accepted),
-            failures={str(r.node_id): r.reason for r in result.refused},
+            failures=reasons_by_node(result.refused),
             loss=loss,
             events=events,
-            seconds=self.now() - started,
+            facts={"seconds": round(self.now() - started, 3)} | _health_facts(result, combined, self.recipe),
         )
         return not is_void
+
+    def _without_replays(self, result: Exchange) -> Exchange:
+        """Leave out contributions whose privacy event is in the ledger: each event is charged once."""
+        known = self.registry.known_events([item.contribution.event_id for item in result.accepted])
+        fresh = tuple(item for item in result.accepted if item.contribution.event_id not in known)
+        replayed = tuple(
+            Refused(item.node_id, RefusalKind.REPLAYED, "its privacy event is recorded already, for another round")
+            for item in result.accepted
+            if item.contribution.event_id in known
+        )
+        return Exchange(fresh, result.refused + replayed)
 
     def _within_budget(self, result: Exchange) -> Exchange:
         """Leave out contributions that their device could not afford: each device checks too, but is not believed."""
@@ -139,16 +149,16 @@ class FederatedRun:
             device = item.contribution.device_id
             try:
                 require_affordable(budget, self.registry.privacy_events(device_id=device), item.contribution.event(now))
-            except BudgetExceededError as error:
-                refused.append(Refused(item.node_id, f"privacy budget: {error}"[:300]))
+            # Arithmetic too: a device says how much noise it added, and no number of its may end the round.
+            except (PrivacyError, ArithmeticError) as error:
+                refused.append(Refused(item.node_id, RefusalKind.OVER_BUDGET, f"privacy budget: {error}"))
             else:
                 affordable.append(item)
         return Exchange(tuple(affordable), tuple(refused))
 
-    def _advance(self, accepted: Sequence[Accepted]) -> float:
-        """Move the adapter by the average and return its held-out loss."""
-        update = weighted_mean(accepted)
-        self.adapter = self._optimizer.step(self.adapter, update)
+    def _advance(self, combined: Aggregate) -> float:
+        """Move the adapter by the round's update and return its held-out loss."""
+        self.adapter = self._optimizer.step(self.adapter, combined.update)
         return self.evaluate(self.adapter)
 
     def _record(
@@ -160,7 +170,7 @@ class FederatedRun:
         failures: dict[str, str],
         loss: float | None,
         events: Sequence[PrivacyEvent],
-        seconds: float,
+        facts: dict[str, object],
     ) -> None:
         artifacts = {}
         if not is_void:
@@ -178,7 +188,7 @@ class FederatedRun:
             held_out_loss=loss,
             events=events,
             artifacts=artifacts,
-            facts={"seconds": round(seconds, 3)},
+            facts=facts,
         )
 
     def _instructions(self, server_round: int) -> RoundInstructions:
@@ -204,16 +214,12 @@ class FederatedRun:
         )
 
 
-def weighted_mean(accepted: Sequence[Accepted]) -> AdapterState:
-    """Average the updates, weighted by (capped) example counts, with Flower's aggregation."""
-    records = [
-        RecordDict(
-            {
-                "update": ArrayRecord({name: Array(tensor) for name, tensor in item.update.items()}),
-                "weight": MetricRecord({_WEIGHT: item.contribution.num_examples}),
-            }
-        )
-        for item in accepted
-    ]
-    mean = aggregate_arrayrecords(records, weighting_metric_name=_WEIGHT)
-    return {name: array.numpy().astype(np.float32, copy=False) for name, array in mean.items()}
+def _health_facts(result: Exchange, combined: Aggregate | None, recipe: Recipe) -> dict[str, object]:
+    """What `server.federation.health` reads: refusals by kind, norms, and whom the aggregation set aside."""
+    norms = norm_report({item.contribution.device_id: update_norm(item.update) for item in result.accepted})
+    return {
+        "aggregation": recipe.aggregation,
+        "refused": count_kinds(result.refused),
+        "set_aside": [] if combined is None else list(combined.set_aside),
+        "norms": None if norms is None else norms.to_json(),
+    }

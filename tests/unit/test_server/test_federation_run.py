@@ -33,7 +33,7 @@ def honest(device_id, value=1.0, num_examples=10, **changes):
             base_hash=asked.base_hash,
             num_examples=num_examples,
             noise_multiplier=changes.get("noise_multiplier", 8.0),
-            sampling_probability=0.2,
+            sampling_probability=asked.sampling_probability_for(num_examples),
             steps=asked.steps,
             clipping_norm=asked.clipping_norm,
             target_delta=asked.target_delta,
@@ -74,7 +74,14 @@ def make_run(tmp_path):
     artifacts = LocalArtifactStore(tmp_path / "artifacts")
 
     def make(nodes, *, run_id="run", evaluate=lambda adapter: 2.0, **recipe):
-        values = {"num_server_rounds": 2, "cohort": 3, "quorum": 2, "local_steps": 1, "target_epsilon": 50.0}
+        values = {
+            "num_server_rounds": 2,
+            "cohort": 3,
+            "quorum": 2,
+            "local_steps": 1,
+            "batch_size": 2,
+            "target_epsilon": 50.0,
+        }
         chosen = Recipe(model="chat", **(values | recipe))
         if run_id not in [r.run_id for r in registry.runs()]:
             registry.create_run(
