@@ -52,13 +52,13 @@ def krum_scores(distances: npt.NDArray[np.float64], *, hostile: int) -> npt.NDAr
 def squared_distances(updates: Sequence[Mapping[str, npt.NDArray[np.float32]]]) -> npt.NDArray[np.float64]:
     """Squared L2 distances between all updates, (n, n), in float64.
 
-    From inner products, one matrix product a block, with the first update as the origin: updates that have much in
-    common keep their digits.
+    From inner products, one matrix product a block, with the median as the origin: what the updates have in common
+    costs no digits, and neither does one giant among them, behind whose rounding another liar could hide.
     """
     count = len(updates)
     products = np.zeros((count, count))
     for _, _, block in blocks_of(updates, values_at_once=_VALUES_AT_ONCE):
-        moved = block.astype(np.float64) - block[0]
+        moved = block.astype(np.float64) - np.median(block, axis=0)
         products += moved @ moved.T
     norms = np.diag(products)
     return np.maximum(norms[:, None] + norms[None, :] - 2 * products, 0.0)
