@@ -149,13 +149,10 @@ def _change(old: Patterns, new: Patterns, kind: ElementKind) -> _Change:
             # A float32 without its mantissa is the length of its octave.
             octaves = (reals.astype(np.float32, copy=False).view(np.uint32) & np.uint32(0x7F800000)).view(np.float32)
         moved[~(np.abs(moved) < _LARGEST)] = 0
-        octaves *= half_step
-        for bound, values in (
-            (change.moved, moved),
-            (change.lowest, moved - octaves),
-            (change.highest, moved + octaves),
-        ):
-            bound[rows] = values.reshape(-1, old.shape[1])
+        moved, half_steps = moved.reshape(-1, old.shape[1]), (octaves * half_step).reshape(-1, old.shape[1])
+        change.moved[rows] = moved
+        np.subtract(moved, half_steps, out=change.lowest[rows])
+        np.add(moved, half_steps, out=change.highest[rows])
     return change
 
 

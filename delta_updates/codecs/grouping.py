@@ -21,15 +21,17 @@ _SPARSE_SHARE = 4
 
 
 def merge_neighbours(rows: Counts) -> list[tuple[int, Counts]]:
-    """Merge neighbouring rows of symbol counts, shape (contexts, symbols), into classes.
+    """Merge neighbouring rows of symbol counts, shape (contexts, symbols), at least one, into classes.
 
     Returns:
         The first row of each class, and the class's counts.
     """
+    starts = _rare_together(rows.sum(axis=1).tolist())
+    rows = np.add.reduceat(rows, starts, axis=0)
     alone = information(rows).tolist()
     both = information(rows[:-1] + rows[1:]).tolist()
     losses = [union - left - right for union, left, right in zip(both, alone[:-1], alone[1:], strict=True)]
-    firsts, groups = list(range(len(rows))), list(rows)
+    firsts, groups = starts, list(rows)
     while losses and (min(losses) < _CLASS_UNITS or len(groups) > _MAX_CLASSES):
         at = losses.index(min(losses))
         alone[at : at + 2] = [alone[at] + alone[at + 1] + losses[at]]
@@ -40,6 +42,20 @@ def merge_neighbours(rows: Counts) -> list[tuple[int, Counts]]:
         for pair, union in zip(pairs, unions, strict=True):
             losses[pair] = union - alone[pair] - alone[pair + 1]
     return list(zip(firsts, groups, strict=True))
+
+
+def _rare_together(totals: list[int]) -> list[int]:
+    """Return where runs of rows begin that are too rare to have classes of their own.
+
+    Two rows that share a code lose at most one bit a symbol.
+    """
+    starts, together = [0], totals[0]
+    for row, total in enumerate(totals[1:], start=1):
+        together += total
+        if together << UNIT_BITS > _CLASS_UNITS:
+            starts.append(row)
+            together = total
+    return starts
 
 
 def merge_alike(counts: Counts) -> list[int]:
