@@ -268,12 +268,7 @@ def _likeliest(kinds: tuple[ElementKind, ...], new: bytes, old: bytes) -> Elemen
     if len(kinds) == 1:
         return kinds[0]
     some, before = _sample(new), _sample(old)
-
-    def size(kind: ElementKind) -> int:
-        encoded = Difference().encode(some, before, kind)
-        return len(encoded.frame) if encoded else len(some)
-
-    return min(kinds, key=size)
+    return min(kinds, key=lambda kind: Difference().least_bytes(some, before, kind))
 
 
 def _least_full(new: bytes, kind: ElementKind) -> int:
