@@ -110,6 +110,13 @@ def repair(home: Home = DEFAULT_HOME, as_json: AsJson = False) -> None:  # noqa:
 
 
 @app.command()
+def rotate_key(home: Home = DEFAULT_HOME) -> None:
+    """Replace the key that this device signs its requests with."""
+    Device(home).rotate_key()
+    _say("This device signs with a new key; the service has forgotten the old one.")
+
+
+@app.command()
 def generate(
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to answer, or to go on from.")],
     chat: Annotated[  # noqa: FBT002 - a flag on the command line

@@ -11,11 +11,12 @@ from pydantic import BaseModel, ValidationError
 
 from client_sdk.errors import ServiceRefusedError
 from client_sdk.transport import Transport, printable
-from delta_updates.offer import EnrolReply, EnrolRequest, Offer, OutcomeReport, UpdateQuery
+from delta_updates.offer import EnrolReply, EnrolRequest, KeyRequest, Offer, OutcomeReport, UpdateQuery
 
 ENROL = "/v1/devices"
 CHECK = "/v1/updates/check"
 REPORT = "/v1/updates/report"
+KEY = "/v1/devices/me/key"
 METADATA = "/v1/metadata/"
 TARGETS = "/v1/targets/"
 
@@ -39,6 +40,11 @@ class UpdateService:
         self._spoken = 1
         self._memory = memory
 
+    @property
+    def protocol(self) -> int:
+        """What the service has answered with; 1 before it has."""
+        return self._spoken
+
     def enrol(self, request: EnrolRequest) -> EnrolReply:
         """Trade a one-time enrolment token for this device's credential.
 
@@ -49,7 +55,16 @@ class UpdateService:
         answer = self._transport.call(
             "POST", ENROL, body=request.model_dump_json().encode(), max_bytes=_MAX_ANSWER_BYTES, attempts=1
         )
+        self._spoken = answer.protocol
         return _parse(EnrolReply, answer.body)
+
+    def set_key(self, request: KeyRequest) -> None:
+        """Make this device's public key known; saying it twice changes nothing.
+
+        Raises:
+            ServiceUnavailableError, ServiceRefusedError, EnrolmentError: see `Transport.call`.
+        """
+        self._transport.call("PUT", KEY, body=request.model_dump_json().encode(), max_bytes=_MAX_ANSWER_BYTES)
 
     def ask(self, query: UpdateQuery) -> Offer | None:
         """Ask for an update given what is installed; None when there is none for this device.

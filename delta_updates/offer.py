@@ -12,6 +12,7 @@ only, and devices send it only to a service that has answered with it.
 | 1 | | 1 to 3 |
 | 2 | `Offer.chain` | 1 to 3 |
 | 3 | `OutcomeReport.quality` | 1 to 3 |
+| 4 | `KeyRequest`, signed requests | 1 to 4 |
 """
 
 from enum import StrEnum
@@ -21,7 +22,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from delta_updates.manifest import FileLength, ModelName, SafePath, Sha256, VersionNumber
 
-PROTOCOL = 3
+PROTOCOL = 4
 PROTOCOL_HEADER = "Lamella-Protocol"
 REDIRECT_HEADER = "Lamella-Redirects"
 """A device that sends it with a download follows one redirect, to where its credential does not go."""
@@ -60,10 +61,22 @@ class EnrolRequest(_Message):
 
 
 class EnrolReply(_Message):
-    """The device's identity and the credential it shows from now on."""
+    """The device's identity, and the credential that it shows until the service knows its key."""
 
     device_id: Identifier
     credential: Secret
+
+
+class KeyRequest(_Message):
+    """A device makes the public half of its key known: from then on it signs its requests (`request_signature`).
+
+    Attributes:
+        public_key: Ed25519, 32 bytes.
+        proof: signature of `key_proof` by that key, 64 bytes: nobody can take another's key for their own.
+    """
+
+    public_key: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{43}$")]
+    proof: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{86}$")]
 
 
 class EnrolmentFile(_Message):

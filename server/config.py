@@ -82,6 +82,10 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="How much worse, in nats, a candidate's held-out loss may be than its parent's.",
     )
+    require_device_keys: bool = Field(
+        default=False,
+        description="Answer only devices that sign their requests; older agents show a credential.",
+    )
     device_requests_per_minute: int = Field(
         default=600,
         ge=0,

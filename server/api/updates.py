@@ -3,7 +3,7 @@
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Header, Request, Response
+from fastapi import APIRouter, Body, Request, Response
 from fastapi.responses import JSONResponse
 
 from delta_updates import (
@@ -18,7 +18,7 @@ from delta_updates import (
 )
 from server.api.examples import MODEL, OFFER, OFFER_ID, OTHER_HASH, answer
 from server.api.problems import declare
-from server.api.services import CallingDevice, Services, ServicesDep
+from server.api.services import CallingDevice, Protocol, Services, ServicesDep
 from server.api.unchanged import TIME_BOUND
 from server.errors import ConflictError, ForbiddenError
 from server.offers import cheapest_chain, choose_package, explain, known_hash
@@ -61,14 +61,7 @@ def check(
     services: ServicesDep,
     device: CallingDevice,
     query: Annotated[UpdateQuery, Body(examples=[_QUERY])],
-    spoken: Annotated[
-        str | None,
-        Header(
-            alias=PROTOCOL_HEADER,
-            description="Newest protocol of the device; 1 if it says none.",
-            openapi_examples={"now": {"value": "3"}},
-        ),
-    ] = None,
+    spoken: Protocol = None,
 ) -> Response:
     """Offer the version that a rollout gives this device, by the delta from what it has, or by the full package.
 

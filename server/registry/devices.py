@@ -20,11 +20,14 @@ from server.registry.tables import DeviceRow, EnrolmentTokenRow, ModelRow, Offer
 from server.registry.transactions import Transactions
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import datetime
 
     from sqlalchemy.orm import Session
 
 _SECRET_BYTES = 32
+# The hash of nothing that anybody could show.
+NO_CREDENTIAL = "0" * 64
 _FINAL = frozenset({Outcome.CONFIRMED, Outcome.REVERTED, Outcome.FAILED})
 # A poll that changes nothing is not worth a write.
 SEEN_EVERY = timedelta(minutes=5)
@@ -140,12 +143,40 @@ class DeviceTransactions(Transactions):
         device_id, _, secret = credential.partition(".")
         with self._read() as session:
             row = session.get(DeviceRow, device_id)
-            expected = row.credential_sha256 if row is not None else "0" * 64
+            expected = row.credential_sha256 if row is not None else NO_CREDENTIAL
             if not hmac.compare_digest(_sha256(secret), expected) or row is None:
                 raise CredentialRefusedError("This device credential is unknown here. Enrol the device again.")
-            if row.revoked_at is not None:
-                raise ForbiddenError("This device was revoked by the operator. Enrol it again to use the service.")
-            return device_record(row)
+            return device_record(_allowed(row))
+
+    def device_with_key(self, device_id: str, require_by: Callable[[str | None], None]) -> DeviceRecord:
+        """The device that a signed request says it is of.
+
+        Args:
+            device_id: What the request says.
+            require_by: Raises unless the request was signed with this public key; None when there is no such device.
+
+        Raises:
+            ForbiddenError: The device was revoked.
+        """
+        with self._read() as session:
+            row = session.get(DeviceRow, device_id)
+            require_by(row.public_key if row is not None else None)
+            return device_record(_allowed(_row(session, device_id)))
+
+    def set_device_key(self, device_id: str, public_key: str) -> DeviceRecord:
+        """Know a device by its key from now on; its credential, or the key before, is forgotten.
+
+        Raises:
+            ConflictError: It is another device's key.
+        """
+        try:
+            with self._write() as session:
+                row = _row(session, device_id)
+                row.public_key, row.credential_sha256 = public_key, NO_CREDENTIAL
+                session.flush()
+                return device_record(row)
+        except IntegrityError as error:
+            raise ConflictError("Another device has this key. Make a new one.") from error
 
     def devices(
         self, *, model: str | None = None, after: str = "", limit: int | None = None
@@ -315,7 +346,14 @@ def device_record(row: DeviceRow) -> DeviceRecord:
         revoked_at=row.revoked_at,
         installed_version=row.installed_version,
         installed_hash=row.installed_hash,
+        has_key=row.public_key is not None,
     )
+
+
+def _allowed(row: DeviceRow) -> DeviceRow:
+    if row.revoked_at is not None:
+        raise ForbiddenError("This device was revoked by the operator. Enrol it again to use the service.")
+    return row
 
 
 def _token(row: EnrolmentTokenRow) -> EnrolmentTokenRecord:

@@ -12,6 +12,7 @@ from simulators.service_process import running_services
 from simulators.update_api import Service
 from sqlalchemy import event
 
+from client_sdk.identity import Bearer
 from client_sdk.service import UpdateService
 from client_sdk.transport import Answer, Transport
 from delta_updates import PROTOCOL_HEADER, OutcomeReport, UpdateQuery
@@ -232,7 +233,7 @@ def test_a_device_repeats_its_question_cheaply_also_after_a_restart(api: Service
     query = UpdateQuery(model=MODEL, installed_version=3, installed_hash=api.hash_of(3))
     with running_services({"LAMELLA_HOME": str(api.home.settings.home)}, count=2) as addresses:
         for address in addresses * 2:
-            service = UpdateService(Noted(address, credential=credential), memory=tmp_path / "nothing-new")
+            service = UpdateService(Noted(address, identity=Bearer(credential)), memory=tmp_path / "nothing-new")
             assert service.ask(query) is None
     assert statuses[0] == 204
     # What one process has said, the other one knows.
