@@ -192,7 +192,7 @@ class DeviceRow(Base):
     revoked_at: Mapped[datetime | None]
     installed_version: Mapped[int | None]
     installed_hash: Mapped[str | None] = mapped_column(DIGEST)
-    public_key: Mapped[str | None] = mapped_column(String(43), unique=True)
+    public_key: Mapped[str | None] = mapped_column(String(43), index=True, unique=True)
 
 
 class EnrolmentTokenRow(Base):

@@ -11,13 +11,11 @@ depends_on = None
 
 def upgrade() -> None:
     """Add the column; nobody has a key yet."""
-    with op.batch_alter_table("devices") as devices:
-        devices.add_column(sa.Column("public_key", sa.String(length=43), nullable=True))
-        devices.create_unique_constraint(op.f("uq_devices_public_key"), ["public_key"])
+    op.add_column("devices", sa.Column("public_key", sa.String(length=43), nullable=True))
+    op.create_index("ix_devices_public_key", "devices", ["public_key"], unique=True)
 
 
 def downgrade() -> None:
     """Forget the keys; whoever signs has to enrol again."""
-    with op.batch_alter_table("devices") as devices:
-        devices.drop_constraint(op.f("uq_devices_public_key"), type_="unique")
-        devices.drop_column("public_key")
+    op.drop_index("ix_devices_public_key", "devices")
+    op.drop_column("devices", "public_key")
