@@ -52,24 +52,31 @@ def choose_package(
         installed_hash: The tree hash that the registry knows for the version the device says it has.
         packages: The packages of ``latest``.
     """
-    has = query.installed_version
-    # A version never goes down on a device, also not when the newest release was taken back.
-    if has is not None and has > latest.number:
-        return None
-    if has == latest.number and query.installed_hash in {None, latest.manifest.tree_hash}:
+    if has_nothing_to_do(query, latest):
         return None
     # A delta only onto bytes that we know. Anything else, damage included, is repaired by the full package.
     is_known = query.installed_hash is not None and query.installed_hash == installed_hash
     by_source = {package.source_version: package for package in packages}
-    if is_known and not query.only_full and has in by_source:
-        return by_source[has]
+    if is_known and not query.only_full and query.installed_version in by_source:
+        return by_source[query.installed_version]
     return by_source.get(None)
 
 
-def known_hash(registry: Registry, query: UpdateQuery) -> str | None:
+def has_nothing_to_do(query: UpdateQuery, latest: VersionRecord) -> bool:
+    """Whether a device has the version that it shall have, or a newer one."""
+    has = query.installed_version
+    if has == latest.number:
+        return query.installed_hash in {None, latest.manifest.tree_hash}
+    # A version never goes down on a device, also not when the newest release was taken back.
+    return has is not None and has > latest.number
+
+
+def known_hash(registry: Registry, query: UpdateQuery, *, latest: VersionRecord) -> str | None:
     """The tree hash of the version that a device says it has; None when there is no such version."""
     if query.installed_version is None:
         return None
+    if query.installed_version == latest.number:
+        return latest.manifest.tree_hash
     try:
         return registry.version(query.model, query.installed_version).manifest.tree_hash
     except NotFoundError:

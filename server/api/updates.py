@@ -21,7 +21,7 @@ from server.api.problems import declare
 from server.api.services import CallingDevice, Protocol, Services, ServicesDep
 from server.api.unchanged import TIME_BOUND
 from server.errors import ConflictError, ForbiddenError
-from server.offers import cheapest_chain, choose_package, explain, known_hash
+from server.offers import cheapest_chain, choose_package, explain, has_nothing_to_do, known_hash
 from server.registry import DeviceRecord, PackageRecord
 
 router = APIRouter(prefix="/updates", tags=["device"])
@@ -74,7 +74,10 @@ def check(
         raise ForbiddenError(f"This device is enrolled for {device.model!r}, not for {query.model!r}.")
     registry = services.registry
     registry.record_check(
-        device.device_id, installed_version=query.installed_version, installed_hash=query.installed_hash
+        device.device_id,
+        installed_version=query.installed_version,
+        installed_hash=query.installed_hash,
+        known=device,
     )
     protocol = protocol_of(spoken)
     headers = {PROTOCOL_HEADER: str(protocol)}
@@ -110,7 +113,9 @@ def _offer(
 ) -> Offer | None:
     """The offer of a version by its cheapest packages; None when the device has it, or it was stopped just now."""
     registry, version = services.registry, services.registry.version(query.model, number)
-    installed_hash = known_hash(registry, query)
+    if has_nothing_to_do(query, version):
+        return None
+    installed_hash = known_hash(registry, query, latest=version)
     package = choose_package(
         query, latest=version, installed_hash=installed_hash, packages=registry.packages(query.model, number)
     )

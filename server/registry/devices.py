@@ -204,13 +204,19 @@ class DeviceTransactions(Transactions):
             row.revoked_at = row.revoked_at or self._now()
             return device_record(row)
 
-    def record_check(self, device_id: str, *, installed_version: int | None, installed_hash: str | None) -> None:
-        """Remember what a device says it runs."""
-        with self._read() as session:
-            row = _row(session, device_id)
-            is_recent = row.last_seen_at is not None and self._now() - row.last_seen_at < SEEN_EVERY
-            if is_recent and (row.installed_version, row.installed_hash) == (installed_version, installed_hash):
-                return
+    def record_check(
+        self,
+        device_id: str,
+        *,
+        installed_version: int | None,
+        installed_hash: str | None,
+        known: DeviceRecord | None = None,
+    ) -> None:
+        """Remember what a device says it runs; ``known`` is what the registry said of it just now."""
+        known = known or self.device(device_id)
+        is_recent = known.last_seen_at is not None and self._now() - known.last_seen_at < SEEN_EVERY
+        if is_recent and (known.installed_version, known.installed_hash) == (installed_version, installed_hash):
+            return
         with self._write() as session:
             row = _row(session, device_id)
             row.last_seen_at = self._now()
