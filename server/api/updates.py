@@ -141,12 +141,18 @@ def _offer(
 
 def _chain(services: Services, query: UpdateQuery, package: PackageRecord) -> tuple[ChainStep, ...]:
     """Deltas that reach the same version with fewer bytes than `package`."""
-    registry, signed = services.registry, services.metadata.signed_versions(query.model)
-    # A device refuses a step whose manifest is not signed any more.
-    deltas = [delta for delta in registry.deltas(query.model) if delta.version in signed]
-    path = cheapest_chain(deltas, source=query.installed_version or 0, target=package.version)
-    if len(path) < 2 or sum(delta.length for delta in path) >= package.length:  # noqa: PLR2004 - one is no chain
+    registry, source = services.registry, query.installed_version or 0
+    deltas = registry.deltas(query.model)
+    path = cheapest_chain(deltas, source=source, target=package.version)
+    if not _is_cheaper(path, package):
         return ()
+    # A device refuses a step whose manifest is not signed any more. Asked last: it reads and checks the metadata.
+    signed = services.metadata.signed_versions(query.model)
+    if not all(delta.version in signed for delta in path):
+        left = [delta for delta in deltas if delta.version in signed]
+        path = cheapest_chain(left, source=source, target=package.version)
+        if not _is_cheaper(path, package):
+            return ()
     versions = (registry.version(query.model, delta.version) for delta in path)
     return tuple(
         ChainStep(
@@ -157,6 +163,11 @@ def _chain(services: Services, query: UpdateQuery, package: PackageRecord) -> tu
         )
         for delta, version in zip(path, versions, strict=True)
     )
+
+
+def _is_cheaper(path: tuple[PackageRecord, ...], package: PackageRecord) -> bool:
+    """Whether several deltas are fewer bytes than one package; one delta is no chain."""
+    return len(path) > 1 and sum(delta.length for delta in path) < package.length
 
 
 def _ref(package: PackageRecord) -> PackageRef:
