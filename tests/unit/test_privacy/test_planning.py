@@ -18,6 +18,7 @@ def test_a_budget_is_met_and_hardly_more() -> None:
     assert len(plan.epsilon_after) == 30
 
 
+@pytest.mark.slow
 def test_every_change_that_is_named_is_the_smallest_that_fits() -> None:
     plan = plan_with_noise(TRAINING, noise_multiplier=0.7, target_delta=DELTA)
     assert plan.epsilon > 4

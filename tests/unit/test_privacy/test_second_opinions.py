@@ -40,6 +40,7 @@ def test_the_figures_are_those_known(
     steps=st.integers(1, 300),
     delta=st.sampled_from([1e-4, 1e-5, 1e-6]),
 )
+@pytest.mark.slow
 def test_they_bracket_each_other(probability: float, noise: float, steps: int, delta: float) -> None:
     assert opinions_of(noise_multiplier=noise, sampling_probability=probability, steps=steps, target_delta=delta).agree
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
 REQUESTS = int(os.environ.get("LAMELLA_TEST_REQUESTS", "8"))
 CONSOLE = (audit, devices, enrolment, login, operators, overview, releases, rollouts, runs)
 # What the parts of an address could be, right and wrong.
