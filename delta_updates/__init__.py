@@ -21,6 +21,7 @@ from delta_updates.manifest import FileEntry, VersionManifest, base_hash, scan_t
 from delta_updates.offer import (
     PROTOCOL,
     PROTOCOL_HEADER,
+    ROOM_HEADER,
     REDIRECT_HEADER,
     ChainStep,
     EnrolmentFile,
@@ -40,6 +41,7 @@ from delta_updates.unfinished import drop_unfinished, work_folder
 __all__ = [
     "PROTOCOL",
     "PROTOCOL_HEADER",
+    "ROOM_HEADER",
     "REDIRECT_HEADER",
     "ApplyProgress",
     "ApplyResult",

@@ -13,6 +13,7 @@ only, and devices send it only to a service that has answered with it.
 | 2 | `Offer.chain` | 1 to 3 |
 | 3 | `OutcomeReport.quality` | 1 to 3 |
 | 4 | `KeyRequest`, signed requests | 1 to 4 |
+| 5 | `Outcome.TESTED` | 1 to 4 |
 """
 
 from enum import StrEnum
@@ -22,8 +23,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from delta_updates.manifest import FileLength, ModelName, SafePath, Sha256, VersionNumber
 
-PROTOCOL = 4
+PROTOCOL = 5
 PROTOCOL_HEADER = "Lamella-Protocol"
+ROOM_HEADER = "Lamella-Free-Bytes"
+"""The disk bytes that a device has for an update, sent with a check. No part of the question: it differs each time."""
 REDIRECT_HEADER = "Lamella-Redirects"
 """A device that sends it with a download follows one redirect, to where its credential does not go."""
 
@@ -137,10 +140,11 @@ class Offer(_Message):
 
 
 class Outcome(StrEnum):
-    """How far a device came with an offer."""
+    """How far a device came with an offer; `tested`, from protocol 5 on, before the switch was made for good."""
 
     DOWNLOADED = "downloaded"
     APPLIED = "applied"
+    TESTED = "tested"
     CONFIRMED = "confirmed"
     REVERTED = "reverted"
     FAILED = "failed"
@@ -171,6 +175,10 @@ class OutcomeReport(_Message):
     bytes_downloaded: FileLength = 0
     apply_seconds: Annotated[float, Field(ge=0, le=1e7, allow_inf_nan=False)] = 0.0
     quality: Quality | None = None
+
+    def is_in_protocol(self, protocol: int) -> bool:
+        """Whether `protocol` has a word for this outcome at all."""
+        return self.outcome is not Outcome.TESTED or protocol >= 5  # noqa: PLR2004 - see above
 
     def in_protocol(self, protocol: int) -> dict[str, Any]:
         """This report as JSON values, in words that `protocol` has."""
