@@ -21,8 +21,8 @@ from delta_updates.manifest import FileEntry, VersionManifest, base_hash, scan_t
 from delta_updates.offer import (
     PROTOCOL,
     PROTOCOL_HEADER,
-    ROOM_HEADER,
     REDIRECT_HEADER,
+    ROOM_HEADER,
     ChainStep,
     EnrolmentFile,
     EnrolReply,
@@ -41,8 +41,8 @@ from delta_updates.unfinished import drop_unfinished, work_folder
 __all__ = [
     "PROTOCOL",
     "PROTOCOL_HEADER",
-    "ROOM_HEADER",
     "REDIRECT_HEADER",
+    "ROOM_HEADER",
     "ApplyProgress",
     "ApplyResult",
     "BuildResult",

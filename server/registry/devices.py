@@ -316,7 +316,7 @@ class DeviceTransactions(Transactions):
             return tuple(report_record(report, offer) for report, offer in session.execute(query))
 
 
-def _still_open(device_id: str, package_path: str, rollout_id: int | None) -> Select[tuple[OfferRow]]:
+def _still_open(device_id: str, package_path: str, rollout_id: int | None) -> Select[OfferRow]:
     return (
         select(OfferRow)
         .where(

@@ -426,7 +426,7 @@ def test_reports_wait_for_the_service_and_come_in_order(
     service.report_status = 503
     open_device().update()
     assert service.reports == []
-    assert open_device().status().reports_waiting == 3
+    assert open_device().status().reports_waiting == 4
     service.report_status = 204
     open_device().check()
     assert [outcome for _, outcome in service.outcomes()] == ["downloaded", "applied", "confirmed"]

@@ -1,5 +1,6 @@
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from simulators import protocol_1
@@ -17,6 +18,10 @@ from delta_updates import (
     apply_package,
     scan_tree,
 )
+from server.room import disk_bytes
+
+if TYPE_CHECKING:
+    from httpx2 import Response
 
 JSON = {"Content-Type": "application/json"}
 
@@ -128,7 +133,7 @@ def test_a_package_is_offered_that_fits_on_the_device_s_disk(shared_api: Service
     in_full = disk_bytes((packages[None],), (None, trees[3]))
     assert by_delta < in_full == packages[None].length + sum(file.length for file in trees[3].files)
 
-    def ask(free_bytes: int, **query: object) -> httpx2.Response:
+    def ask(free_bytes: int, **query: object) -> "Response":
         return shared_api.check(device | {ROOM_HEADER: str(free_bytes)}, **query)
 
     assert Offer.model_validate(ask(by_delta, **has_v2).json()).package.path == packages[2].path
