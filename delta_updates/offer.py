@@ -12,7 +12,7 @@ only, and devices send it only to a service that has answered with it.
 | 1 | | 1 to 3 |
 | 2 | `Offer.chain` | 1 to 3 |
 | 3 | `OutcomeReport.quality` | 1 to 3 |
-| 4 | `KeyRequest`, signed requests | 1 to 4 |
+| 4 | `KeyRequest`, signed requests; `Outcome.TESTED` | 1 to 4 |
 """
 
 from enum import StrEnum
@@ -141,6 +141,7 @@ class Outcome(StrEnum):
 
     DOWNLOADED = "downloaded"
     APPLIED = "applied"
+    TESTED = "tested"
     CONFIRMED = "confirmed"
     REVERTED = "reverted"
     FAILED = "failed"
@@ -162,7 +163,7 @@ class Quality(_Message):
 
 
 class OutcomeReport(_Message):
-    """What a device tells about one offer; `quality` from protocol 3 on."""
+    """What a device tells about one offer; `quality` from protocol 3 on, that it was tested from protocol 4 on."""
 
     offer_id: Identifier
     version: VersionNumber
@@ -171,6 +172,10 @@ class OutcomeReport(_Message):
     bytes_downloaded: FileLength = 0
     apply_seconds: Annotated[float, Field(ge=0, le=1e7, allow_inf_nan=False)] = 0.0
     quality: Quality | None = None
+
+    def is_known_in(self, protocol: int) -> bool:
+        """Whether `protocol` has a word for this outcome."""
+        return self.outcome is not Outcome.TESTED or protocol >= 4  # noqa: PLR2004 - see above
 
     def in_protocol(self, protocol: int) -> dict[str, Any]:
         """This report as JSON values, in words that `protocol` has."""
