@@ -61,8 +61,7 @@ class Reporter:
         left = list(state.outbox)
         while left:
             try:
-                if left[0].is_in_protocol(self._service.protocol):
-                    self._service.report(left[0])
+                self._service.report(left[0])
             except (RetryLaterError, EnrolmentError) as error:
                 _logger.info("%d report(s) wait for the service: %s", len(left), error)
                 break

@@ -111,11 +111,13 @@ class UpdateService:
                 self._memory.write_text(etag, "ascii")
 
     def report(self, report: OutcomeReport) -> None:
-        """Deliver one outcome.
+        """Deliver one outcome; nothing happens when the service has no word for it.
 
         Raises:
             ServiceUnavailableError, ServiceRefusedError, EnrolmentError: see `Transport.call`.
         """
+        if not report.is_known_in(self._spoken):
+            return
         body = json.dumps(report.in_protocol(self._spoken)).encode()
         self._transport.call("POST", REPORT, body=body, max_bytes=_MAX_ANSWER_BYTES, attempts=1)
 

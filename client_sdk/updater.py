@@ -164,8 +164,8 @@ class Updater:
             self.slots.revert()
             raise
         tested = replace(filled, decision="confirmed", self_test_seconds=time.monotonic() - started, health=health)
-        # Before the switch: a device that never comes back from it has at least told that the test passed.
-        self.reporter.queue_outcome(in_test.record.offer_id, in_test.record.version, Outcome.TESTED, tested)
+        found = in_test.record
+        self.reporter.queue_outcome(found.offer_id, found.version, Outcome.TESTED, tested)
         record = self.slots.confirm()
         self._confirmed(record, tested)
         return tested

@@ -12,8 +12,7 @@ only, and devices send it only to a service that has answered with it.
 | 1 | | 1 to 3 |
 | 2 | `Offer.chain` | 1 to 3 |
 | 3 | `OutcomeReport.quality` | 1 to 3 |
-| 4 | `KeyRequest`, signed requests | 1 to 4 |
-| 5 | `Outcome.TESTED` | 1 to 4 |
+| 4 | `KeyRequest`, signed requests; `Outcome.TESTED` | 1 to 4 |
 """
 
 from enum import StrEnum
@@ -23,7 +22,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from delta_updates.manifest import FileLength, ModelName, SafePath, Sha256, VersionNumber
 
-PROTOCOL = 5
+PROTOCOL = 4
 PROTOCOL_HEADER = "Lamella-Protocol"
 ROOM_HEADER = "Lamella-Free-Bytes"
 """The disk bytes that a device has for an update, sent with a check. No part of the question: it differs each time."""
@@ -140,7 +139,7 @@ class Offer(_Message):
 
 
 class Outcome(StrEnum):
-    """How far a device came with an offer; `tested`, from protocol 5 on, before the switch was made for good."""
+    """How far a device came with an offer."""
 
     DOWNLOADED = "downloaded"
     APPLIED = "applied"
@@ -166,7 +165,7 @@ class Quality(_Message):
 
 
 class OutcomeReport(_Message):
-    """What a device tells about one offer; `quality` from protocol 3 on."""
+    """What a device tells about one offer; `quality` from protocol 3 on, that it was tested from protocol 4 on."""
 
     offer_id: Identifier
     version: VersionNumber
@@ -176,9 +175,9 @@ class OutcomeReport(_Message):
     apply_seconds: Annotated[float, Field(ge=0, le=1e7, allow_inf_nan=False)] = 0.0
     quality: Quality | None = None
 
-    def is_in_protocol(self, protocol: int) -> bool:
-        """Whether `protocol` has a word for this outcome at all."""
-        return self.outcome is not Outcome.TESTED or protocol >= 5  # noqa: PLR2004 - see above
+    def is_known_in(self, protocol: int) -> bool:
+        """Whether `protocol` has a word for this outcome."""
+        return self.outcome is not Outcome.TESTED or protocol >= 4  # noqa: PLR2004 - see above
 
     def in_protocol(self, protocol: int) -> dict[str, Any]:
         """This report as JSON values, in words that `protocol` has."""

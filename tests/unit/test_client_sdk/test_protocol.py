@@ -74,19 +74,6 @@ def test_quality_goes_to_a_service_that_knows_it_when_the_owner_agreed(
         assert (b"quality" in service.report_bodies[-1]) is (told is not None)
 
 
-def test_tested_is_told_to_a_service_that_knows_the_word(
-    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
-) -> None:
-    device = open_device()
-    steps = ("downloaded", "applied", "tested", "confirmed")
-    for number, protocol in enumerate((None, 4, 5), start=2):
-        service.publish(write_tree(tmp_path / f"v{number}", adapter_seed=number), version=number)
-        service.protocol = protocol
-        device.update()
-        told = [outcome for version, outcome in service.outcomes() if version == number]
-        assert told == [step for step in steps if protocol == 5 or step != "tested"]
-
-
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [(UpdateQuery, protocol_1.UpdateQuery), (EnrolRequest, protocol_1.EnrolRequest)],
@@ -120,8 +107,7 @@ def test_an_offer_in_protocol_1_is_what_protocol_1_reads(service: FakeUpdateServ
         ("2", 2),
         ("3", 3),
         ("4", 4),
-        ("5", 5),
-        ("6", 5),
+        ("5", 4),
         ("99999", 1),
         ("-1", 1),
         ("two", 1),

@@ -85,6 +85,14 @@ def test_full_then_delta_then_nothing_new(
     assert list((tmp_path / "home" / "downloads").iterdir()) == []
 
 
+def test_a_service_that_has_the_word_is_told_that_the_self_test_passed(
+    service: FakeUpdateService, v1: Path, open_device: OpenDevice
+) -> None:
+    service.protocol = 4
+    open_device().update()
+    assert service.outcomes() == [(1, o) for o in ("downloaded", "applied", "tested", "confirmed")]
+
+
 def test_nothing_is_offered_to_an_empty_device(service: FakeUpdateService, open_device: OpenDevice) -> None:
     result = open_device().update()
     assert (result.decision, result.to_version) == ("up_to_date", None)

@@ -196,7 +196,7 @@ def test_a_version_that_a_device_reverted_is_not_offered_to_it_again(shared_api:
     bad, good = shared_api.enrol("bad"), shared_api.enrol("good")
     has = {"installed_version": 2, "installed_hash": shared_api.hash_of(2)}
     offer = shared_api.check(bad, **has).json()
-    for outcome in ("failed", "applied", "reverted"):
+    for outcome in ("failed", "applied", "tested", "reverted"):
         assert shared_api.check(bad, **has).status_code == 200  # a failed download is tried again
         report = {"offer_id": offer["offer_id"], "version": 3, "outcome": outcome}
         assert shared_api.client.post("/v1/updates/report", json=report, headers=bad).status_code == 204

@@ -261,7 +261,7 @@ def transactions(service: Service) -> Iterator[list[Connection]]:
 def test_a_check_reads_in_one_transaction_beside_the_caller_s(
     shared_api: Service, installed: int | None, statements: int
 ) -> None:
-    device = shared_api.enrol() | {PROTOCOL_HEADER: "5"}
+    device = shared_api.enrol() | {PROTOCOL_HEADER: "4"}
     query = {"installed_version": installed, "installed_hash": shared_api.hash_of(installed)} if installed else {}
     first = shared_api.check(device, **query)
     with transactions(shared_api) as taken, counted(shared_api) as asked:
