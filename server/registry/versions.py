@@ -310,7 +310,7 @@ def _require_releasable(session: Session, row: VersionRow) -> None:
 
 @lru_cache(maxsize=64)
 def _manifest(text: str) -> VersionManifest:
-    # A version never changes, and every offer needs it: reading it was most of what an offer cost.
+    # A version never changes, and every offer needs it.
     return VersionManifest.from_bytes(text.encode())
 
 
