@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -30,9 +31,7 @@ DEFAULT_HOME = Path("~/.lamella/device")
 
 app = typer.Typer(
     name="lamella-device",
-    help="Keep a language model on this device up to date, talk to it, and train it together with others.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 _console = Console()
@@ -54,6 +53,21 @@ Home = Annotated[Path, typer.Option("--home", envvar="LAMELLA_DEVICE_HOME", help
 TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample among the likeliest tokens of this much mass.")]
 Metered = Annotated[bool, typer.Option("--metered", help="The connection costs money: see download.metered.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON alone, for programs.")]
+
+
+def _print_version(is_asked: bool) -> None:  # noqa: FBT001 - what typer calls it with
+    if is_asked:
+        print(f"lamella {version('lamella')}")  # noqa: T201 - stdout is the interface
+        raise typer.Exit
+
+
+@app.callback()
+def lamella_device(
+    _version: Annotated[  # noqa: FBT002 - a flag on the command line
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Keep a language model on this device up to date, talk to it, and train it together with others."""
 
 
 @app.command()
@@ -107,6 +121,13 @@ def repair(home: Home = DEFAULT_HOME, as_json: AsJson = False) -> None:  # noqa:
         _say(f"v{result.from_version} is whole.")
     else:
         _show_result(result, as_json=as_json)
+
+
+@app.command()
+def rotate_key(home: Home = DEFAULT_HOME) -> None:
+    """Replace the key that this device signs its requests with."""
+    Device(home).rotate_key()
+    _say("This device signs with a new key; the service has forgotten the old one.")
 
 
 @app.command()

@@ -12,9 +12,11 @@ from client_sdk.crash_guard import CrashGuard
 from client_sdk.device_config import DeviceConfig, DownloadPolicy
 from client_sdk.disk import Disk, LocalDisk
 from client_sdk.download import Fetcher, HttpFetcher, MirroredFetcher, Progress
-from client_sdk.enrolment import enrol, read_credential, read_enrolment
-from client_sdk.errors import DeviceError, MissingExtraError, NothingInstalledError
+from client_sdk.enrolment import enrol, read_enrolment
+from client_sdk.errors import DeviceError, EnrolmentError, MissingExtraError, NothingInstalledError
 from client_sdk.generation import GenerationOptions, Prompt
+from client_sdk.identity import Identity
+from client_sdk.key_ring import KeyRing
 from client_sdk.metadata import SignedCatalogue
 from client_sdk.offers import OfferFinder
 from client_sdk.reports import Reporter
@@ -177,6 +179,19 @@ class Device:
         """
         return self._refreshed(self._updater().repair(on_progress=on_progress))
 
+    def rotate_key(self) -> None:
+        """Replace the key that this device signs its requests with; the service forgets the old one.
+
+        Raises:
+            EnrolmentError: not enrolled, or the service is of a release that knows no keys.
+            DeviceError: see `client_sdk.errors`; the old key works on, and the next contact goes on from there.
+        """
+        state = self._states.load()
+        ring = KeyRing(self.home, state.device_id, self._disk)
+        transport = self._transport_to(state.server_url, allow_http=state.allow_http, identity=ring.identity())
+        if not ring.renew(transport):
+            raise EnrolmentError(f"{state.server_url} knows no keys of devices yet; its operator has to update it.")
+
     def config(self) -> DeviceConfig:
         """What `device.toml` in the home says, with the defaults of all it does not say.
 
@@ -335,28 +350,37 @@ class Device:
 
     def _updater(self, *, ignore_policy: bool = False) -> Updater:
         state, config = self._states.load(), self.config()
-        transport = self._transport_to(
-            state.server_url, allow_http=state.allow_http, credential=read_credential(self.home)
-        )
+        ring = KeyRing(self.home, state.device_id, self._disk)
+        transport = self._transport_to(state.server_url, allow_http=state.allow_http, identity=ring.identity())
+        if ring.is_under_way:
+            ring.finish(transport)
         service = UpdateService(transport, memory=self.home / "nothing-new")
         reporter = Reporter(self._states, service, config.reports)
         catalogue = SignedCatalogue(self.home / "trust", transport, self._disk)
+        filler = SlotFiller(
+            home=self.home,
+            slots=self._slots,
+            fetcher=self._fetcher(transport, config.download, allow_http=state.allow_http),
+            reporter=reporter,
+            disk=self._disk,
+            policy=config.download,
+            conditions=Conditions if ignore_policy else self._conditions,
+        )
         return Updater(
             home=self.home,
             states=self._states,
             slots=self._slots,
             finder=OfferFinder(
-                states=self._states, slots=self._slots, service=service, catalogue=catalogue, reporter=reporter
-            ),
-            filler=SlotFiller(
-                home=self.home,
+                states=self._states,
                 slots=self._slots,
-                fetcher=self._fetcher(transport, config.download, allow_http=state.allow_http),
+                service=service,
+                transport=transport,
+                ring=ring,
+                catalogue=catalogue,
                 reporter=reporter,
-                disk=self._disk,
-                policy=config.download,
-                conditions=Conditions if ignore_policy else self._conditions,
+                free_bytes=filler.free_bytes,
             ),
+            filler=filler,
             reporter=reporter,
             self_test=self._test_version,
         )
@@ -369,11 +393,11 @@ class Device:
         ]
         return MirroredFetcher(mirrors, service, self._disk) if mirrors else service
 
-    def _transport_to(self, server_url: str, *, allow_http: bool, credential: str | None = None) -> Transport:
+    def _transport_to(self, server_url: str, *, allow_http: bool, identity: Identity | None = None) -> Transport:
         policy = self.config().download
         limits = self._limits or Limits(
             min_rate_bytes_per_s=policy.min_rate_bytes_per_s,
             rate_window_s=policy.rate_window_s,
             download_deadline_s=policy.deadline_s,
         )
-        return Transport(server_url, credential=credential, allow_http=allow_http, limits=limits, clock=self._clock)
+        return Transport(server_url, identity=identity, allow_http=allow_http, limits=limits, clock=self._clock)

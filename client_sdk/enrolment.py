@@ -1,4 +1,4 @@
-"""Become a device of one server: pin its root, trade the one-time token for a credential, remember both durably."""
+"""Become a device of one server: pin its root, trade the one-time token for an identity, remember both durably."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from client_sdk.disk import Disk, disk_errors, make_private_folder, replace_file
 from client_sdk.errors import EnrolmentError
+from client_sdk.key_ring import KeyRing
 from client_sdk.lock import update_lock
 from client_sdk.metadata import checked_root, pinned_root_path
 from client_sdk.service import UpdateService
@@ -15,7 +16,6 @@ from client_sdk.transport import Transport
 from delta_updates import EnrolmentFile, EnrolRequest
 
 _MAX_ENROLMENT_BYTES = 1 << 20
-_MAX_CREDENTIAL_BYTES = 4096
 
 
 def enrol(
@@ -40,10 +40,12 @@ def enrol(
         make_private_folder(home / "trust")
     with update_lock(home):
         _require_new(home, enrolment.model, states, slots)
-        reply = UpdateService(transport).enrol(request)
+        service = UpdateService(transport)
+        reply = service.enrol(request)
         with disk_errors(home, "storing the enrolment"):
             replace_file(disk, pinned_root_path(home / "trust"), root)
-            replace_file(disk, _credential_path(home), reply.credential.encode())
+            ring = KeyRing(home, reply.device_id, disk)
+            ring.begin(reply.credential)
         # Written last: until it is there, the device is not enrolled.
         states.save(
             DeviceState(
@@ -54,20 +56,8 @@ def enrol(
                 name=name,
             )
         )
-
-
-def read_credential(home: Path) -> str:
-    """What this device shows to its server.
-
-    Raises:
-        EnrolmentError: it is not there, or unreadable.
-    """
-    path = _credential_path(home)
-    try:
-        with path.open("rb") as file:
-            return file.read(_MAX_CREDENTIAL_BYTES).decode("ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise EnrolmentError(f"The device's credential in {path} cannot be read. Enrol this device again.") from error
+        transport.identity = ring.identity()
+        ring.renew_if_known(transport, protocol=service.protocol)
 
 
 def read_enrolment(path: Path) -> EnrolmentFile:
@@ -89,10 +79,6 @@ def read_enrolment(path: Path) -> EnrolmentFile:
         raise EnrolmentError(
             f"{path} is not an enrolment file (problem with {field}). Ask the operator for a new one."
         ) from None
-
-
-def _credential_path(home: Path) -> Path:
-    return home / "credential"
 
 
 def _require_new(home: Path, model: str, states: StateFile, slots: SlotStore) -> None:

@@ -2,15 +2,18 @@
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from typing import NamedTuple
 
 from client_sdk import trust
 from client_sdk.errors import RefusedError
+from client_sdk.key_ring import KeyRing
 from client_sdk.metadata import SignedCatalogue
 from client_sdk.reports import Reporter
 from client_sdk.service import UpdateService
 from client_sdk.slots import SlotStore
 from client_sdk.state import DeviceState, StateFile
+from client_sdk.transport import Transport
 from delta_updates import Offer, UpdateQuery, VersionManifest
 
 _logger = logging.getLogger(__name__)
@@ -33,14 +36,20 @@ class OfferFinder:
         states: StateFile,
         slots: SlotStore,
         service: UpdateService,
+        transport: Transport,
+        ring: KeyRing,
         catalogue: SignedCatalogue,
         reporter: Reporter,
+        free_bytes: Callable[[], int],
     ) -> None:
         self._states = states
         self._slots = slots
         self._service = service
+        self._transport = transport
+        self._ring = ring
         self._catalogue = catalogue
         self._reporter = reporter
+        self._free_bytes = free_bytes
 
     def find(self, *, only_full: bool = False, is_damaged: bool = False) -> VerifiedOffer | None:
         """Ask the service for an offer; None when there is nothing newer for this device.
@@ -63,7 +72,8 @@ class OfferFinder:
             installed_hash=installed.tree_hash,
             only_full=only_full,
         )
-        offer = self._service.ask(query)
+        offer = self._service.ask(query, free_bytes=self._free_bytes())
+        self._ring.renew_if_known(self._transport, protocol=self._service.protocol)
         if offer is None or trust.is_installed(offer, installed):
             # Whoever keeps news from a device can only do so until the signed metadata it last saw expires.
             self._refresh(state)

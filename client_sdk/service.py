@@ -9,13 +9,15 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from client_sdk.errors import ServiceRefusedError
+from client_sdk.errors import DeviceDiskError, ServiceRefusedError
 from client_sdk.transport import Transport, printable
-from delta_updates.offer import EnrolReply, EnrolRequest, Offer, OutcomeReport, UpdateQuery
+from delta_updates.manifest import MAX_FILE_BYTES
+from delta_updates.offer import ROOM_HEADER, EnrolReply, EnrolRequest, KeyRequest, Offer, OutcomeReport, UpdateQuery
 
 ENROL = "/v1/devices"
 CHECK = "/v1/updates/check"
 REPORT = "/v1/updates/report"
+KEY = "/v1/devices/me/key"
 METADATA = "/v1/metadata/"
 TARGETS = "/v1/targets/"
 
@@ -39,6 +41,11 @@ class UpdateService:
         self._spoken = 1
         self._memory = memory
 
+    @property
+    def protocol(self) -> int:
+        """What the service has answered with; 1 before it has."""
+        return self._spoken
+
     def enrol(self, request: EnrolRequest) -> EnrolReply:
         """Trade a one-time enrolment token for this device's credential.
 
@@ -49,21 +56,41 @@ class UpdateService:
         answer = self._transport.call(
             "POST", ENROL, body=request.model_dump_json().encode(), max_bytes=_MAX_ANSWER_BYTES, attempts=1
         )
+        self._spoken = answer.protocol
         return _parse(EnrolReply, answer.body)
 
-    def ask(self, query: UpdateQuery) -> Offer | None:
-        """Ask for an update given what is installed; None when there is none for this device.
+    def set_key(self, request: KeyRequest) -> None:
+        """Make this device's public key known; saying it twice changes nothing.
 
         Raises:
             ServiceUnavailableError, ServiceRefusedError, EnrolmentError: see `Transport.call`.
         """
-        answer = self._transport.call(
-            "POST",
-            CHECK,
-            body=query.model_dump_json().encode(),
-            max_bytes=_MAX_ANSWER_BYTES,
-            known_etag=self._recall(),
-        )
+        self._transport.call("PUT", KEY, body=request.model_dump_json().encode(), max_bytes=_MAX_ANSWER_BYTES)
+
+    def ask(self, query: UpdateQuery, *, free_bytes: int | None = None) -> Offer | None:
+        """Ask for an update given what is installed; None when there is none for this device.
+
+        Args:
+            query: what is installed.
+            free_bytes: of disk, for the update; no part of the question, which would never be the same twice.
+
+        Raises:
+            DeviceDiskError: there is an update, and no package of it fits.
+            ServiceUnavailableError, ServiceRefusedError, EnrolmentError: see `Transport.call`.
+        """
+        try:
+            answer = self._transport.call(
+                "POST",
+                CHECK,
+                body=query.model_dump_json().encode(),
+                max_bytes=_MAX_ANSWER_BYTES,
+                known_etag=self._recall(),
+                headers={} if free_bytes is None else {ROOM_HEADER: str(min(free_bytes, MAX_FILE_BYTES))},
+            )
+        except ServiceRefusedError as error:
+            if error.status == HTTPStatus.CONFLICT:
+                raise DeviceDiskError(str(error)) from error
+            raise
         self._spoken = answer.protocol
         if answer.status == HTTPStatus.NO_CONTENT:
             self._remember(answer.etag)
@@ -84,11 +111,13 @@ class UpdateService:
                 self._memory.write_text(etag, "ascii")
 
     def report(self, report: OutcomeReport) -> None:
-        """Deliver one outcome.
+        """Deliver one outcome; nothing happens when the service has no word for it.
 
         Raises:
             ServiceUnavailableError, ServiceRefusedError, EnrolmentError: see `Transport.call`.
         """
+        if not report.is_known_in(self._spoken):
+            return
         body = json.dumps(report.in_protocol(self._spoken)).encode()
         self._transport.call("POST", REPORT, body=body, max_bytes=_MAX_ANSWER_BYTES, attempts=1)
 

@@ -16,6 +16,7 @@ from urllib3.exceptions import HTTPError, SSLError
 
 from client_sdk.connections import bounded_pool, must_progress
 from client_sdk.errors import EnrolmentError, ServiceRefusedError, ServiceUnavailableError
+from client_sdk.identity import Identity
 from delta_updates.offer import PROTOCOL, PROTOCOL_HEADER, protocol_of
 
 CHUNK_BYTES = 1 << 16
@@ -107,15 +108,17 @@ class Transport:
         self,
         server_url: str,
         *,
-        credential: str | None = None,
+        identity: Identity | None = None,
         allow_http: bool = False,
         limits: Limits | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.server_url = checked_server_url(server_url, allow_http=allow_http)
+        self._origin_chars = len(self.server_url) - len(urlsplit(self.server_url).path)
         self.limits = limits or Limits()
         self.clock = clock or SystemClock()
-        self._credential = credential
+        self.identity = identity
+        """What shows requests to be this device's; None before it is enrolled."""
         self._pool = bounded_pool(
             urllib3.Timeout(connect=self.limits.connect_timeout_s, read=self.limits.read_timeout_s),
             header_deadline_s=self.limits.request_deadline_s,
@@ -134,11 +137,11 @@ class Transport:
         """One request; yields the open response whatever its status, except a redirect.
 
         Args:
-            method: GET or POST.
+            method: GET, POST or PUT.
             path: below the server's address.
             headers: besides those that every request has.
             body: JSON.
-            follow: go after one temporary redirect, without the credential; only for bytes that are verified by a
+            follow: go after one temporary redirect, without showing who this is; only for bytes that are verified by a
                 signed hash, wherever they come from.
 
         Raises:
@@ -151,26 +154,18 @@ class Transport:
             PROTOCOL_HEADER: str(PROTOCOL),
             **(headers or {}),
         }
-        if self._credential:
-            sent["Authorization"] = f"Bearer {self._credential}"
         if body is not None:
             sent["Content-Type"] = "application/json"
         response: urllib3.BaseHTTPResponse | None = None
         try:
-            response = self._pool.request(
-                method,
-                self.server_url + path,
-                headers=sent,
-                body=body,
-                redirect=False,
-                preload_content=False,
-                decode_content=False,
-            )
+            response = self._send(method, path, sent, body)
+            if response.status == HTTPStatus.UNAUTHORIZED and self._learns_time(response):
+                response.close()
+                response = self._send(method, path, sent, body)
             if follow and response.status == HTTPStatus.TEMPORARY_REDIRECT:
                 where = self._require_safe(response.headers.get("Location", ""))
                 response.close()
-                # Whoever wrote the address must not get the credential.
-                sent.pop("Authorization", None)
+                # Without what shows who this device is: whoever wrote the address must not get it.
                 response = self._pool.request(
                     method, where, headers=sent, redirect=False, preload_content=False, decode_content=False
                 )
@@ -196,6 +191,23 @@ class Transport:
             if response is not None:
                 response.close()
 
+    def _send(self, method: str, path: str, headers: Mapping[str, str], body: bytes | None) -> urllib3.BaseHTTPResponse:
+        url = self.server_url + path
+        # Signed is what arrives: the server's own path may come before ours.
+        shown = self.identity.headers(method, url[self._origin_chars :], body) if self.identity else {}
+        return self._pool.request(
+            method,
+            url,
+            headers={**headers, **shown},
+            body=body,
+            redirect=False,
+            preload_content=False,
+            decode_content=False,
+        )
+
+    def _learns_time(self, response: urllib3.BaseHTTPResponse) -> bool:
+        return self.identity is not None and self.identity.learns_time(response.headers.get("Date"))
+
     def call(
         self,
         method: str,
@@ -205,16 +217,18 @@ class Transport:
         max_bytes: int,
         attempts: int | None = None,
         known_etag: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Answer:
         """One small request, tried again while the service is away; returns only 2xx answers.
 
         Args:
-            method: GET or POST.
+            method: GET, POST or PUT.
             path: below the server's address.
             body: JSON.
             max_bytes: how long the answer may be.
             attempts: how often to try; None is as often as the limits say.
             known_etag: of an answer that is known already; 304 is then an answer as well.
+            headers: besides those that every request has.
 
         Raises:
             ServiceUnavailableError: no answer, 5xx, too slow, or too many requests, at every attempt.
@@ -222,9 +236,10 @@ class Transport:
             EnrolmentError: the credential is not accepted.
         """
         backoff = Backoff(self.limits, self.clock)
+        sent = {**(headers or {}), **({_IF_NONE_MATCH: known_etag} if known_etag else {})}
         for failures in range(attempts or self.limits.attempts):
             try:
-                return self._call_once(method, path, body, max_bytes, known_etag)
+                return self._call_once(method, path, body, max_bytes, sent)
             except ServiceUnavailableError as error:
                 last = error
                 if failures + 1 < (attempts or self.limits.attempts):
@@ -251,8 +266,9 @@ class Transport:
             )
         return location
 
-    def _call_once(self, method: str, path: str, body: bytes | None, max_bytes: int, known_etag: str | None) -> Answer:
-        headers = {_IF_NONE_MATCH: known_etag} if known_etag else None
+    def _call_once(
+        self, method: str, path: str, body: bytes | None, max_bytes: int, headers: Mapping[str, str]
+    ) -> Answer:
         with self.open(method, path, body=body, headers=headers) as response:
             etag = response.headers.get("ETag")
             protocol = protocol_of(response.headers.get(PROTOCOL_HEADER))

@@ -164,6 +164,8 @@ class Updater:
             self.slots.revert()
             raise
         tested = replace(filled, decision="confirmed", self_test_seconds=time.monotonic() - started, health=health)
+        found = in_test.record
+        self.reporter.queue_outcome(found.offer_id, found.version, Outcome.TESTED, tested)
         record = self.slots.confirm()
         self._confirmed(record, tested)
         return tested

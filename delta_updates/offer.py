@@ -12,6 +12,7 @@ only, and devices send it only to a service that has answered with it.
 | 1 | | 1 to 3 |
 | 2 | `Offer.chain` | 1 to 3 |
 | 3 | `OutcomeReport.quality` | 1 to 3 |
+| 4 | `KeyRequest`, signed requests; `Outcome.TESTED` | 1 to 4 |
 """
 
 from enum import StrEnum
@@ -21,8 +22,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from delta_updates.manifest import FileLength, ModelName, SafePath, Sha256, VersionNumber
 
-PROTOCOL = 3
+PROTOCOL = 4
 PROTOCOL_HEADER = "Lamella-Protocol"
+ROOM_HEADER = "Lamella-Free-Bytes"
+"""The disk bytes that a device has for an update, sent with a check. No part of the question: it differs each time."""
 REDIRECT_HEADER = "Lamella-Redirects"
 """A device that sends it with a download follows one redirect, to where its credential does not go."""
 
@@ -60,10 +63,22 @@ class EnrolRequest(_Message):
 
 
 class EnrolReply(_Message):
-    """The device's identity and the credential it shows from now on."""
+    """The device's identity, and the credential that it shows until the service knows its key."""
 
     device_id: Identifier
     credential: Secret
+
+
+class KeyRequest(_Message):
+    """A device makes the public half of its key known: from then on it signs its requests (`request_signature`).
+
+    Attributes:
+        public_key: Ed25519, 32 bytes.
+        proof: signature of `key_proof` by that key, 64 bytes: nobody can take another's key for their own.
+    """
+
+    public_key: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{43}$")]
+    proof: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{86}$")]
 
 
 class EnrolmentFile(_Message):
@@ -128,6 +143,7 @@ class Outcome(StrEnum):
 
     DOWNLOADED = "downloaded"
     APPLIED = "applied"
+    TESTED = "tested"
     CONFIRMED = "confirmed"
     REVERTED = "reverted"
     FAILED = "failed"
@@ -149,7 +165,7 @@ class Quality(_Message):
 
 
 class OutcomeReport(_Message):
-    """What a device tells about one offer; `quality` from protocol 3 on."""
+    """What a device tells about one offer; `quality` from protocol 3 on, that it was tested from protocol 4 on."""
 
     offer_id: Identifier
     version: VersionNumber
@@ -158,6 +174,10 @@ class OutcomeReport(_Message):
     bytes_downloaded: FileLength = 0
     apply_seconds: Annotated[float, Field(ge=0, le=1e7, allow_inf_nan=False)] = 0.0
     quality: Quality | None = None
+
+    def is_known_in(self, protocol: int) -> bool:
+        """Whether `protocol` has a word for this outcome."""
+        return self.outcome is not Outcome.TESTED or protocol >= 4  # noqa: PLR2004 - see above
 
     def in_protocol(self, protocol: int) -> dict[str, Any]:
         """This report as JSON values, in words that `protocol` has."""

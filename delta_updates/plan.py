@@ -41,6 +41,7 @@ _SPARSE_SHARE = 8
 _SAMPLE_BLOCK_BYTES = 4096
 _SAMPLE_SHARE = 16
 _OPAQUE = (ElementKind.BYTES,)
+_LARGEST_KEPT_BYTES = 31 << 20
 _EMPTY = Encoded(Layout.RAW, 0, b"")
 
 
@@ -157,6 +158,16 @@ def _spans(layout: TensorFile, old_layout: TensorFile | None, matcher: TensorMat
             yield _Span(tensor.offset + common, tensor.length - common, kinds, None, name)
 
 
+def _keep_freed_memory() -> None:
+    """Have glibc keep what a chunk frees for the next one.
+
+    Its allocator gives the memory of large blocks back to the system, which hands it out again page by page: a tenth of
+    a build's time. It keeps blocks up to the size of the largest that was ever freed, and 32 MB at most. Elsewhere this
+    changes nothing.
+    """
+    np.empty(_LARGEST_KEPT_BYTES, dtype=np.uint8)
+
+
 def _full_records(path: Path, spans: Iterable[_Span], workers: int) -> Iterator[Record]:
     with RandomReader(path) as new_file:
         yield from in_order(_record, _chunks(spans, new_file, new_file), workers=workers)
@@ -165,6 +176,7 @@ def _full_records(path: Path, spans: Iterable[_Span], workers: int) -> Iterator[
 def _moved_records(
     path: Path, layout: TensorFile, old_path: Path, old_layout: TensorFile, workers: int
 ) -> Iterator[Record]:
+    _keep_freed_memory()
     with RandomReader(path) as new_file, RandomReader(old_path) as old_file:
         matcher = TensorMatcher(old_layout, old_file, new_file)
         chunks = _chunks(_spans(layout, old_layout, matcher), new_file, old_file)
@@ -248,8 +260,7 @@ def _moved(pieces: list[_Piece], new: bytes, parts: tuple[Part, ...]) -> Record 
 def _least_difference(new: bytes, old: bytes, kind: ElementKind) -> int:
     """Return about how many bytes a difference will have at least, judged by a sample."""
     sample = _sample(new)
-    encoded = Difference().encode(sample, _sample(old), kind)
-    return len(encoded.frame) * len(new) // len(sample) * 9 // 10 if encoded else 0
+    return Difference().least_bytes(sample, _sample(old), kind) * len(new) // len(sample) * 9 // 10
 
 
 def _likeliest(kinds: tuple[ElementKind, ...], new: bytes, old: bytes) -> ElementKind:
@@ -257,12 +268,7 @@ def _likeliest(kinds: tuple[ElementKind, ...], new: bytes, old: bytes) -> Elemen
     if len(kinds) == 1:
         return kinds[0]
     some, before = _sample(new), _sample(old)
-
-    def size(kind: ElementKind) -> int:
-        encoded = Difference().encode(some, before, kind)
-        return len(encoded.frame) if encoded else len(some)
-
-    return min(kinds, key=size)
+    return min(kinds, key=lambda kind: Difference().least_bytes(some, before, kind))
 
 
 def _least_full(new: bytes, kind: ElementKind) -> int:

@@ -1,4 +1,4 @@
-"""ε from events alone, by composing privacy loss distributions (the only file that touches dp_accounting).
+"""ε from events alone, by composing privacy loss distributions.
 
 Source: Koskela, Jälkö, Honkela, "Computing Tight Differential Privacy Guarantees Using FFT", AISTATS 2020; Doroshenko
 et al., "Connect the Dots: Tighter Discrete Approximations of Privacy Loss Distributions", PoPETs 2022. Neighbouring

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, HttpUrl, SecretStr, TypeAdapter, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from server.errors import ConfigurationError
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_PREFIX = "LAMELLA_"
+# The device's, the containers' and the tests' own.
+_OTHERS = ("LAMELLA_DEVICE_", "LAMELLA_API_PORT", "LAMELLA_BASE", "LAMELLA_TEST_")
 _HTTP_URL: TypeAdapter[HttpUrl] = TypeAdapter(HttpUrl)
 
 
@@ -19,7 +26,7 @@ class Settings(BaseSettings):
     The database URL may hold a password, so it is a secret: printing the settings does not show it.
     """
 
-    model_config = SettingsConfigDict(env_prefix="LAMELLA_", frozen=True, extra="ignore", validate_default=True)
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="ignore", validate_default=True)
 
     home: Path = Field(
         default=Path("~/.lamella/server"),
@@ -81,6 +88,10 @@ class Settings(BaseSettings):
         ge=0,
         allow_inf_nan=False,
         description="How much worse, in nats, a candidate's held-out loss may be than its parent's.",
+    )
+    require_device_keys: bool = Field(
+        default=False,
+        description="Answer only devices that sign their requests; older agents show a credential.",
     )
     device_requests_per_minute: int = Field(
         default=600,
@@ -220,6 +231,15 @@ class Settings(BaseSettings):
             if url.startswith(short):
                 return "postgresql+psycopg://" + url.removeprefix(short)
         return url
+
+
+def unknown_settings(environment: Mapping[str, str]) -> dict[str, str | None]:
+    """Variables that look like settings and are none, each with the setting that it is most like, if there is one."""
+    known = {f"{_PREFIX}{name}".upper() for name in Settings.model_fields}
+    found = sorted(
+        name for name in environment if name.startswith(_PREFIX) and name not in known and not name.startswith(_OTHERS)
+    )
+    return {name: next(iter(get_close_matches(name, known, n=1, cutoff=0.8)), None) for name in found}
 
 
 def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - pydantic parses them

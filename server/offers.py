@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from delta_updates import UpdateQuery
-    from server.registry import PackageRecord, Registry, VersionRecord
+    from server.registry import DeviceCase, PackageRecord, Registry, VersionRecord
     from server.rollouts import Explanation
 
 
@@ -36,6 +36,11 @@ def explain(registry: Registry, device_id: str, *, installed_version: int | None
         for rollout_id in case.due:
             registry.settle_rollout(rollout_id)
         case = registry.device_case(device_id, installed_version=installed_version, is_full=is_full)
+    return explained(case)
+
+
+def explained(case: DeviceCase) -> Explanation:
+    """What follows from a case in which no rollout is due."""
     decided = decide(case.facts, case.releases, case.rollouts, case.now)
     # Windows open and soaks end; every other change is somebody's write.
     return replace(decided, is_time_bound=any(rollout.state == "running" for rollout in case.rollouts))
@@ -44,7 +49,7 @@ def explain(registry: Registry, device_id: str, *, installed_version: int | None
 def choose_package(
     query: UpdateQuery, *, latest: VersionRecord, installed_hash: str | None, packages: Sequence[PackageRecord]
 ) -> PackageRecord | None:
-    """The package to offer, or None when the device needs nothing.
+    """The package of fewest bytes to offer, or None when the device needs nothing.
 
     Args:
         query: What the device says it has.
@@ -52,24 +57,31 @@ def choose_package(
         installed_hash: The tree hash that the registry knows for the version the device says it has.
         packages: The packages of ``latest``.
     """
-    has = query.installed_version
-    # A version never goes down on a device, also not when the newest release was taken back.
-    if has is not None and has > latest.number:
-        return None
-    if has == latest.number and query.installed_hash in {None, latest.manifest.tree_hash}:
+    if has_nothing_to_do(query, latest):
         return None
     # A delta only onto bytes that we know. Anything else, damage included, is repaired by the full package.
     is_known = query.installed_hash is not None and query.installed_hash == installed_hash
-    by_source = {package.source_version: package for package in packages}
-    if is_known and not query.only_full and has in by_source:
-        return by_source[has]
-    return by_source.get(None)
+    sources = {None, query.installed_version} if is_known and not query.only_full else {None}
+    fit = [package for package in packages if package.source_version in sources]
+    # Of two of one length the delta, which writes less.
+    return min(fit, key=lambda package: (package.length, package.source_version is None), default=None)
 
 
-def known_hash(registry: Registry, query: UpdateQuery) -> str | None:
+def has_nothing_to_do(query: UpdateQuery, latest: VersionRecord) -> bool:
+    """Whether a device has the version that it shall have, or a newer one."""
+    has = query.installed_version
+    if has == latest.number:
+        return query.installed_hash in {None, latest.manifest.tree_hash}
+    # A version never goes down on a device, also not when the newest release was taken back.
+    return has is not None and has > latest.number
+
+
+def known_hash(registry: Registry, query: UpdateQuery, *, latest: VersionRecord) -> str | None:
     """The tree hash of the version that a device says it has; None when there is no such version."""
     if query.installed_version is None:
         return None
+    if query.installed_version == latest.number:
+        return latest.manifest.tree_hash
     try:
         return registry.version(query.model, query.installed_version).manifest.tree_hash
     except NotFoundError:

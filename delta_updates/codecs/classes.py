@@ -18,11 +18,11 @@ from delta_updates.codecs.elements import Patterns
 from delta_updates.codecs.grouping import count_pairs, merge_neighbours
 from delta_updates.codecs.information import UNIT_BITS, Counts, information
 from delta_updates.codecs.leading import GAPS, VALUES
+from delta_updates.codecs.places import Places, places_of
 from delta_updates.codecs.streams import Streams
 from delta_updates.errors import PackageFormatError
 
 Contexts = NDArray[np.uint8] | NDArray[np.uint16]
-Places = NDArray[np.intp]
 
 _ENTRY = np.dtype([("first", "<u2"), ("mode", "u1"), ("coded", "<u4")])
 _SPARSE = 0x80
@@ -55,21 +55,21 @@ class _Class:
         if self.first > highest:
             return np.zeros(0, dtype=np.intp)
         # One comparison: below `first` the difference wraps around.
-        return np.flatnonzero(contexts - number(self.first) <= number(min(self.last, highest) - self.first))
+        return places_of(contexts - number(self.first) <= number(min(self.last, highest) - self.first))
 
 
 def arrange_classes(values: Patterns, contexts: Contexts) -> list[bytes]:
     """Return `values`, shape (n,), of at most 4 bytes, as streams; `contexts` has the same shape."""
     symbols = VALUES.symbols_of(values)
-    classes = _choose_classes(symbols, contexts)
-    places = _places(classes, contexts)
-    classes = [_widened(one, symbols, values, where) for one, where in zip(classes, places, strict=True)]
+    counted = _choose_classes(symbols, contexts)
+    places = _places([one for one, _ in counted], contexts)
+    classes = [_widened(one, counts, values, where) for (one, counts), where in zip(counted, places, strict=True)]
     gaps: list[NDArray[np.uint32]] = []
     heads, tails, large, wide = [], [], [], []
     for one, where in zip(classes, places, strict=True):
         chosen = _tops(values.take(where)) if one.is_wide else symbols.take(where)
         if one.is_sparse:
-            nonzero = np.flatnonzero(chosen)
+            nonzero = places_of(chosen != 0)
             gaps.append(np.diff(nonzero, prepend=-1).astype(np.uint32) - np.uint32(1))
             chosen = chosen.take(nonzero) - np.uint8(1)
         head, tail = split(chosen, one.radix)
@@ -79,7 +79,7 @@ def arrange_classes(values: Patterns, contexts: Contexts) -> list[bytes]:
             wide.append(where)
         else:
             coded = where.take(nonzero) if one.is_sparse else where
-            large.append(coded.take(np.flatnonzero(chosen >= VALUES.own - one.is_sparse)))
+            large.append(coded.take(places_of(chosen >= VALUES.own - one.is_sparse)))
     rests = _joined(large)
     return [
         _table(classes),
@@ -89,6 +89,14 @@ def arrange_classes(values: Patterns, contexts: Contexts) -> list[bytes]:
         *VALUES.rest_streams(symbols.take(rests), values.take(rests)),
         *_low_planes(values.take(_joined(wide))),
     ]
+
+
+def least_bytes(values: Patterns, contexts: Contexts) -> int:
+    """Return about what the streams of `arrange_classes` are worth: the bytes of an entropy code for each context."""
+    symbols = VALUES.symbols_of(values)
+    counts = count_pairs(symbols, contexts)
+    rest_bits = int((counts.sum(axis=0) * VALUES.rest_bits[: counts.shape[1]]).sum())
+    return ((int(information(counts).sum()) >> UNIT_BITS) + rest_bits) // 8
 
 
 def restore_classes(streams: Streams, contexts: Contexts, width: int) -> Patterns:
@@ -135,13 +143,14 @@ def _places(classes: list[_Class], contexts: Contexts) -> list[Places]:
     return [below.take(one.places(few)) for one in classes[:rare]] + [one.places(contexts) for one in classes[rare:]]
 
 
-def _choose_classes(symbols: NDArray[np.uint8], contexts: Contexts) -> list[_Class]:
+def _choose_classes(symbols: NDArray[np.uint8], contexts: Contexts) -> list[tuple[_Class, Counts]]:
+    """Return the classes, each with how often its symbols appear."""
     counts = count_pairs(symbols, contexts)
     used = np.flatnonzero(counts.any(axis=1)).tolist()
     merged = merge_neighbours(counts[used])
     firsts = [0, *(used[first] for first, _ in merged[1:])]
     lasts = [first - 1 for first in firsts[1:]] + [_MAX_CONTEXT]
-    return [_shape(first, last, group) for first, last, (_, group) in zip(firsts, lasts, merged, strict=True)]
+    return [(_shape(first, last, group), group) for first, last, (_, group) in zip(firsts, lasts, merged, strict=True)]
 
 
 def _shape(first: int, last: int, counts: Counts) -> _Class:
@@ -152,13 +161,12 @@ def _shape(first: int, last: int, counts: Counts) -> _Class:
     return _Class(first, last, _radix(coded), is_sparse, int(coded.sum()))
 
 
-def _widened(one: _Class, symbols: NDArray[np.uint8], values: Patterns, where: Places) -> _Class:
-    """Return the class, wide if that takes fewer bits."""
+def _widened(one: _Class, counts: Counts, values: Patterns, where: Places) -> _Class:
+    """Return the class, wide if that takes fewer bits than symbols that appear `counts` times, and rests."""
     low_bits = 8 * (values.itemsize - 1)
     if one.is_sparse or not low_bits or not len(where):
         return one
-    counts = np.bincount(symbols.take(where), minlength=256).astype(np.int64)
-    rest_bits = int((counts * VALUES.rest_bits).sum())
+    rest_bits = int((counts * VALUES.rest_bits[: len(counts)]).sum())
     # A leading symbol says at least a little: only where it leaves out as much as the low bytes is there a choice.
     if rest_bits <= low_bits * len(where):
         return one

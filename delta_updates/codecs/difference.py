@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from delta_updates.codecs.classes import Contexts, arrange_classes, restore_classes
+from delta_updates.codecs.classes import Contexts, arrange_classes, least_bytes, restore_classes
 from delta_updates.codecs.codec import MAX_DIFFERENCE_ELEMENTS, MAX_PLAIN_BYTES, Encoded
 from delta_updates.codecs.elements import (
     ElementKind,
@@ -67,6 +67,11 @@ class Difference:
         if length > MAX_PLAIN_BYTES:
             return None
         return Encoded(Layout.CLASSES, length, pack(streams, level=ENTROPY_LEVEL))
+
+    def least_bytes(self, target: bytes, source: bytes, kind: ElementKind) -> int:
+        """Return about how many bytes the steps take at least, at a small part of the cost of finding out."""
+        old = patterns_of(source, kind)
+        return least_bytes(steps_between(old, patterns_of(target, kind), kind), contexts_of(old, kind))
 
     def decode(self, encoded: Encoded, source: bytes, kind: ElementKind, length: int) -> bytes:
         """Return the source moved by the payload's steps."""

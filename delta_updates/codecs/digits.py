@@ -10,6 +10,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from delta_updates.codecs.places import Places, places_of
 from delta_updates.errors import PackageFormatError
 
 Symbols = NDArray[np.uint8]
@@ -35,7 +36,7 @@ def split(symbols: Symbols, radix: int) -> tuple[Symbols, Symbols]:
         digits = np.minimum(symbols[place :: DIGITS[radix]], escape)
         heads *= np.uint8(radix)
         heads[: len(digits)] += digits
-    large = np.flatnonzero(symbols >= escape)
+    large = places_of(symbols >= escape)
     return heads, symbols.take(large) - escape
 
 
@@ -52,12 +53,12 @@ def digits_of(heads: Symbols, count: int, radix: int) -> Symbols:
     return _table(radix).take(heads, axis=0).reshape(-1)[:count]
 
 
-def escapes(digits: Symbols, radix: int) -> NDArray[np.intp]:
+def escapes(digits: Symbols, radix: int) -> Places:
     """Return the places of digits that have a tail."""
-    return np.flatnonzero(digits == radix - 1) if radix != WHOLE else np.zeros(0, dtype=np.intp)
+    return places_of(digits == radix - 1) if radix != WHOLE else np.zeros(0, dtype=np.intp)
 
 
-def add_tails(digits: Symbols, places: NDArray[np.intp], tails: Symbols) -> None:
+def add_tails(digits: Symbols, places: Places, tails: Symbols) -> None:
     """Add tails to the digits at their places.
 
     Raises:

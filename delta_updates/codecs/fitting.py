@@ -27,7 +27,7 @@ _FEWEST_ROWS = 64
 # Looked at first, and where those have too many components.
 _SOME_ROWS = (128, 512)
 _ROWS_EACH = 3
-_STRIP_ELEMENTS = 1 << 15
+_STRIP_ELEMENTS = 1 << 16
 # How many components are looked for: more only where all of these are of use. Ranks of adapters are mostly
 # multiples of eight, and a component that is nothing but noise rounds to zeros.
 _WIDTHS = (12, 36, MAX_RANK + 4)
@@ -52,10 +52,17 @@ _LARGEST = 2.0**32
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """By how much each entry moved, shape (rows, columns), and how far that may be off to either side."""
+    """By how much each entry moved, shape (rows, columns), and between what that rounds to the same float."""
 
     moved: Matrix
-    slack: Matrix
+    lowest: Matrix
+    highest: Matrix
+
+    @property
+    def usual_step(self) -> float:
+        """The distance of usual values from the next."""
+        some = slice(None, None, _SAMPLE_STEP)
+        return float(np.median(self.highest.reshape(-1)[some] - self.lowest.reshape(-1)[some]))
 
     def strips(self) -> Iterator[slice]:
         """Yield rows that stay in the cache together."""
@@ -115,7 +122,7 @@ def find_factors(old: Patterns, new: Patterns, kind: ElementKind, *, columns: in
     if not 0 < rank * (rows + columns) <= rows * columns:
         return None
     refined = _refined(change, components.strongest(rank))
-    return _rounded(refined, step=2 * float(np.median(change.slack.reshape(-1)[::_SAMPLE_STEP])))
+    return _rounded(refined, step=change.usual_step)
 
 
 def _probe(old: Patterns, new: Patterns, kind: ElementKind) -> _Components | None:
@@ -133,7 +140,7 @@ def _probe(old: Patterns, new: Patterns, kind: ElementKind) -> _Components | Non
 
 
 def _change(old: Patterns, new: Patterns, kind: ElementKind) -> _Change:
-    change = _Change(np.empty(old.shape, np.float32), np.empty(old.shape, np.float32))
+    change = _Change(*(np.empty(old.shape, np.float32) for _ in range(3)))
     half_step = np.float32(2.0 ** -(FLOAT_FIELDS[kind].mantissa_bits + 1))
     for rows in change.strips():
         with np.errstate(over="ignore", invalid="ignore"):
@@ -142,21 +149,24 @@ def _change(old: Patterns, new: Patterns, kind: ElementKind) -> _Change:
             # A float32 without its mantissa is the length of its octave.
             octaves = (reals.astype(np.float32, copy=False).view(np.uint32) & np.uint32(0x7F800000)).view(np.float32)
         moved[~(np.abs(moved) < _LARGEST)] = 0
-        change.moved[rows] = moved.reshape(-1, old.shape[1])
-        np.multiply(octaves.reshape(-1, old.shape[1]), half_step, out=change.slack[rows])
+        moved, half_steps = moved.reshape(-1, old.shape[1]), (octaves * half_step).reshape(-1, old.shape[1])
+        change.moved[rows] = moved
+        np.subtract(moved, half_steps, out=change.lowest[rows])
+        np.add(moved, half_steps, out=change.highest[rows])
     return change
 
 
 def _is_explained(change: _Change, components: _Components) -> bool:
     """Return whether a product rounds to most of the floats that changed, or comes much nearer to them."""
-    nearer = np.maximum(change.slack, np.abs(change.moved) * _NEARER)
+    nearer = np.maximum((change.highest - change.lowest) / 2, np.abs(change.moved) * _NEARER)
     missed = np.abs(components.left @ components.right.T - change.moved) > nearer
     return bool(np.count_nonzero(missed) <= _MOST_MISSED * np.count_nonzero(change.moved))
 
 
 def _components(change: _Change, *, start: Matrix | None = None) -> _Components:
     """Return the strongest components of a matrix, more of them as long as none is noise."""
-    total = sum(float(np.vdot(change.moved[rows], change.moved[rows])) for rows in change.strips())
+    # Row by row: what is left over is a millionth of it at times, and must not be lost in a long sum of floats.
+    total = float(np.einsum("ij,ij->i", change.moved, change.moved).sum(dtype=np.float64))
     for width in _WIDTHS:
         count = min(width, *change.moved.shape)
         # Without a better start, the matrix's own rows: they are near to where its components lie.
@@ -194,14 +204,12 @@ def _passed(change: _Change, right: Matrix, guess: Matrix | None = None) -> tupl
 
 def _allowed(change: _Change, rows: slice, guess: Matrix) -> Matrix:
     """Return the guess, moved towards and beyond the nearest that rounds to the target's floats; it is overwritten."""
-    slack = change.slack[rows]
-    missed = guess - change.moved[rows]
-    inside = np.minimum(missed, slack)
-    np.maximum(inside, -slack, out=inside)
-    missed -= inside
-    missed *= _RELAXATION
-    guess -= missed
-    return guess
+    nearest = np.maximum(guess, change.lowest[rows])
+    np.minimum(nearest, change.highest[rows], out=nearest)
+    nearest *= _RELAXATION
+    guess *= 1 - _RELAXATION
+    nearest += guess
+    return nearest
 
 
 def _orthonormal_turn(columns: Matrix) -> Matrix:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from delta_updates.codecs.information import UNIT_BITS, Counts, information
+from delta_updates.codecs.places import places_of
 
 # What a class costs: its entry, and an entropy table for each of its streams.
 _CLASS_UNITS = 512 << UNIT_BITS
@@ -20,24 +21,41 @@ _SPARSE_SHARE = 4
 
 
 def merge_neighbours(rows: Counts) -> list[tuple[int, Counts]]:
-    """Merge neighbouring rows of symbol counts, shape (contexts, symbols), into classes.
+    """Merge neighbouring rows of symbol counts, shape (contexts, symbols), at least one, into classes.
 
     Returns:
         The first row of each class, and the class's counts.
     """
+    starts = _rare_together(rows.sum(axis=1).tolist())
+    rows = np.add.reduceat(rows, starts, axis=0)
     alone = information(rows).tolist()
     both = information(rows[:-1] + rows[1:]).tolist()
     losses = [union - left - right for union, left, right in zip(both, alone[:-1], alone[1:], strict=True)]
-    firsts, groups = list(range(len(rows))), list(rows)
+    firsts, groups = starts, list(rows)
     while losses and (min(losses) < _CLASS_UNITS or len(groups) > _MAX_CLASSES):
         at = losses.index(min(losses))
         alone[at : at + 2] = [alone[at] + alone[at + 1] + losses[at]]
         groups[at : at + 2] = [groups[at] + groups[at + 1]]
         del firsts[at + 1], losses[at]
-        for pair in (at - 1, at):
-            if 0 <= pair < len(losses):
-                losses[pair] = int(information(groups[pair] + groups[pair + 1])) - alone[pair] - alone[pair + 1]
+        pairs = range(max(at - 1, 0), min(at + 1, len(losses)))
+        unions = information(np.array([groups[pair] + groups[pair + 1] for pair in pairs])).tolist() if pairs else []
+        for pair, union in zip(pairs, unions, strict=True):
+            losses[pair] = union - alone[pair] - alone[pair + 1]
     return list(zip(firsts, groups, strict=True))
+
+
+def _rare_together(totals: list[int]) -> list[int]:
+    """Return where runs of rows begin that are too rare to have classes of their own.
+
+    Two rows that share a code lose at most one bit a symbol.
+    """
+    starts, together = [0], totals[0]
+    for row, total in enumerate(totals[1:], start=1):
+        together += total
+        if together << UNIT_BITS > _CLASS_UNITS:
+            starts.append(row)
+            together = total
+    return starts
 
 
 def merge_alike(counts: Counts) -> list[int]:
@@ -79,7 +97,7 @@ def count_pairs(symbols: NDArray[np.uint8], contexts: NDArray[np.uint8] | NDArra
 
 def _count_short_pairs(symbols: NDArray[np.uint8], contexts: NDArray[np.uint8]) -> Counts:
     """Return counts of shape (256, 256). Counting looks at 16-bit numbers twice as fast as at pairs of indices."""
-    nonzero = np.flatnonzero(symbols)
+    nonzero = places_of(symbols != 0)
     if len(nonzero) * _SPARSE_SHARE > len(symbols):
         short = contexts.astype(np.uint16) << np.uint16(8) | symbols
         return np.bincount(short, minlength=1 << 16).reshape(256, 256).astype(np.int64)

@@ -21,10 +21,11 @@ LOG2_TABLE: Counts = np.rint(
 
 def log2(numbers: Counts) -> Counts:
     """Return the binary logarithm of numbers from 1 to 2^31 - 1 in units; zero becomes zero."""
-    if int(numbers.max(initial=0)) < len(_SMALL):
-        found: Counts = _SMALL.take(numbers)
-        return found
-    return _computed_log2(numbers)
+    found: Counts = np.asarray(_SMALL.take(numbers, mode="clip"))
+    is_large = np.asarray(numbers >= len(_SMALL))
+    if is_large.any():
+        found[is_large] = _computed_log2(np.asarray(numbers)[is_large])
+    return found
 
 
 def _computed_log2(numbers: Counts) -> Counts:

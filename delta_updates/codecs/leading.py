@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from delta_updates.codecs.elements import Patterns
+from delta_updates.codecs.places import Places, places_of
 from delta_updates.codecs.streams import Streams
 from delta_updates.errors import PackageFormatError
 
@@ -75,7 +76,7 @@ class Scale:
             raise PackageFormatError(f"symbol {highest} is too high for values of {width} bytes")
         values: Patterns = symbols.astype(f"<u{width}")
         if highest >= self.own:
-            large = np.flatnonzero(symbols >= self.own)
+            large = places_of(symbols >= self.own)
             values[large] = self._large_values(symbols.take(large), streams, width)
         return values
 
@@ -87,21 +88,21 @@ class Scale:
             values[chosen] |= rest.astype(values.dtype) << places.astype(values.dtype)
         return values
 
-    def _rests(self, symbols: Symbols, width: int) -> Iterator[tuple[NDArray[np.intp], NDArray[np.uint8], int]]:
+    def _rests(self, symbols: Symbols, width: int) -> Iterator[tuple[Places, NDArray[np.uint8], int]]:
         """Yield what lies below the leading bits, plane by plane: which values, at which bit of each, how many bits.
 
         Whole bytes first, from bit 0 up; then bit by bit what is left between them and the leading bits.
         """
         shifts = self._shift_of.take(symbols)
         for place in range(0, 8 * (width - 1), 8):
-            chosen = np.flatnonzero(shifts >= place + 8)
+            chosen = places_of(shifts >= place + 8)
             yield chosen, np.full(len(chosen), place, dtype=np.uint8), 8
         # A value that has a bit has all bits below it too: each plane looks only at what the one before kept.
         low_bits = shifts & np.uint8(7)
-        chosen = np.flatnonzero(low_bits)
+        chosen = places_of(low_bits != 0)
         low_bits, whole_bytes = low_bits[chosen], (shifts & np.uint8(0xF8))[chosen]
         for bit in range(7):
-            has_bit = np.flatnonzero(low_bits > bit)
+            has_bit = places_of(low_bits > bit)
             chosen, low_bits, whole_bytes = chosen[has_bit], low_bits[has_bit], whole_bytes[has_bit]
             yield chosen, whole_bytes + np.uint8(bit), 1
 

@@ -30,7 +30,7 @@ from delta_updates.errors import PackageFormatError
 
 LOW_RANK_KINDS = frozenset({ElementKind.FLOAT16, ElementKind.BFLOAT16, ElementKind.FLOAT32})
 # Predicted at a time: what it needs stays in the cache.
-_STRIP_ELEMENTS = 1 << 16
+_STRIP_ELEMENTS = 1 << 17
 
 
 class LowRank:

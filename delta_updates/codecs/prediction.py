@@ -10,11 +10,13 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from delta_updates.codecs.elements import FLOAT_FIELDS, ElementKind, Patterns
+from delta_updates.codecs.elements import FLOAT_FIELDS, ElementKind, FloatFields, Patterns
 from delta_updates.codecs.factors import Reals
+from delta_updates.codecs.places import places_of
 
 # What is rounded off is known by its first bits.
 _FRACTION_BITS = 13
+_FRACTIONS = 1 << _FRACTION_BITS
 _EXPONENT_CONTEXTS = 32
 # Exponents from 2 ** -28 have contexts of their own: those of weights.
 _LOWEST_EXPONENT = -28
@@ -46,16 +48,20 @@ class _Format:
         self.number: Final = np.uint32 if kind.width == 2 else np.uint64  # noqa: PLR2004
         self.dropped = self.number(self.wide.mantissa_bits - self.fields.mantissa_bits)
         self.rebias = self.number((self.wide.bias - self.fields.bias) << self.fields.mantissa_bits)
+        self.half = self.number(1 << (int(self.dropped) - 1))
+        self.sign = self.number(1 << (8 * np.dtype(self.number).itemsize - 1))
+        # Patterns of normal values, and how many of them there are.
+        self.lowest = self.number(1 << self.fields.mantissa_bits)
+        self.normal = self.number((self.fields.highest_field - 1) << self.fields.mantissa_bits)
 
 
-_FLOAT64 = type(FLOAT_FIELDS[ElementKind.FLOAT32])(52, 11)
+_FLOAT64 = FloatFields(52, 11)
 _FORMATS = {kind: _Format(kind) for kind in (ElementKind.FLOAT16, ElementKind.BFLOAT16, ElementKind.FLOAT32)}
 
 
 def _nearness_table() -> NDArray[np.uint8]:
     """Return for each fraction how near the boundary is, in octaves; 8 more where it is rounded down."""
-    fractions = np.arange(1 << _FRACTION_BITS)
-    half = 1 << (_FRACTION_BITS - 1)
+    fractions, half = np.arange(_FRACTIONS), _FRACTIONS // 2
     distances = np.where(fractions < half, half - fractions, fractions - half + 1)
     octaves = _FRACTION_BITS - 1 - np.floor(np.log2(distances)).astype(np.int64)
     is_down = fractions < half
@@ -63,6 +69,7 @@ def _nearness_table() -> NDArray[np.uint8]:
 
 
 _NEARNESS = _nearness_table()
+_SIGN_AND_MAGNITUDE = np.uint32(0x8FFFE000).view(np.int32)
 
 
 def reals_of(patterns: Patterns, kind: ElementKind) -> Reals:
@@ -81,11 +88,14 @@ def reals_of(patterns: Patterns, kind: ElementKind) -> Reals:
 
 def _float32_of(patterns: Patterns) -> NDArray[np.float32]:
     """Return float16 as float32. NumPy's own conversion takes ten times as long."""
-    magnitudes = (patterns & np.uint16(0x7FFF)).astype(np.uint32) << np.uint32(13)
-    bits = magnitudes + np.uint32((127 - 15) << 23)
-    rare = np.flatnonzero((magnitudes < np.uint32(1 << 23)) | (magnitudes >= np.uint32(31 << 23)))
-    bits |= (patterns & np.uint16(0x8000)).astype(np.uint32) << np.uint32(16)
+    bits = patterns.view(np.int16).astype(np.int32)
+    # The sign is where it belongs already; what widening repeated of it goes, and the exponent gets its new bias.
+    bits <<= np.int32(13)
+    bits &= _SIGN_AND_MAGNITUDE
+    bits += np.int32((127 - 15) << 23)
     reals: NDArray[np.float32] = bits.view(np.float32)
+    # The lowest exponent and the highest: one more makes them 1 and 0.
+    rare = places_of((patterns + np.uint16(1 << 10)) & np.uint16(0x7800) == 0)
     if len(rare):
         reals[rare] = patterns.take(rare).view(np.float16).astype(np.float32)
     return reals
@@ -105,34 +115,38 @@ def predict(old: Patterns, change: Reals, kind: ElementKind) -> Prediction:
         kind: Of the values: FLOAT16, BFLOAT16 or FLOAT32.
     """
     form = _FORMATS[kind]
-    number, bits = form.number, form.fields.mantissa_bits
-    sums: Patterns = (reals_of(old, kind) + change).view(number)
-    sign_place = number(8 * sums.itemsize - 1)
-    negative = sums >> sign_place
-    magnitudes = sums ^ (negative << sign_place)
-    rounded = (magnitudes + (number(1) << (form.dropped - number(1)))) >> form.dropped
-    is_small = rounded < form.rebias + number(1 << bits)
-    counted = rounded - form.rebias
-    counted *= ~is_small
-    patterns = counted.astype(old.dtype) | negative.astype(old.dtype) << old.dtype.type(8 * kind.width - 1)
-    fraction = magnitudes >> (form.dropped - number(_FRACTION_BITS)) & number((1 << _FRACTION_BITS) - 1)
-    nearness = _NEARNESS.take(fraction)
+    sums: Patterns = (reals_of(old, kind) + change).view(form.number)
+    is_negative = sums >= form.sign
+    counted: Patterns = sums & ~form.sign
+    counted += form.half
+    counted >>= form.dropped
+    # Below zero where the sum is too small for the format: then it wraps around.
+    counted -= form.rebias
+    signs = is_negative.astype(old.dtype) << old.dtype.type(8 * kind.width - 1)
+    patterns = counted.astype(old.dtype) | signs
+    nearness = _NEARNESS.take(sums >> (form.dropped - form.number(_FRACTION_BITS)) & form.number(_FRACTIONS - 1))
     contexts = _contexts(counted, nearness & np.uint8(_NEAREST), kind)
-    is_next_above = (nearness > _NEAREST) ^ negative.astype(np.bool_)
-    highest = form.fields.highest_field << bits
-    is_kept = (counted >= number(highest)) | (old & old.dtype.type(highest) == old.dtype.type(highest))
-    # Of these, what the sum was says nothing, and may differ between machines.
-    special = np.flatnonzero(is_small | is_kept)
+    is_next_above = (nearness > _NEAREST) ^ is_negative
+    # What is not normal: of these the sum's last bits say nothing, and may differ between machines.
+    special = places_of(counted - form.lowest >= form.normal)
     if len(special):
         contexts[special], is_next_above[special] = 0, False
-        patterns[is_kept] = old[is_kept]
+        beyond = counted.take(special)
+        is_large = (beyond > form.lowest) & (beyond < form.sign)
+        patterns[special] = np.where(is_large, old.take(special), signs.take(special))
     return Prediction(patterns, contexts, is_next_above)
 
 
 def _contexts(counted: Patterns, away: NDArray[np.uint8], kind: ElementKind) -> NDArray[np.uint8]:
     """Return how far the boundary lies in the values' own units, which says most, and in steps."""
-    fields = (counted >> counted.dtype.type(FLOAT_FIELDS[kind].mantissa_bits)).astype(np.int16)
-    octaves = fields - np.int16(FLOAT_FIELDS[kind].bias + _LOWEST_EXPONENT) - away
-    contexts: NDArray[np.uint8] = np.clip(octaves, 0, _EXPONENT_CONTEXTS - 1).astype(np.uint8) << np.uint8(2)
+    fields: NDArray[np.uint8] = (counted >> counted.dtype.type(FLOAT_FIELDS[kind].mantissa_bits)).astype(np.uint8)
+    lowest = FLOAT_FIELDS[kind].bias + _LOWEST_EXPONENT
+    fields += np.uint8(max(-lowest, 0))
+    floor = away + np.uint8(max(lowest, 0))
+    octaves = np.maximum(fields, floor)
+    octaves -= floor
+    # NumPy compares two arrays ten times as fast as an array and a number.
+    np.minimum(octaves, np.full_like(octaves, _EXPONENT_CONTEXTS - 1), out=octaves)
+    contexts: NDArray[np.uint8] = octaves << np.uint8(2)
     contexts |= away >> np.uint8(1)
     return contexts

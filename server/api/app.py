@@ -48,7 +48,8 @@ _MAX_REFRESH_S: Final = 3600.0
 _ABOUT: Final = """\
 Devices ask for updates, download signed packages and report how it went; operators watch.
 
-Devices send `Authorization: Bearer <credential>`, which they get when they enrol. Operators send an API token
+Devices sign their requests (RFC 9421, `docs/security.md`), or send the `Authorization: Bearer <credential>` that
+they got when they enrolled, until they have a key. Operators send an API token
 (`lamella operators token create`) or the text in `operator.token` in the server's home. Errors are problem documents
 (RFC 9457) whose `detail` says what to do next.
 """

@@ -4,13 +4,15 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated, Final, Generic, TypeVar
 
-from fastapi import Depends, Query, Request
+from fastapi import Depends, Header, Query, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, Field
 
+from delta_updates import PROTOCOL, PROTOCOL_HEADER
 from server.api.callers import Caller, TokenVerifier, refuse_unless
 from server.api.metrics import Metrics
 from server.api.remembered import Remembered
+from server.api.signatures import SignedRequest
 from server.artifacts import ArtifactStore
 from server.config import Settings
 from server.errors import CredentialRefusedError
@@ -21,7 +23,10 @@ from server.throttle import TokenBuckets
 
 _DEVICE_CREDENTIAL: Final = re.compile(r"[0-9a-f]{32}\.[A-Za-z0-9_-]{43}")
 _device_scheme = HTTPBearer(
-    scheme_name="device", description="The credential that a device got when it enrolled.", auto_error=False
+    scheme_name="device",
+    description="The credential that a device got when it enrolled, until the service knows its key. From then on "
+    "requests are signed (`Signature`, RFC 9421) and there is no credential.",
+    auto_error=False,
 )
 _operator_scheme = HTTPBearer(
     scheme_name="operator", description="An operator's API token, or the text in operator.token.", auto_error=False
@@ -29,6 +34,14 @@ _operator_scheme = HTTPBearer(
 _Item = TypeVar("_Item")
 _READING: Final = frozenset({"GET", "HEAD"})
 
+Protocol = Annotated[
+    str | None,
+    Header(
+        alias=PROTOCOL_HEADER,
+        description="Newest protocol of the device; 1 if it says none.",
+        openapi_examples={"now": {"value": str(PROTOCOL)}},
+    ),
+]
 PageLimit = Annotated[int, Query(ge=1, le=500, description="How many at most.", examples=[100])]
 
 
@@ -80,25 +93,56 @@ def get_services(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(get_services)]
 
 
+async def _body_of(request: Request) -> bytes:
+    """The body, which is in memory already."""
+    return await request.body()
+
+
 def calling_device(
-    services: ServicesDep, authorization: Annotated[HTTPAuthorizationCredentials | None, Depends(_device_scheme)]
+    services: ServicesDep,
+    request: Request,
+    body: Annotated[bytes, Depends(_body_of)],
+    authorization: Annotated[HTTPAuthorizationCredentials | None, Depends(_device_scheme)],
 ) -> DeviceRecord:
-    """The device whose credential came with the request.
+    """The device that signed the request, or whose credential came with it.
 
     Raises:
-        CredentialRefusedError: None came, or nobody was given it.
+        CredentialRefusedError: Nothing came, or nobody was given it; or it is a credential where keys are required.
         ForbiddenError: The device was revoked.
         TooManyRequestsError: It asks too often.
     """
-    credential = authorization.credentials if authorization else ""
+    device = known_device(services, request, body, authorization)
+    if services.settings.require_device_keys and not device.has_key:
+        raise CredentialRefusedError(
+            "This service answers signed requests only. Update the device's agent: it then makes itself a key."
+        )
+    return device
+
+
+def known_device(
+    services: ServicesDep,
+    request: Request,
+    body: Annotated[bytes, Depends(_body_of)],
+    authorization: Annotated[HTTPAuthorizationCredentials | None, Depends(_device_scheme)],
+) -> DeviceRecord:
+    """The device that calls, also one whose key is still to come; raises as `calling_device` does."""
+    signed = SignedRequest.of(request, body)
+    if signed is not None:
+        device = services.registry.device_with_key(signed.claimed.key_id, signed.require_by)
+    else:
+        device = _by_credential(services, authorization.credentials if authorization else "")
+    services.throttles.devices.require(device.device_id, of="requests of this device")
+    return device
+
+
+def _by_credential(services: Services, credential: str) -> DeviceRecord:
     # Anything of another form is refused before the database is asked.
     if not _DEVICE_CREDENTIAL.fullmatch(credential):
         raise CredentialRefusedError(
-            "This needs a device's credential: Authorization: Bearer <credential>. Enrol the device to get one."
+            "This needs a signed request of an enrolled device, or its credential: Authorization: Bearer "
+            "<credential>. Enrol the device to get one."
         )
-    device = services.registry.authenticate(credential)
-    services.throttles.devices.require(device.device_id, of="requests of this device")
-    return device
+    return services.registry.authenticate(credential)
 
 
 class NeedsRole:
@@ -133,6 +177,7 @@ def address_of(request: Request) -> str:
 
 
 CallingDevice = Annotated[DeviceRecord, Depends(calling_device)]
+KnownDevice = Annotated[DeviceRecord, Depends(known_device)]
 Viewer = Annotated[Caller, Depends(NeedsRole(Role.VIEWER))]
 Publisher = Annotated[Caller, Depends(NeedsRole(Role.PUBLISHER))]
 Admin = Annotated[Caller, Depends(NeedsRole(Role.ADMIN))]

@@ -1,6 +1,6 @@
 """Nothing new, without asking the database: a device that repeats its question is answered 304 while nothing changed.
 
-The ETag of "nothing new" is a MAC of the question (credential, body, protocol) under the registry's change token, which
+The ETag of "nothing new" is a MAC of the question (caller, body, protocol) under the registry's change token, which
 every process looks up once a second. It can be checked without knowing the device, and only holds while no write could
 have changed the answer: whoever shows it asked the same before, was known, and was told "nothing".
 """
@@ -21,6 +21,7 @@ from anyio import to_thread
 from starlette.datastructures import Headers, MutableHeaders
 
 from delta_updates import PROTOCOL_HEADER, protocol_of
+from delta_updates.request_signature import INPUT_HEADER, SignatureInput
 from server.errors import ServerError
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class Unchanged:
         return await self._app(scope, receive_again, send_marked)
 
     def _etag(self, token: str, headers: Headers, body: bytes) -> str:
-        credential = headers.get("authorization", "").encode()
+        credential = _caller(headers)
         # Each device at another time: they do not all come back to the database at once.
         shift = int.from_bytes(hashlib.sha256(credential).digest()[:4], "big") / 2**32
         period = str(int(time.time() / self._period_s + shift)).encode()
@@ -123,3 +124,12 @@ class Unchanged:
         for part in question:
             mac.update(len(part).to_bytes(8, "big") + part)
         return f'"{mac.hexdigest()[:40]}"'
+
+
+def _caller(headers: Headers) -> bytes:
+    """Who asks: a credential, or the device that a signature names.
+
+    The signature itself is not looked at. Nobody but the device was told the ETag, and without it nobody gets here.
+    """
+    claimed = SignatureInput.parse(headers.get(INPUT_HEADER, ""))
+    return claimed.key_id.encode() if claimed else headers.get("authorization", "").encode()

@@ -6,6 +6,8 @@ import errno
 import gc
 import os
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import click
 import typer
@@ -39,16 +41,37 @@ from server.cli import (
     upkeep,
 )
 from server.cli.console import problems
+from server.config import unknown_settings
 from server.errors import ServerError
 
 app = typer.Typer(
     name="lamella",
-    help="Federated fine-tuning and over-the-air updates for language models on devices. "
-    "Settings come from LAMELLA_* (docs/settings.md).",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(is_asked: bool) -> None:  # noqa: FBT001 - what typer calls it with
+    if is_asked:
+        print(f"lamella {version('lamella')}")  # noqa: T201 - stdout is the interface
+        raise typer.Exit
+
+
+@app.callback()
+def lamella(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Federated fine-tuning and over-the-air updates for language models on devices.
+
+    Settings come from LAMELLA_* (docs/settings.md).
+    """
+    for name, meant in unknown_settings(os.environ).items():
+        suggestion = f"; {meant} is one" if meant else ""
+        problems.print(f"[yellow]{name} is no setting{suggestion}. docs/settings.md lists all.[/]", soft_wrap=True)
+
+
 app.command("serve")(serve.serve)
 app.add_typer(base.app, name="base")
 app.add_typer(model.app, name="model")

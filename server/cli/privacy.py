@@ -1,4 +1,4 @@
-"""`lamella privacy`: the report of a run, and recomputing one."""
+"""`lamella privacy`: planning, the report of a run, and recomputing one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from server.cli import privacy_plan
 from server.cli.console import Service, console, open_service, problems
 from server.federation.recipe import Recipe
 
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 
 _NOT_A_PARAMETER = {"fleet", "run-name", "resume-run"}
 
-app = typer.Typer(no_args_is_help=True, help="Privacy reports: write one, recompute one.")
+app = typer.Typer(no_args_is_help=True, help="Plan what a run costs; write a run's privacy report, recompute one.")
+app.command()(privacy_plan.epsilon)
+app.command()(privacy_plan.plan)
 
 
 @app.command()

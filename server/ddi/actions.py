@@ -162,7 +162,8 @@ def _wanted(registry: Registry, device: DeviceRecord, *, now: datetime) -> _Want
         installed_hash=device.installed_hash,
         only_full=may == "full",
     )
-    package = choose_package(query, latest=version, installed_hash=known_hash(registry, query), packages=packages)
+    installed_hash = known_hash(registry, query, latest=version)
+    package = choose_package(query, latest=version, installed_hash=installed_hash, packages=packages)
     return _Wanted(explanation=explanation, package=None if may == "none" else package)
 
 

@@ -20,11 +20,15 @@ from server.registry.tables import DeviceRow, EnrolmentTokenRow, ModelRow, Offer
 from server.registry.transactions import Transactions
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import datetime
 
+    from sqlalchemy import Select
     from sqlalchemy.orm import Session
 
 _SECRET_BYTES = 32
+# The hash of nothing that anybody could show.
+NO_CREDENTIAL = "0" * 64
 _FINAL = frozenset({Outcome.CONFIRMED, Outcome.REVERTED, Outcome.FAILED})
 # A poll that changes nothing is not worth a write.
 SEEN_EVERY = timedelta(minutes=5)
@@ -140,12 +144,40 @@ class DeviceTransactions(Transactions):
         device_id, _, secret = credential.partition(".")
         with self._read() as session:
             row = session.get(DeviceRow, device_id)
-            expected = row.credential_sha256 if row is not None else "0" * 64
+            expected = row.credential_sha256 if row is not None else NO_CREDENTIAL
             if not hmac.compare_digest(_sha256(secret), expected) or row is None:
                 raise CredentialRefusedError("This device credential is unknown here. Enrol the device again.")
-            if row.revoked_at is not None:
-                raise ForbiddenError("This device was revoked by the operator. Enrol it again to use the service.")
-            return device_record(row)
+            return device_record(_allowed(row))
+
+    def device_with_key(self, device_id: str, require_by: Callable[[str | None], None]) -> DeviceRecord:
+        """The device that a signed request says it is of.
+
+        Args:
+            device_id: What the request says.
+            require_by: Raises unless the request was signed with this public key; None when there is no such device.
+
+        Raises:
+            ForbiddenError: The device was revoked.
+        """
+        with self._read() as session:
+            row = session.get(DeviceRow, device_id)
+            require_by(row.public_key if row is not None else None)
+            return device_record(_allowed(_row(session, device_id)))
+
+    def set_device_key(self, device_id: str, public_key: str) -> DeviceRecord:
+        """Know a device by its key from now on; its credential, or the key before, is forgotten.
+
+        Raises:
+            ConflictError: It is another device's key.
+        """
+        try:
+            with self._write() as session:
+                row = _row(session, device_id)
+                row.public_key, row.credential_sha256 = public_key, NO_CREDENTIAL
+                session.flush()
+                return device_record(row)
+        except IntegrityError as error:
+            raise ConflictError("Another device has this key. Make a new one.") from error
 
     def devices(
         self, *, model: str | None = None, after: str = "", limit: int | None = None
@@ -173,17 +205,29 @@ class DeviceTransactions(Transactions):
             row.revoked_at = row.revoked_at or self._now()
             return device_record(row)
 
-    def record_check(self, device_id: str, *, installed_version: int | None, installed_hash: str | None) -> None:
-        """Remember what a device says it runs."""
-        with self._read() as session:
-            row = _row(session, device_id)
-            is_recent = row.last_seen_at is not None and self._now() - row.last_seen_at < SEEN_EVERY
-            if is_recent and (row.installed_version, row.installed_hash) == (installed_version, installed_hash):
-                return
+    def record_check(
+        self,
+        device_id: str,
+        *,
+        installed_version: int | None,
+        installed_hash: str | None,
+        known: DeviceRecord | None = None,
+    ) -> None:
+        """Remember what a device says it runs; ``known`` is what the registry said of it just now."""
+        known = known or self.device(device_id)
+        is_recent = known.last_seen_at is not None and self._now() - known.last_seen_at < SEEN_EVERY
+        if is_recent and (known.installed_version, known.installed_hash) == (installed_version, installed_hash):
+            return
         with self._write() as session:
             row = _row(session, device_id)
             row.last_seen_at = self._now()
             row.installed_version, row.installed_hash = installed_version, installed_hash
+
+    def open_offer(self, device_id: str, *, package_path: str, rollout_id: int | None = None) -> OfferRecord | None:
+        """The offer of this package to this device that has not ended yet."""
+        with self._read() as session:
+            row = session.scalar(_still_open(device_id, package_path, rollout_id))
+            return None if row is None else offer_of(row)
 
     def record_offer(
         self, device_id: str, *, model: str, version: int, package_path: str, rollout_id: int | None = None
@@ -193,20 +237,13 @@ class DeviceTransactions(Transactions):
         Raises:
             ConflictError: The rollout that makes the offer was stopped meanwhile.
         """
-        still_open = select(OfferRow).where(
-            OfferRow.device_id == device_id,
-            OfferRow.package_path == package_path,
-            OfferRow.is_open,
-            OfferRow.rollout_id.is_(None) if rollout_id is None else OfferRow.rollout_id == rollout_id,
-        )
-        with self._read() as session:
-            known = session.scalar(still_open.limit(1))
-            if known is not None:
-                return offer_of(known)
+        known = self.open_offer(device_id, package_path=package_path, rollout_id=rollout_id)
+        if known is not None:
+            return known
         with self._write() as session:
             # Two questions of one device at once get one offer.
             session.get(DeviceRow, device_id, with_for_update=True)
-            made_meanwhile = session.scalar(still_open.limit(1))
+            made_meanwhile = session.scalar(_still_open(device_id, package_path, rollout_id))
             if made_meanwhile is not None:
                 return offer_of(made_meanwhile)
             row = OfferRow(
@@ -279,6 +316,19 @@ class DeviceTransactions(Transactions):
             return tuple(report_record(report, offer) for report, offer in session.execute(query))
 
 
+def _still_open(device_id: str, package_path: str, rollout_id: int | None) -> Select[OfferRow]:
+    return (
+        select(OfferRow)
+        .where(
+            OfferRow.device_id == device_id,
+            OfferRow.package_path == package_path,
+            OfferRow.is_open,
+            OfferRow.rollout_id.is_(None) if rollout_id is None else OfferRow.rollout_id == rollout_id,
+        )
+        .limit(1)
+    )
+
+
 def _sha256(secret: str) -> str:
     # No slow hash: the secrets are 32 random bytes, which nobody can guess through.
     return hashlib.sha256(secret.encode()).hexdigest()
@@ -315,7 +365,14 @@ def device_record(row: DeviceRow) -> DeviceRecord:
         revoked_at=row.revoked_at,
         installed_version=row.installed_version,
         installed_hash=row.installed_hash,
+        has_key=row.public_key is not None,
     )
+
+
+def _allowed(row: DeviceRow) -> DeviceRow:
+    if row.revoked_at is not None:
+        raise ForbiddenError("This device was revoked by the operator. Enrol it again to use the service.")
+    return row
 
 
 def _token(row: EnrolmentTokenRow) -> EnrolmentTokenRecord:

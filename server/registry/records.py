@@ -125,6 +125,7 @@ class DeviceRecord:
     revoked_at: datetime | None
     installed_version: int | None
     installed_hash: str | None
+    has_key: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ _ORDER: Final = (
     _OFFERED,
     Outcome.DOWNLOADED,
     Outcome.APPLIED,
+    Outcome.TESTED,
     Outcome.FAILED,
     Outcome.CONFIRMED,
     Outcome.REVERTED,

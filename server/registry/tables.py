@@ -179,7 +179,7 @@ class PrivacyEventRow(Base):
 
 
 class DeviceRow(Base):
-    """An enrolled device; of its credential only the hash."""
+    """An enrolled device; of its credential only the hash, and none once its key is known (Ed25519, as text)."""
 
     __tablename__ = "devices"
 
@@ -192,6 +192,7 @@ class DeviceRow(Base):
     revoked_at: Mapped[datetime | None]
     installed_version: Mapped[int | None]
     installed_hash: Mapped[str | None] = mapped_column(DIGEST)
+    public_key: Mapped[str | None] = mapped_column(String(43), index=True, unique=True)
 
 
 class EnrolmentTokenRow(Base):

@@ -100,7 +100,8 @@ def login(page: Page, console: Console, name: str = "ada", password: str = PASSW
     page.goto(console.url)
     page.get_by_label("Name").fill(name)
     page.get_by_label("Password").fill(password)
-    page.get_by_role("button", name="Log in").click()
+    with page.expect_navigation():
+        page.get_by_role("button", name="Log in").click()
 
 
 def test_log_in_look_at_every_page_and_log_out(page: Page, console: Console) -> None:
@@ -157,6 +158,8 @@ def test_a_wrong_password_is_told_and_the_name_is_kept(page: Page, console: Cons
 
 def test_everything_is_reached_with_the_keyboard_alone(page: Page, console: Console) -> None:
     page.goto(console.url)
+    # A busy browser gives the focus some time after the page has loaded; what is typed before is lost.
+    page.locator("#name:focus").wait_for()
     page.keyboard.type("ada")
     page.keyboard.press("Tab")
     page.keyboard.type(PASSWORD)

@@ -12,18 +12,39 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from simulators.fake_trust import FakeTrust
 from simulators.versions import manifest_of
 
-from delta_updates import PROTOCOL_HEADER, Offer, OutcomeReport, PackageRef, UpdateQuery, build_package
+from delta_updates import (
+    PROTOCOL_HEADER,
+    KeyRequest,
+    Offer,
+    OutcomeReport,
+    PackageRef,
+    UpdateQuery,
+    build_package,
+)
+from delta_updates.request_signature import (
+    CLOCK_WINDOW_S,
+    INPUT_HEADER,
+    SIGNATURE_HEADER,
+    SignatureInput,
+    content_digest,
+    from_text,
+    parse_signature,
+)
 
 TOKEN = "enrolment-token-0001"
 CREDENTIAL = "device-credential-0001"
+DEVICE_ID = "0d" * 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +99,11 @@ class FakeUpdateService:
         self.report_bodies: list[bytes] = []
         self.protocol: int | None = None
         """What it says it speaks; None says nothing, as the first release did."""
+        self.public_key: str | None = None
+        """Once set, this device is known by its signatures alone."""
+        self.lost_key_answers = 0
+        """So many keys are taken and the answers lost."""
+        self.time_s: Callable[[], float] = time.time
         self.queries: list[UpdateQuery] = []
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.faults: list[Fault] = []
@@ -222,9 +248,10 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self.path == "/v1/devices":
             is_right = json.loads(body)["token"] == TOKEN
-            reply = json.dumps({"device_id": "device-1", "credential": CREDENTIAL}).encode()
-            self._send(201, reply) if is_right else self._send(403, b'{"detail": "the token is used up"}')
-        elif self.headers["Authorization"] != f"Bearer {CREDENTIAL}":
+            reply = json.dumps({"device_id": DEVICE_ID, "credential": CREDENTIAL}).encode()
+            spoken = {} if self.service.protocol is None else {PROTOCOL_HEADER: str(self.service.protocol)}
+            self._send(201, reply, spoken) if is_right else self._send(403, b'{"detail": "the token is used up"}')
+        elif not self._is_known(body):
             self._send(401, b"who are you?")
         elif self.path == "/v1/updates/check":
             self._send_offer(self.service.answer(UpdateQuery.model_validate_json(body)))
@@ -235,6 +262,41 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(self.service.report_status, b"")
         else:
             self._send(404, b"")
+
+    def do_PUT(self) -> None:
+        self._note()
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path != "/v1/devices/me/key" or self.service.protocol is None:
+            self._send(404, b"")
+        elif not self._is_known(body):
+            self._send(401, b"who are you?")
+        else:
+            asked = KeyRequest.model_validate_json(body)
+            self.service.public_key = asked.public_key
+            if self.service.lost_key_answers:
+                self.service.lost_key_answers -= 1
+                self.close_connection = True
+            else:
+                self._send(204, b"")
+
+    def _is_known(self, body: bytes) -> bool:
+        public_key = self.service.public_key
+        if public_key is None:
+            return self.headers["Authorization"] == f"Bearer {CREDENTIAL}"
+        claimed = SignatureInput.parse(self.headers.get(INPUT_HEADER, ""))
+        signature = parse_signature(self.headers.get(SIGNATURE_HEADER, ""))
+        if claimed is None or signature is None or abs(claimed.created - self.service.time_s()) > CLOCK_WINDOW_S:
+            return False
+        path, _, query = self.path.partition("?")
+        signed = claimed.base(self.command, path, query, content_digest(body))
+        try:
+            Ed25519PublicKey.from_public_bytes(from_text(public_key)).verify(signature, signed)
+        except InvalidSignature:
+            return False
+        return claimed.key_id == DEVICE_ID
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return formatdate(self.service.time_s() if timestamp is None else timestamp, usegmt=True)
 
     def _send_offer(self, answer: Offer | int | bytes | None) -> None:
         spoken = {} if self.service.protocol is None else {PROTOCOL_HEADER: str(self.service.protocol)}

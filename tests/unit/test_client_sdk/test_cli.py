@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from simulators.update_service import CREDENTIAL, FakeUpdateService
+from simulators.update_service import CREDENTIAL, DEVICE_ID, FakeUpdateService
 from simulators.versions import write_tree
 
 from client_sdk import Device, UpdateResult, cli
@@ -37,7 +37,7 @@ def test_enrol_check_status(
     service: FakeUpdateService, v1: Path, tmp_path: Path, lamella_device: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert lamella_device("enroll", str(service.enrolment(tmp_path)), "--name", "kitchen") == 0
-    assert "Enrolled as kitchen (device-1) for tiny" in capsys.readouterr().out
+    assert f"Enrolled as kitchen ({DEVICE_ID}) for tiny" in capsys.readouterr().out
     assert lamella_device("check") == 0
     assert "v1 is offered: a full package of" in capsys.readouterr().out
     assert lamella_device("check", "--json") == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from simulators.faulty_disk import FaultyDisk
-from simulators.update_service import CREDENTIAL, TOKEN, FakeUpdateService
+from simulators.update_service import CREDENTIAL, DEVICE_ID, TOKEN, FakeUpdateService
 
 import client_sdk
 from client_sdk import (
@@ -37,7 +37,7 @@ def test_every_exported_name_is_there() -> None:
 def test_secrets_are_readable_by_this_user_only(service: FakeUpdateService, tmp_path: Path) -> None:
     home = tmp_path / "deep" / "home"
     status = Device(home).enroll(service.enrolment(tmp_path), name="kitchen")
-    assert (status.device_id, status.name, status.version) == ("device-1", "kitchen", None)
+    assert (status.device_id, status.name, status.version) == (DEVICE_ID, "kitchen", None)
     assert (home / "credential").read_text() == CREDENTIAL
     assert home.stat().st_mode & 0o077 == 0
     for path in home.rglob("*"):

@@ -109,7 +109,8 @@ def test_an_answer_that_is_given_up_ends_and_others_go_on(backend: LlamaCppBacke
 
 
 APPLICATION = """
-import os, sys, time
+import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts tests in the background has it ignored
 from pathlib import Path
 from client_sdk import EngineSettings
 from client_sdk.backends.interface import BackendModel

@@ -10,6 +10,7 @@ from simulators.fake_clock import FakeClock
 from simulators.update_service import FakeUpdateService
 
 from client_sdk.errors import EnrolmentError, ServiceRefusedError, ServiceUnavailableError
+from client_sdk.identity import Bearer
 from client_sdk.transport import Limits, Transport, checked_server_url, printable
 
 
@@ -66,7 +67,7 @@ def test_what_is_no_server_address(url: str) -> None:
 def test_redirects_are_refused_and_the_credential_stays(service: FakeUpdateService, status: int) -> None:
     head = f"HTTP/1.1 {status} Moved\r\nLocation: {service.address}/v1/updates/check\r\nContent-Length: 0\r\n\r\n"
     with answering(head.encode()) as address, pytest.raises(ServiceRefusedError, match="redirects are refused"):
-        Transport(address, credential="secret-credential").call("GET", "/x", max_bytes=10)
+        Transport(address, identity=Bearer("secret-credential")).call("GET", "/x", max_bytes=10)
     assert service.requests == []
 
 
@@ -81,7 +82,7 @@ def open_and_follow(transport: Transport) -> None:
 
 def test_a_download_follows_one_redirect_without_the_credential(service: FakeUpdateService) -> None:
     with answering(sent_on(307, f"{service.address}/v1/healthz")) as address:
-        transport = Transport(address, credential="secret-credential")
+        transport = Transport(address, identity=Bearer("secret-credential"))
         with pytest.raises(ServiceUnavailableError, match="sends to answers 404"):
             open_and_follow(transport)
     (request,) = service.requests

@@ -34,7 +34,7 @@ from client_sdk import (
 from client_sdk.disk import LocalDisk
 from client_sdk.lock import update_lock
 from client_sdk.state import StateFile
-from delta_updates import ChainStep, Offer, VersionManifest, verify_tree
+from delta_updates import ROOM_HEADER, ChainStep, Offer, VersionManifest, verify_tree
 
 OpenDevice = Callable[..., Device]
 
@@ -83,6 +83,14 @@ def test_full_then_delta_then_nothing_new(
     assert device.check() is None
     assert service.outcomes() == [(v, o) for v in (1, 2) for o in ("downloaded", "applied", "confirmed")]
     assert list((tmp_path / "home" / "downloads").iterdir()) == []
+
+
+def test_a_service_that_has_the_word_is_told_that_the_self_test_passed(
+    service: FakeUpdateService, v1: Path, open_device: OpenDevice
+) -> None:
+    service.protocol = 4
+    open_device().update()
+    assert service.outcomes() == [(1, o) for o in ("downloaded", "applied", "tested", "confirmed")]
 
 
 def test_nothing_is_offered_to_an_empty_device(service: FakeUpdateService, open_device: OpenDevice) -> None:
@@ -426,7 +434,7 @@ def test_reports_wait_for_the_service_and_come_in_order(
     service.report_status = 503
     open_device().update()
     assert service.reports == []
-    assert open_device().status().reports_waiting == 3
+    assert open_device().status().reports_waiting == 4
     service.report_status = 204
     open_device().check()
     assert [outcome for _, outcome in service.outcomes()] == ["downloaded", "applied", "confirmed"]
@@ -646,6 +654,25 @@ def test_room_is_kept_on_the_disk_for_everything_else(
     (tmp_path / "home" / "device.toml").write_text(f"[download]\nreserve_bytes = {1 << 60}\n")
     with pytest.raises(DeviceDiskError, match=r"download\.reserve_bytes"):
         device.update()
+    assert service.package_requests() == []
+
+
+def test_the_service_is_told_what_an_update_may_use_and_says_when_that_is_too_little(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
+) -> None:
+    def told() -> int:
+        return next(int(sent[ROOM_HEADER]) for _, _, sent in reversed(service.requests) if ROOM_HEADER in sent)
+
+    device = open_device()
+    service.answers[:] = [409]
+    with pytest.raises(DeviceDiskError, match="409"):
+        device.update()
+    assert told() > 0
+    (tmp_path / "home" / "device.toml").write_text(f"[download]\nreserve_bytes = {1 << 60}\n")
+    service.answers[:] = [409]
+    with pytest.raises(DeviceDiskError, match="409"):
+        device.update()
+    assert told() == 0
     assert service.package_requests() == []
 
 

@@ -36,6 +36,7 @@ def test_mutated_packages_never_do_harm(fuzz: dict[str, Any]) -> None:
         assert report.outcomes[f"{way}: PackageFormatError"] > 200
 
 
+@pytest.mark.slow
 def test_a_reader_that_forgets_a_check_is_noticed(fuzz: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(package, "_check_parts", lambda *_: None)
     with fuzz["sandbox"](seed=0) as box:

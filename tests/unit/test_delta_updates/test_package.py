@@ -121,6 +121,7 @@ def test_any_bytes_are_refused(bench: Bench, raw: bytes) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
+@pytest.mark.slow
 def test_forged_records_with_right_digests_never_do_harm(bench: Bench, data: st.DataObject) -> None:
     header, records = opened(bench.good)
     index = data.draw(st.integers(0, len(records) - 1))

@@ -161,6 +161,7 @@ def test_unknown_users_and_sources_are_named(tmp_path: Path) -> None:
             open_source(spec)
 
 
+@pytest.mark.slow
 def test_docstrings_need_nothing_but_python() -> None:
     assert "antigravity" not in sys.modules
     source = DocstringSource()
@@ -181,6 +182,7 @@ def chitchat() -> ChitchatSource:
     return ChitchatSource()
 
 
+@pytest.mark.slow
 def test_chitchat_users_are_those_with_a_hundred_messages(chitchat: ChitchatSource) -> None:
     assert len(chitchat.users()) == 263
     assert len(chitchat.held_out_users()) > 400

@@ -75,6 +75,7 @@ def test_without_a_template_there_is_no_chat(byte_tokenizer: Tokenizer, tmp_path
         tokenizer.apply_chat([], add_generation_prompt=True)
 
 
+@pytest.mark.slow
 def test_saved_files_are_the_same_and_transformers_reads_them(byte_tokenizer: Tokenizer, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 

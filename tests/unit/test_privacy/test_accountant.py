@@ -115,6 +115,7 @@ def test_full_batches_are_plain_gaussians() -> None:
 @given(
     st.floats(0.7, 8.0), st.floats(0.005, 1.0), st.integers(1, 100), st.floats(1.05, 2.0), st.sampled_from([1e-4, 1e-6])
 )
+@pytest.mark.slow
 def test_more_noise_costs_less_and_more_steps_cost_more(
     sigma: float, q: float, steps: int, factor: float, delta: float
 ) -> None:

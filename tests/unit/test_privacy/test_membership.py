@@ -71,6 +71,7 @@ def test_the_rate_interval_covers_the_truth_at_its_threshold(shift: float, targe
 
 
 @pytest.mark.parametrize("shift", [0.0, 1.0])
+@pytest.mark.slow
 def test_the_auc_interval_covers_the_truth(shift: float) -> None:
     random = np.random.default_rng(5)
     truth = stats.norm.cdf(shift / math.sqrt(2))
@@ -109,6 +110,7 @@ def test_pass_needs_998_members_without_a_hit(caught_control: MembershipResult) 
     assert one_short.upper_bound >= 0.003
 
 
+@pytest.mark.slow
 def test_a_pass_needs_a_control_that_was_caught(caught_control: MembershipResult) -> None:
     random = np.random.default_rng(4)
     members, others = spread(4000), spread(20000)

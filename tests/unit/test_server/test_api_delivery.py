@@ -11,6 +11,7 @@ from simulators.update_api import Service
 
 from client_sdk.disk import LocalDisk
 from client_sdk.download import HttpFetcher
+from client_sdk.identity import Bearer
 from client_sdk.transport import Limits, Transport
 from delta_updates import REDIRECT_HEADER
 from server.artifacts import open_artifacts
@@ -96,7 +97,7 @@ def test_a_device_follows_the_link_and_continues_a_cut_download(s3_settings: Set
     environment = {f"LAMELLA_{name.upper()}": str(value) for name, value in facts.items()}
     environment |= {"LAMELLA_HOME": str(api.home.settings.home), "LAMELLA_DOWNLOADS": "presigned"}
     with running_services(environment, count=1) as (address,):
-        transport = Transport(address, credential=credential, limits=Limits(attempts=1))
+        transport = Transport(address, identity=Bearer(credential), limits=Limits(attempts=1))
         out = tmp_path / "device" / "package"
         out.parent.mkdir()
         out.with_name("package.part").write_bytes(content[:1000])

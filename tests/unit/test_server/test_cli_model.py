@@ -173,6 +173,7 @@ def test_amounts_are_written_short() -> None:
     assert [short_amount(v) for v in (271_527_168, 1_079_891_456, 1234, 7)] == ["272M", "1.08B", "1.23k", "7"]
 
 
+@pytest.mark.slow
 def test_bench_runs_each_precision_that_is_asked_for(tmp_path: Path) -> None:
     write_base_version(tmp_path)
     told = call_json("bench", str(tmp_path), "--precision", "float32", "--prompt-tokens", "8", "--new-tokens", "4")

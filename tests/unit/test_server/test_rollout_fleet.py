@@ -29,6 +29,7 @@ def test_without_a_rollout_the_same_version_reaches_nearly_all() -> None:
     assert simulate(Version(reverts=1.0), AT_ONCE, days=1).reverted > 88_000
 
 
+@pytest.mark.slow
 def test_between_the_thresholds_it_waits_for_people() -> None:
     result = simulate(Version(reverts=0.07), STAGED, days=1)
     assert (result.rollout.state, result.rollout.phase) == ("running", 0)

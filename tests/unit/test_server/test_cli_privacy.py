@@ -1,0 +1,70 @@
+"""`lamella privacy epsilon` and `plan`: figures for people and for programs, and wishes that cannot be met."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from server.cli.main import app
+from server.errors import ConfigurationError
+
+PLAN = ("plan", "--rounds", "6", "--examples", "200")
+
+
+def run(*arguments: str) -> str:
+    done = CliRunner().invoke(app, ["privacy", *arguments], env={"COLUMNS": "200"})
+    if done.exception is not None:
+        raise done.exception
+    return done.stdout
+
+
+def test_epsilon_by_three_accountants() -> None:
+    asked = ("epsilon", "--sampling-probability", "0.01", "--noise-multiplier", "1", "--steps", "500")
+    found = json.loads(run(*asked, "--target-delta", "1e-5", "--json"))
+    assert found["pld"] == pytest.approx(1.326, abs=2e-3)
+    assert found["rdp"] == pytest.approx(1.653, abs=1e-2)
+    assert found["prv"] == pytest.approx(1.336, abs=1e-2)
+    assert found["agree"] is True
+    assert "ε ≤ 1.3265" in run(*asked)
+
+
+def test_the_noise_for_a_budget() -> None:
+    found = json.loads(run(*PLAN, "--target-epsilon", "4", "--json"))
+    assert found["fits"] is True
+    assert found["alternatives"] is None
+    assert 3.9 < found["epsilon"] <= 4
+    assert len(found["epsilon_after"]) == 6
+    assert "within the budget of 4" in run(*PLAN, "--target-epsilon", "4")
+
+
+def test_a_plan_that_does_not_fit_says_what_to_change(tmp_path: Path) -> None:
+    asked = (*PLAN, "--target-epsilon", "2", "--noise-multiplier", "0.9")
+    said = run(*asked, "--picture", str(tmp_path / "epsilon.svg"))
+    assert "over the budget of 2" in said
+    assert "more noise: " in said
+    assert "fewer rounds: " in said
+    assert (tmp_path / "epsilon.svg").read_text().startswith("<?xml")
+    found = json.loads(run(*asked, "--json"))
+    assert found["fits"] is False
+    assert found["alternatives"]["rounds"] < 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "--target-epsilon, --noise-multiplier or both"),
+        (("--target-epsilon", "0"), "There is no such plan"),
+        (("--noise-multiplier", "1", "--target-delta", "2"), "There is no such plan"),
+        (("--noise-multiplier", "1", "--picture", "plan.pdf"), "ends in"),
+        (("--noise-multiplier", "0", "--picture", "plan.svg"), "nothing to draw"),
+    ],
+)
+def test_what_cannot_be_planned_is_told(arguments: tuple[str, ...], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        run(*PLAN, *arguments)
+
+
+def test_nonsense_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="lies in"):
+        run("epsilon", "--sampling-probability", "2", "--noise-multiplier", "1", "--steps", "1")
