@@ -74,4 +74,4 @@ def _middle_mean(block: Block, *, cut: int) -> Block:
     kept = len(block) - cut
     if cut:
         block = np.partition(block, (cut, kept - 1), axis=0)
-    return np.mean(block[cut:kept], axis=0, dtype=np.float64).astype(np.float32)
+    return np.asarray(np.mean(block[cut:kept], axis=0, dtype=np.float64), dtype=np.float32)

@@ -136,7 +136,7 @@ def _pull(grid: Grid, inbox: _Inbox) -> list[Message]:
     try:
         return list(grid.pull_messages(set(inbox.waiting)))
     except _UNREADABLE:
-        replies = []
+        replies: list[Message] = []
         for message_id, node in list(inbox.waiting.items()):
             try:
                 replies += grid.pull_messages({message_id})

@@ -1,4 +1,3 @@
-import copy
 import random
 from collections import Counter
 from datetime import UTC, datetime
@@ -66,7 +65,7 @@ def changed(device_id, change, value=1.0):
     return behave
 
 
-def saying(device_id, **said):
+def saying(device_id, /, **said):
     return changed(device_id, lambda facts, tensors: (facts | said, tensors))
 
 
@@ -227,26 +226,24 @@ HOSTILE = {
     20: (saying("weight", num_examples=10_000_000), "wrong-facts"),
     21: (saying("no-noise", noise_multiplier=0.0), "over-budget"),
     22: (saying("underflow", noise_multiplier=1e-300), "wrong-facts"),
-    23: (saying("h", event_id="0" * 32), "replayed"),
     24: (saying("id", device_id="../../etc\n"), "malformed"),
     25: (lambda message: replied(message, RecordDict({})), "malformed"),
-    26: (honest("a"), "duplicate-device"),
     27: (crashing, "device-error"),
     28: (silent, "no-reply"),
 }
 
 
 def test_every_kind_of_hostile_device_is_refused_counted_and_named_and_the_round_goes_on(make_run):
-    nodes = {1: honest("a", 1.0), 2: honest("b", 3.0), 9: saying("g", event_id="0" * 32)}
+    nodes = {1: honest("a", 1.0), 2: honest("b", 3.0)}
     nodes |= {node: behave for node, (behave, _) in HOSTILE.items()}
     run = make_run(nodes, cohort=30, num_server_rounds=1, deadline_s=30.0, max_update_norm=10.0)
-    np.testing.assert_allclose(only(run.execute()), np.full(SHAPE, (1.0 + 3.0 + 1.0) / 3))
+    np.testing.assert_allclose(only(run.execute()), np.full(SHAPE, (1.0 + 3.0) / 2))
     (row,) = make_run.registry.rounds("run")
-    assert row.replies == 3
+    assert row.replies == 2
     assert set(row.failures) == {str(node) for node in HOSTILE}
     expected = Counter(kind for _, kind in HOSTILE.values())
     assert RoundHealth.of(row.facts).refused == dict(expected)
-    assert {e.device_id for e in make_run.registry.privacy_events(run_id="run")} == {"a", "b", "g"}
+    assert {e.device_id for e in make_run.registry.privacy_events(run_id="run")} == {"a", "b"}
 
 
 def test_an_event_of_an_earlier_round_is_not_charged_twice_and_ends_no_round(make_run):
@@ -290,26 +287,6 @@ def test_whatever_one_device_sends_the_others_round_is_what_it_was(make_run, dat
         assert "while checking it" not in row.failures["3"]
 
 
-def test_a_node_that_answers_again_or_for_another_counts_once(make_run):
-    run = make_run({1: honest("a"), 2: honest("b"), 3: silent}, num_server_rounds=1, deadline_s=5.0)
-    pull = run.grid.pull_messages
-
-    def pull_twice(message_ids):
-        replies = list(pull(message_ids))
-        for reply in replies[:1]:
-            stolen = copy.deepcopy(reply)
-            stolen.metadata.src_node_id = 99
-            replies = [stolen, *replies, copy.deepcopy(reply)]
-        return replies
-
-    run.grid.pull_messages = pull_twice
-    np.testing.assert_array_equal(only(run.execute()), np.ones(SHAPE))
-    (row,) = make_run.registry.rounds("run")
-    assert row.replies == 2
-    assert RoundHealth.of(row.facts).refused == {"duplicate-node": 2, "no-reply": 1}
-    assert "in the place of node" in row.failures["99"]
-
-
 def test_a_reply_that_flower_cannot_read_costs_its_sender_alone(make_run):
     run = make_run({1: honest("a"), 2: honest("b"), 3: honest("c")}, num_server_rounds=1)
     pull = run.grid.pull_messages
@@ -317,7 +294,7 @@ def test_a_reply_that_flower_cannot_read_costs_its_sender_alone(make_run):
 
     def pull_or_choke(message_ids):
         if not poisoned:
-            poisoned.append(sorted(message_ids)[0])
+            poisoned.append(min(message_ids))
         if poisoned[0] in message_ids:
             raise ValueError("Invalid object")
         return pull(message_ids)
