@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from privacy.accountant import ACCOUNTANT
 from privacy.budget import PrivacyBudget
-from privacy.errors import PrivacyError, ReportError
+from privacy.errors import BrokenChainError, PrivacyError, ReportError
 from privacy.ledger import JsonlLedger
 from privacy.report import AuditReport, build_report
 
@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder: Path = parser.parse_args(arguments).folder
     try:
         differences = _compare(folder)
+    except BrokenChainError as error:
+        differences = [str(error)]
     except (PrivacyError, OSError) as error:
         sys.stderr.write(f"cannot recompute: {error}\n")
         return 2
@@ -66,6 +68,8 @@ def _compare(folder: Path) -> list[str]:
     differences: list[str] = []
     if hashlib.sha256(raw).hexdigest() != report.ledger_sha256:
         differences.append("ledger.jsonl is not the file that the report names (sha256)")
+    if report.ledger_head not in {None, again.ledger_head}:
+        differences.append("ledger.jsonl ends at another head than the report names")
     if again.verdict != report.verdict:
         differences.append(f"verdict: report {report.verdict}, recomputed {again.verdict}")
     reported, found = _figures(report), _figures(again)

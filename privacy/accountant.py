@@ -21,7 +21,7 @@ from privacy.errors import UnknownEventError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from privacy.ledger import PrivacyEvent
+    from privacy.event import PrivacyEvent
 
 VALUE_DISCRETIZATION = 1e-3
 ACCOUNTANT = (
@@ -52,14 +52,17 @@ def epsilon(events: Iterable[PrivacyEvent], *, target_delta: float) -> float:
 
 
 def epsilon_by_device(events: Iterable[PrivacyEvent], *, target_delta: float) -> dict[str, float]:
-    """ε of each device over its own events, by device id in sorted order.
+    """ε per example of each device over its own events, by device id in sorted order.
+
+    Events per user are another unit and are left to `privacy.user_level`.
 
     Raises:
         UnknownEventError: an event's mechanism or privacy unit cannot be accounted for.
     """
     by_device: dict[str, list[PrivacyEvent]] = {}
     for event in events:
-        by_device.setdefault(event.device_id, []).append(event)
+        if event.device_id is not None:
+            by_device.setdefault(event.device_id, []).append(event)
     return {device: epsilon(own, target_delta=target_delta) for device, own in sorted(by_device.items())}
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
 from privacy.errors import ContributionError, InstructionsError
-from privacy.ledger import Delta, EventId, Identifier, PositiveFloat, PrivacyEvent, Probability, StepCount, new_event_id
+from privacy.event import Delta, EventId, Identifier, PositiveFloat, PrivacyEvent, Probability, StepCount, new_event_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

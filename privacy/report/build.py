@@ -11,9 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from privacy.accountant import ACCOUNTANT, epsilon_by_device, epsilon_curve
+from privacy.chain import chained_lines
 from privacy.contribution import LEAVES_THE_DEVICE
 from privacy.errors import ReportError
-from privacy.ledger import event_line
 from privacy.report.costs import device_cost, device_series, events_of, round_costs, rounds_of
 from privacy.report.pages import to_html, to_markdown
 from privacy.report.schema import AuditReport
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from privacy.audits.membership import MembershipResult
     from privacy.budget import PrivacyBudget
-    from privacy.ledger import PrivacyEvent
+    from privacy.event import PrivacyEvent
     from privacy.report.schema import RunFacts, UtilityFigure
 
 REPORT_FILES = ("report.html", "report.md", "report.json", "ledger.jsonl")
@@ -65,6 +65,7 @@ def build_report(
     epsilon_max = by_device[worst] if worst is not None else 0.0
     deltas = sorted({*_CURVE_DELTAS, target_delta}, reverse=True)
     rounds = rounds_of(spent)
+    ledger, head = chained_lines(spent)
     return AuditReport(
         title=title,
         created_at=datetime.now(UTC),
@@ -86,7 +87,8 @@ def build_report(
         provenance=dict(provenance),
         software=_software(),
         event_count=len(spent),
-        ledger_sha256=hashlib.sha256(_ledger_bytes(spent)).hexdigest(),
+        ledger_sha256=hashlib.sha256(ledger).hexdigest(),
+        ledger_head=head,
         events=spent,
     )
 
@@ -103,7 +105,7 @@ def write_report(report: AuditReport, folder: Path) -> ReportPaths:
         to_html(report).encode(),
         to_markdown(report).encode(),
         report.to_json().encode(),
-        _ledger_bytes(report.events),
+        chained_lines(report.events)[0],
     )
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / name for name in REPORT_FILES]
@@ -129,10 +131,6 @@ def _verdict(
     # The budget is judged at its own delta, which need not be the report's.
     spent = max(epsilon_by_device(events, target_delta=budget.target_delta).values())
     return "within_budget" if spent <= budget.target_epsilon else "over_budget"
-
-
-def _ledger_bytes(events: Sequence[PrivacyEvent]) -> bytes:
-    return b"".join(event_line(event) for event in events)
 
 
 def _software() -> dict[str, str]:

@@ -9,7 +9,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from privacy.audits.membership import MembershipResult  # noqa: TC001 - pydantic reads it
 from privacy.errors import ReportError
-from privacy.ledger import PrivacyEvent  # noqa: TC001 - pydantic reads it
+from privacy.event import PrivacyEvent  # noqa: TC001 - pydantic reads it
 
 Scalar = str | int | float | bool | None
 
@@ -89,9 +89,12 @@ class DeviceSeries(_Part):
 
 
 class AuditReport(_Part):
-    """Everything the report says, in plain values; `format` counts the schema."""
+    """Everything the report says, in plain values; `format` counts the schema.
 
-    format: Literal[1] = 1
+    `ledger_head` is the head of the ledger's chain (`privacy.chain`); None in reports of format 1, which had no chain.
+    """
+
+    format: Literal[1, 2] = 2
     title: str
     created_at: AwareDatetime
     run: RunFacts
@@ -113,6 +116,7 @@ class AuditReport(_Part):
     software: dict[str, str]
     event_count: int
     ledger_sha256: str
+    ledger_head: str | None = None
     events: tuple[PrivacyEvent, ...] = Field(default=(), exclude=True, repr=False)
 
     @property
@@ -134,4 +138,6 @@ class AuditReport(_Part):
         try:
             return cls.model_validate_json(raw)
         except ValidationError as error:
-            raise ReportError(f"not a privacy report of format 1: {error.errors(include_url=False)[:3]}") from error
+            raise ReportError(
+                f"not a privacy report of format 1 or 2: {error.errors(include_url=False)[:3]}"
+            ) from error

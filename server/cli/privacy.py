@@ -165,7 +165,8 @@ def _membership(
     from server.federation.bases import tree_of
     from server.federation.fleet import training_examples_of
 
-    took_part = {event.device_id for event in service.registry.privacy_events(model=run.model)}
+    events = service.registry.privacy_events(model=run.model)
+    took_part = {event.device_id for event in events if event.device_id} | {d for e in events for d in e.devices or ()}
     members = training_examples_of(Path(recipe.fleet), took_part, max_examples=recipe.max_examples, limit=limit)
     others = held_out_examples(open_source(recipe.data), limit=len(members))
     members = members[: len(others)]

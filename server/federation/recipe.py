@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from model.adapter_format import AdapterFormat  # noqa: TC001 - pydantic reads it at run time
 from server.errors import RecipeError
+from server.federation.user_recipe import UserLevelRecipe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +20,7 @@ def _kebab(name: str) -> str:
     return name.replace("_", "-")
 
 
-class Recipe(BaseModel):
+class Recipe(UserLevelRecipe):
     """A federated run's settings; every field is a key of the Flower run config in kebab-case."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=_kebab, populate_by_name=True)

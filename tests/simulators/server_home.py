@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from delta_updates import FileEntry, VersionManifest, base_hash, tree_hash
-from privacy.ledger import PrivacyEvent
+from privacy.event import PrivacyEvent
 from server.artifacts import LocalArtifactStore, open_artifacts
 from server.config import Settings
 from server.publishing import Gate, create_candidate, import_base, publish

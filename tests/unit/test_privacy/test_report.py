@@ -370,9 +370,9 @@ def test_json_is_strict_also_without_a_guarantee() -> None:
     def refuse(constant: str) -> None:
         raise AssertionError(constant)
 
-    assert json.loads(raw, parse_constant=refuse)["format"] == 1
+    assert json.loads(raw, parse_constant=refuse)["format"] == 2
     with pytest.raises(ReportError, match="not a privacy report"):
-        AuditReport.from_json(raw.replace('"format": 1', '"format": 2', 1))
+        AuditReport.from_json(raw.replace('"format": 2', '"format": 3', 1))
 
 
 def test_several_runs_are_kept_apart_and_all_charged() -> None:
