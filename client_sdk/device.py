@@ -357,6 +357,15 @@ class Device:
         service = UpdateService(transport, memory=self.home / "nothing-new")
         reporter = Reporter(self._states, service, config.reports)
         catalogue = SignedCatalogue(self.home / "trust", transport, self._disk)
+        filler = SlotFiller(
+            home=self.home,
+            slots=self._slots,
+            fetcher=self._fetcher(transport, config.download, allow_http=state.allow_http),
+            reporter=reporter,
+            disk=self._disk,
+            policy=config.download,
+            conditions=Conditions if ignore_policy else self._conditions,
+        )
         return Updater(
             home=self.home,
             states=self._states,
@@ -369,16 +378,9 @@ class Device:
                 ring=ring,
                 catalogue=catalogue,
                 reporter=reporter,
+                free_bytes=filler.free_bytes,
             ),
-            filler=SlotFiller(
-                home=self.home,
-                slots=self._slots,
-                fetcher=self._fetcher(transport, config.download, allow_http=state.allow_http),
-                reporter=reporter,
-                disk=self._disk,
-                policy=config.download,
-                conditions=Conditions if ignore_policy else self._conditions,
-            ),
+            filler=filler,
             reporter=reporter,
             self_test=self._test_version,
         )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from typing import NamedTuple
 
 from client_sdk import trust
@@ -39,6 +40,7 @@ class OfferFinder:
         ring: KeyRing,
         catalogue: SignedCatalogue,
         reporter: Reporter,
+        free_bytes: Callable[[], int],
     ) -> None:
         self._states = states
         self._slots = slots
@@ -47,6 +49,7 @@ class OfferFinder:
         self._ring = ring
         self._catalogue = catalogue
         self._reporter = reporter
+        self._free_bytes = free_bytes
 
     def find(self, *, only_full: bool = False, is_damaged: bool = False) -> VerifiedOffer | None:
         """Ask the service for an offer; None when there is nothing newer for this device.
@@ -69,7 +72,7 @@ class OfferFinder:
             installed_hash=installed.tree_hash,
             only_full=only_full,
         )
-        offer = self._service.ask(query)
+        offer = self._service.ask(query, free_bytes=self._free_bytes())
         self._ring.renew_if_known(self._transport, protocol=self._service.protocol)
         if offer is None or trust.is_installed(offer, installed):
             # Whoever keeps news from a device can only do so until the signed metadata it last saw expires.

@@ -9,9 +9,10 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from client_sdk.errors import ServiceRefusedError
+from client_sdk.errors import DeviceDiskError, ServiceRefusedError
 from client_sdk.transport import Transport, printable
-from delta_updates.offer import EnrolReply, EnrolRequest, KeyRequest, Offer, OutcomeReport, UpdateQuery
+from delta_updates.manifest import MAX_FILE_BYTES
+from delta_updates.offer import ROOM_HEADER, EnrolReply, EnrolRequest, KeyRequest, Offer, OutcomeReport, UpdateQuery
 
 ENROL = "/v1/devices"
 CHECK = "/v1/updates/check"
@@ -66,19 +67,30 @@ class UpdateService:
         """
         self._transport.call("PUT", KEY, body=request.model_dump_json().encode(), max_bytes=_MAX_ANSWER_BYTES)
 
-    def ask(self, query: UpdateQuery) -> Offer | None:
+    def ask(self, query: UpdateQuery, *, free_bytes: int | None = None) -> Offer | None:
         """Ask for an update given what is installed; None when there is none for this device.
 
+        Args:
+            query: what is installed.
+            free_bytes: of disk, for the update; no part of the question, which would never be the same twice.
+
         Raises:
+            DeviceDiskError: there is an update, and no package of it fits.
             ServiceUnavailableError, ServiceRefusedError, EnrolmentError: see `Transport.call`.
         """
-        answer = self._transport.call(
-            "POST",
-            CHECK,
-            body=query.model_dump_json().encode(),
-            max_bytes=_MAX_ANSWER_BYTES,
-            known_etag=self._recall(),
-        )
+        try:
+            answer = self._transport.call(
+                "POST",
+                CHECK,
+                body=query.model_dump_json().encode(),
+                max_bytes=_MAX_ANSWER_BYTES,
+                known_etag=self._recall(),
+                headers={} if free_bytes is None else {ROOM_HEADER: str(min(free_bytes, MAX_FILE_BYTES))},
+            )
+        except ServiceRefusedError as error:
+            if error.status == HTTPStatus.CONFLICT:
+                raise DeviceDiskError(str(error)) from error
+            raise
         self._spoken = answer.protocol
         if answer.status == HTTPStatus.NO_CONTENT:
             self._remember(answer.etag)

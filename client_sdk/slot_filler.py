@@ -98,6 +98,17 @@ class SlotFiller:
         self.reporter.queue_outcome(offer.offer_id, offer.version, Outcome.DOWNLOADED, filled)
         return packages, filled
 
+    def free_bytes(self) -> int:
+        """The disk bytes that an update may use; what is left of earlier ones gives way to it.
+
+        Raises:
+            DeviceDiskError: the disk cannot be read.
+        """
+        _, slot_folder = self.slots.free_slot()
+        with disk_errors(self.home, "looking for free space"):
+            leftover = _bytes_under(slot_folder) + _bytes_under(self.home / "downloads")
+            return max(0, self.disk.free_bytes(self.home) + leftover - self.policy.reserve_bytes)
+
     def _make_ready(
         self, way: tuple[VerifiedOffer, ...], source: ActiveVersion | None, slot_folder: Path, length: int
     ) -> None:

@@ -128,6 +128,12 @@ class SlotStore:
         confirmed = self.pointer().confirmed
         return self.read(confirmed) if confirmed else None
 
+    def free_slot(self) -> tuple[SlotName, Path]:
+        """The slot that does not serve, and its folder, whose contents give way to the next version."""
+        pointer = self.pointer()
+        free: SlotName = "b" if pointer.confirmed and pointer.confirmed.slot == "a" else "a"
+        return free, self._folder / free
+
     def prepare(self, *names: str) -> tuple[SlotName, Path]:
         """Clear the slot that does not serve; returns its name and the folder where trees go (not yet there).
 
@@ -137,13 +143,12 @@ class SlotStore:
             DeviceDiskError: the disk is failing.
         """
         pointer = self.pointer()
-        free: SlotName = "b" if pointer.confirmed and pointer.confirmed.slot == "a" else "a"
+        free, folder = self.free_slot()
         if pointer.test and pointer.test.record.slot == free:
             raise ValueError(f"slot {free} is in test: confirm or revert it before preparing another version")
         if pointer.previous:
             # Named no longer before it is cleared: a pointer never names what is not whole.
             self._save(pointer.model_copy(update={"previous": None}))
-        folder = self._folder / free
         kept = {work_folder(folder / name) for name in names}
         with disk_errors(self._folder, "clearing the free slot"):
             make_private_folder(self._folder)

@@ -217,6 +217,7 @@ class Transport:
         max_bytes: int,
         attempts: int | None = None,
         known_etag: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Answer:
         """One small request, tried again while the service is away; returns only 2xx answers.
 
@@ -227,6 +228,7 @@ class Transport:
             max_bytes: how long the answer may be.
             attempts: how often to try; None is as often as the limits say.
             known_etag: of an answer that is known already; 304 is then an answer as well.
+            headers: besides those that every request has.
 
         Raises:
             ServiceUnavailableError: no answer, 5xx, too slow, or too many requests, at every attempt.
@@ -234,9 +236,10 @@ class Transport:
             EnrolmentError: the credential is not accepted.
         """
         backoff = Backoff(self.limits, self.clock)
+        sent = {**(headers or {}), **({_IF_NONE_MATCH: known_etag} if known_etag else {})}
         for failures in range(attempts or self.limits.attempts):
             try:
-                return self._call_once(method, path, body, max_bytes, known_etag)
+                return self._call_once(method, path, body, max_bytes, sent)
             except ServiceUnavailableError as error:
                 last = error
                 if failures + 1 < (attempts or self.limits.attempts):
@@ -263,8 +266,9 @@ class Transport:
             )
         return location
 
-    def _call_once(self, method: str, path: str, body: bytes | None, max_bytes: int, known_etag: str | None) -> Answer:
-        headers = {_IF_NONE_MATCH: known_etag} if known_etag else None
+    def _call_once(
+        self, method: str, path: str, body: bytes | None, max_bytes: int, headers: Mapping[str, str]
+    ) -> Answer:
         with self.open(method, path, body=body, headers=headers) as response:
             etag = response.headers.get("ETag")
             protocol = protocol_of(response.headers.get(PROTOCOL_HEADER))

@@ -24,6 +24,8 @@ from delta_updates.manifest import FileLength, ModelName, SafePath, Sha256, Vers
 
 PROTOCOL = 4
 PROTOCOL_HEADER = "Lamella-Protocol"
+ROOM_HEADER = "Lamella-Free-Bytes"
+"""The disk bytes that a device has for an update, sent with a check. No part of the question: it differs each time."""
 REDIRECT_HEADER = "Lamella-Redirects"
 """A device that sends it with a download follows one redirect, to where its credential does not go."""
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from delta_updates import UpdateQuery
-    from server.registry import PackageRecord, Registry, VersionRecord
+    from server.registry import DeviceCase, PackageRecord, Registry, VersionRecord
     from server.rollouts import Explanation
 
 
@@ -36,6 +36,11 @@ def explain(registry: Registry, device_id: str, *, installed_version: int | None
         for rollout_id in case.due:
             registry.settle_rollout(rollout_id)
         case = registry.device_case(device_id, installed_version=installed_version, is_full=is_full)
+    return explained(case)
+
+
+def explained(case: DeviceCase) -> Explanation:
+    """What follows from a case in which no rollout is due."""
     decided = decide(case.facts, case.releases, case.rollouts, case.now)
     # Windows open and soaks end; every other change is somebody's write.
     return replace(decided, is_time_bound=any(rollout.state == "running" for rollout in case.rollouts))
@@ -44,7 +49,7 @@ def explain(registry: Registry, device_id: str, *, installed_version: int | None
 def choose_package(
     query: UpdateQuery, *, latest: VersionRecord, installed_hash: str | None, packages: Sequence[PackageRecord]
 ) -> PackageRecord | None:
-    """The package to offer, or None when the device needs nothing.
+    """The package of fewest bytes to offer, or None when the device needs nothing.
 
     Args:
         query: What the device says it has.
@@ -56,10 +61,10 @@ def choose_package(
         return None
     # A delta only onto bytes that we know. Anything else, damage included, is repaired by the full package.
     is_known = query.installed_hash is not None and query.installed_hash == installed_hash
-    by_source = {package.source_version: package for package in packages}
-    if is_known and not query.only_full and query.installed_version in by_source:
-        return by_source[query.installed_version]
-    return by_source.get(None)
+    sources = {None, query.installed_version} if is_known and not query.only_full else {None}
+    fit = [package for package in packages if package.source_version in sources]
+    # Of two of one length the delta, which writes less.
+    return min(fit, key=lambda package: (package.length, package.source_version is None), default=None)
 
 
 def has_nothing_to_do(query: UpdateQuery, latest: VersionRecord) -> bool:

@@ -89,12 +89,27 @@ ROUND: Final = {
     "server_round": 1,
     "status": "released",
     "replies": 4,
-    "failures": {},
+    "failures": {"17": "no reply within 600 s"},
     "held_out_loss": 2.561,
     "artifacts": {"adapter": HASH},
-    "facts": {"seconds": 12.5},
+    "facts": {
+        "seconds": 12.5,
+        "aggregation": "median",
+        "refused": {"no-reply": 1},
+        "set_aside": [],
+        "norms": {
+            "count": 4,
+            "smallest": 0.41,
+            "lower_quartile": 0.47,
+            "median": 0.5,
+            "upper_quartile": 0.52,
+            "largest": 0.55,
+            "outliers": {},
+        },
+    },
     "recorded_at": TIME,
 }
+HEALTH: Final = {"refused": {"no-reply": 1}, "repeated_outliers": {}, "set_aside": {}}
 EVENT_ID: Final = "0f8fad5bd9cb469fa16570867728950e"
 PRIVACY_EVENT: Final = {
     "event_id": EVENT_ID,

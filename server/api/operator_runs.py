@@ -8,9 +8,10 @@ from pydantic import BaseModel
 
 from delta_updates.manifest import ModelName
 from privacy.event import PrivacyEvent
-from server.api.examples import EVENT_ID, MODEL, PRIVACY_EVENT, ROUND, RUN, answer, page
+from server.api.examples import EVENT_ID, HEALTH, MODEL, PRIVACY_EVENT, ROUND, RUN, answer, page
 from server.api.problems import declare
 from server.api.services import Page, PageLimit, ServicesDep, Viewer, page_of
+from server.federation.health import RunHealth
 from server.registry import RoundRecord, RunRecord
 
 router = APIRouter(tags=["operator: federation"])
@@ -22,10 +23,11 @@ RunId = Annotated[
 
 
 class RunDetail(BaseModel):
-    """A run and its rounds, in order."""
+    """A run and its rounds, in order; `health` adds up what their facts say about hostile or broken devices."""
 
     run: RunRecord
     rounds: tuple[RoundRecord, ...]
+    health: RunHealth
 
 
 @router.get(
@@ -54,13 +56,18 @@ def list_runs(
     "/runs/{run_id}",
     summary="Show a run and its rounds",
     responses={
-        200: answer("The run.", {"run": RUN, "rounds": [ROUND]}),
+        200: answer("The run.", {"run": RUN, "rounds": [ROUND], "health": HEALTH}),
         **declare(HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
     },
 )
 def show_run(services: ServicesDep, _: Viewer, run_id: RunId) -> RunDetail:
-    """Show a run, and for each round its replies, failures and held-out loss."""
-    return RunDetail(run=services.registry.run(run_id), rounds=services.registry.rounds(run_id))
+    """Show a run, and for each round its replies, failures and held-out loss.
+
+    A round's `facts` count its refused replies by kind and describe the norms of the others; these are an operator's
+    view of single devices, and are not for release.
+    """
+    rounds = services.registry.rounds(run_id)
+    return RunDetail(run=services.registry.run(run_id), rounds=rounds, health=RunHealth.of(rounds))
 
 
 @router.get(

@@ -3,11 +3,12 @@
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Request, Response
+from fastapi import APIRouter, Body, Header, Request, Response
 from fastapi.responses import JSONResponse
 
 from delta_updates import (
     PROTOCOL_HEADER,
+    ROOM_HEADER,
     ChainStep,
     Offer,
     Outcome,
@@ -16,14 +17,26 @@ from delta_updates import (
     UpdateQuery,
     protocol_of,
 )
+from delta_updates.manifest import MAX_FILE_BYTES
 from server.api.examples import MODEL, OFFER, OFFER_ID, OTHER_HASH, answer
 from server.api.problems import declare
 from server.api.services import CallingDevice, Protocol, Services, ServicesDep
 from server.api.unchanged import TIME_BOUND
 from server.errors import ConflictError, ForbiddenError
-from server.offers import cheapest_chain, choose_package, explain, has_nothing_to_do, known_hash
-from server.registry import DeviceRecord, PackageRecord
+from server.registry import DeviceRecord, PackageRecord, VersionRecord
+from server.room import Room
+from server.ways import Way, find_way
 
+FreeBytes = Annotated[
+    int | None,
+    Header(
+        alias=ROOM_HEADER,
+        ge=0,
+        le=MAX_FILE_BYTES,
+        description="Disk bytes that the device has for an update, beside what it keeps free.",
+        openapi_examples={"some": {"value": 250_000_000}},
+    ),
+]
 router = APIRouter(prefix="/updates", tags=["device"])
 _QUERY = {"model": MODEL, "installed_version": 2, "installed_hash": OTHER_HASH, "only_full": False}
 _REPORT = {
@@ -53,7 +66,7 @@ _REFUSALS = (
         200: answer("Go to this version with this package.", OFFER),
         204: {"description": "There is nothing to do. The ETag stands for this answer to this question."},
         304: {"description": "Still nothing to do (If-None-Match): the same question, and nothing has changed."},
-        **declare(*_REFUSALS),
+        **declare(*_REFUSALS, HTTPStatus.CONFLICT),
     },
 )
 def check(
@@ -62,13 +75,15 @@ def check(
     device: CallingDevice,
     query: Annotated[UpdateQuery, Body(examples=[_QUERY])],
     spoken: Protocol = None,
+    free_bytes: FreeBytes = None,
 ) -> Response:
     """Offer the version that a rollout gives this device, by the delta from what it has, or by the full package.
 
     A version that this device reverted is not offered to it again: the next release is. Full is offered when the device
     asks for it, when it has nothing, and when its hash is not that of the version it names. A version lower than what
     the device has is never offered, nor one that was withdrawn. Deltas over versions between (`chain`, from protocol 2
-    on) are offered beside it where they are fewer bytes.
+    on) are offered beside it where they are fewer bytes. A device that tells its free disk bytes is offered the package
+    of fewest bytes among those that fit there; when none does, 409 says how much is missing.
     """
     if query.model != device.model:
         raise ForbiddenError(f"This device is enrolled for {device.model!r}, not for {query.model!r}.")
@@ -81,9 +96,9 @@ def check(
     )
     protocol = protocol_of(spoken)
     headers = {PROTOCOL_HEADER: str(protocol)}
-    decided = explain(registry, device.device_id, installed_version=query.installed_version)
-    request.scope[TIME_BOUND] = decided.is_time_bound
-    offer = None if decided.version is None else _offer(services, device, query, decided.version, decided.rollout_id)
+    found = find_way(registry, services.metadata, device.device_id, query, Room(free_bytes=free_bytes))
+    request.scope[TIME_BOUND] = found.is_time_bound
+    offer = None if found.way is None else _offer(services, device, found.way)
     if offer is None:
         return Response(status_code=HTTPStatus.NO_CONTENT, headers=headers)
     return JSONResponse(offer.in_protocol(protocol), headers=headers)
@@ -108,66 +123,38 @@ def report(
     services.metrics.count_outcome(report.outcome.value)
 
 
-def _offer(
-    services: Services, device: DeviceRecord, query: UpdateQuery, number: int, rollout_id: int | None
-) -> Offer | None:
-    """The offer of a version by its cheapest packages; None when the device has it, or it was stopped just now."""
-    registry, version = services.registry, services.registry.version(query.model, number)
-    if has_nothing_to_do(query, version):
-        return None
-    installed_hash = known_hash(registry, query, latest=version)
-    package = choose_package(
-        query, latest=version, installed_hash=installed_hash, packages=registry.packages(query.model, number)
-    )
-    if package is None:
-        return None
-    try:
-        offered = registry.record_offer(
-            device.device_id, model=query.model, version=number, package_path=package.path, rollout_id=rollout_id
-        )
-    except ConflictError:
-        return None
-    is_known = query.installed_hash is not None and query.installed_hash == installed_hash and not query.only_full
+def _offer(services: Services, device: DeviceRecord, way: Way) -> Offer | None:
+    """The offer of a way, the open one or a new one; None when its rollout was stopped just now."""
+    version, offered = way.version, way.open_offer
+    if offered is None:
+        try:
+            offered = services.registry.record_offer(
+                device.device_id,
+                model=version.model,
+                version=version.number,
+                package_path=way.package.path,
+                rollout_id=way.rollout_id,
+            )
+        except ConflictError:
+            return None
     return Offer(
         offer_id=offered.offer_id,
         model=version.model,
-        version=number,
+        version=version.number,
         tree_hash=version.manifest.tree_hash,
         manifest_path=version.manifest_path,
+        package=_ref(way.package),
+        chain=tuple(_step(package, made) for package, made in way.chain),
+    )
+
+
+def _step(package: PackageRecord, made: VersionRecord) -> ChainStep:
+    return ChainStep(
+        version=made.number,
+        tree_hash=made.manifest.tree_hash,
+        manifest_path=made.manifest_path,
         package=_ref(package),
-        chain=_chain(services, query, package) if is_known else (),
     )
-
-
-def _chain(services: Services, query: UpdateQuery, package: PackageRecord) -> tuple[ChainStep, ...]:
-    """Deltas that reach the same version with fewer bytes than `package`."""
-    registry, source = services.registry, query.installed_version or 0
-    deltas = registry.deltas(query.model)
-    path = cheapest_chain(deltas, source=source, target=package.version)
-    if not _is_cheaper(path, package):
-        return ()
-    # A device refuses a step whose manifest is not signed any more. Asked last: it reads and checks the metadata.
-    signed = services.metadata.signed_versions(query.model)
-    if not all(delta.version in signed for delta in path):
-        left = [delta for delta in deltas if delta.version in signed]
-        path = cheapest_chain(left, source=source, target=package.version)
-        if not _is_cheaper(path, package):
-            return ()
-    versions = (registry.version(query.model, delta.version) for delta in path)
-    return tuple(
-        ChainStep(
-            version=version.number,
-            tree_hash=version.manifest.tree_hash,
-            manifest_path=version.manifest_path,
-            package=_ref(delta),
-        )
-        for delta, version in zip(path, versions, strict=True)
-    )
-
-
-def _is_cheaper(path: tuple[PackageRecord, ...], package: PackageRecord) -> bool:
-    """Whether several deltas are fewer bytes than one package; one delta is no chain."""
-    return len(path) > 1 and sum(delta.length for delta in path) < package.length
 
 
 def _ref(package: PackageRecord) -> PackageRef:

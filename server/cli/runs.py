@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from server.cli.console import console, open_service, show_json, show_table
+
+if TYPE_CHECKING:
+    from server.federation.health import RoundHealth, RunHealth
 
 app = typer.Typer(no_args_is_help=True, help="Federated runs: list them, look into one.")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -35,8 +39,11 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show a run's recipe, rounds and the reasons of replies that were left out."""
+    from server.federation.health import RoundHealth, RunHealth
+
     service = open_service()
     run, rounds = service.registry.run(run_id), service.registry.rounds(run_id)
+    health = RunHealth.of(rounds)
     if as_json:
         rows = [
             {
@@ -45,6 +52,7 @@ def show(
                 "replies": r.replies,
                 "loss": r.held_out_loss,
                 "failures": dict(r.failures),
+                **RoundHealth.of(r.facts).model_dump(),
             }
             for r in rounds
         ]
@@ -54,6 +62,7 @@ def show(
                 "status": run.status,
                 "reason": run.reason,
                 "recipe": dict(run.recipe),
+                "health": health.model_dump(),
                 "rounds": rows,
             }
         )
@@ -61,16 +70,42 @@ def show(
     console.print(f"[bold]{run.run_id}[/]  {run.model}  {run.status}  {run.reason}")
     show_table(
         "Rounds",
-        ("round", "status", "replies", "held-out loss", "left out"),
+        ("round", "status", "replies", "held-out loss", "update norms", "left out"),
         [
             (
                 r.server_round,
                 r.status,
                 r.replies,
                 r.held_out_loss and f"{r.held_out_loss:.4f}",
-                "\n".join(r.failures.values()),
+                _norms(RoundHealth.of(r.facts)),
+                "\n".join(escape(reason) for reason in r.failures.values()),
             )
             for r in rounds
         ],
     )
+    for line in _health_lines(health):
+        console.print(line, style="yellow", highlight=False)
     show_table("Recipe", ("key", "value"), sorted(run.recipe.items()))
+
+
+def _norms(health: RoundHealth) -> str:
+    """A round's norms in a cell: the median, the ends, and who stands out."""
+    norms = health.norms
+    if norms is None:
+        return ""
+    lines = [f"{norms.median:.3g} ({norms.smallest:.3g} to {norms.largest:.3g})"]
+    lines += [f"{escape(device)}: z {z:+.1f}" for device, z in norms.outliers.items()]
+    lines += [f"{escape(device)}: set aside" for device in health.set_aside]
+    return "\n".join(lines)
+
+
+def _health_lines(health: RunHealth) -> list[str]:
+    """What the rounds add up to, when there is something to say."""
+    lines = []
+    if health.refused:
+        lines.append("Refused: " + ", ".join(f"{kind} {count}" for kind, count in health.refused.items()))
+    for device, times in health.repeated_outliers.items():
+        lines.append(f"The norm of {escape(device)} stood out in {times} rounds.")
+    for device, times in health.set_aside.items():
+        lines.append(f"The aggregation set {escape(device)} aside in {times} rounds.")
+    return lines

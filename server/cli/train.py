@@ -225,7 +225,7 @@ class _RoundView:
             facts = f"loss {loss}  replies {row.replies}/{self._recipe.cohort}  ε {epsilon:.2f}"
             self._progress.console.print(f"  round {row.server_round}: {row.status}  {facts}")
             for node, why in row.failures.items():
-                self._progress.console.print(f"    node {node}: {why}", style="yellow", highlight=False)
+                self._progress.console.print(f"    node {node}: {why}", style="yellow", highlight=False, markup=False)
             self._progress.update(self._task, completed=row.server_round, facts=facts)
         return ended and ended[0]
 

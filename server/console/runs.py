@@ -11,6 +11,7 @@ from server.console.charts import round_chart
 from server.console.releases import number
 from server.console.responses import ConsoleRoute, render
 from server.console.visits import VisitDep  # noqa: TC001 - the same
+from server.federation.health import RoundHealth, RunHealth
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,7 +48,8 @@ def run(services: ServicesDep, visit: VisitDep, run_id: Annotated[str, Path(patt
         "run.html",
         visit=visit,
         run=record,
-        rounds=rounds[::-1],
+        rounds=[(one, RoundHealth.of(one.facts)) for one in rounds[::-1]],
+        health=RunHealth.of(rounds),
         recipe=sorted(record.recipe.items()),
         loss_chart=round_chart("Held-out loss after each round", losses, name="loss (nats)", from_zero=False),
         epsilon_chart=round_chart("ε spent after each round", spent, name="ε", from_zero=True, limit=limit),

@@ -35,7 +35,7 @@ def wait_for_nodes(
     """
     give_up = now() + timeout_s
     while True:
-        nodes = tuple(sorted(grid.get_node_ids()))
+        nodes = tuple(sorted(set(grid.get_node_ids())))
         if len(nodes) >= minimum:
             return nodes
         if now() >= give_up:
@@ -49,3 +49,12 @@ def wait_for_nodes(
 def draw_cohort(nodes: Sequence[int], *, size: int, rng: random.Random) -> tuple[int, ...]:
     """Draw `size` distinct devices uniformly (all of them when fewer are connected), sorted."""
     return tuple(sorted(rng.sample(list(nodes), min(size, len(nodes)))))
+
+
+def draw_poisson(nodes: Sequence[int], *, probability: float, rng: random.Random) -> tuple[int, ...]:
+    """Draw each device independently with the same probability, sorted; nobody at all is a possible draw.
+
+    A device that is not connected would not answer if it were drawn, so it need not be asked: it is a dropout either
+    way. Nobody is drawn in its place.
+    """
+    return tuple(sorted(node for node in nodes if rng.random() < probability))

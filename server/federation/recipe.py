@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from model.adapter_format import AdapterFormat  # noqa: TC001 - pydantic reads it at run time
 from server.errors import RecipeError
+from server.federation.rule import AggregationName, AggregationRule
 from server.federation.user_recipe import UserLevelRecipe
 
 if TYPE_CHECKING:
@@ -47,6 +48,20 @@ class Recipe(UserLevelRecipe):
     strategy: Annotated[Literal["fedavg", "fedadam"], Field(description="How the server moves the adapter.")] = "fedavg"
     server_learning_rate: Annotated[float, Field(gt=0, le=100, description="Step size on the averaged update.")] = 1.0
     max_update_norm: Annotated[float, Field(gt=0, description="L2 norm above which an update is refused.")] = 100.0
+
+    aggregation: Annotated[
+        AggregationName,
+        Field(
+            description="How updates become one: `mean`, or against hostile devices `median`, `trimmed-mean` or "
+            "`multi-krum`."
+        ),
+    ] = "mean"
+    trim_fraction: Annotated[
+        float, Field(ge=0.01, lt=0.5, description="Of `trimmed-mean`: share of updates cut off at each end.")
+    ] = 0.2
+    assumed_hostile: Annotated[
+        int, Field(ge=1, le=50_000, description="Of `multi-krum`: hostile devices in a round that it must outlive.")
+    ] = 1
 
     rank: Annotated[int, Field(ge=1, le=512, description="LoRA rank.")] = 4
     alpha: Annotated[float, Field(gt=0, description="LoRA alpha.")] = 8.0
@@ -89,10 +104,28 @@ class Recipe(UserLevelRecipe):
     def _consistent(self) -> Self:
         if self.quorum > self.cohort:
             raise ValueError(f"quorum {self.quorum} is larger than cohort {self.cohort}: no round could succeed")
+        # Every count of replies that a round may end with.
+        problems = map(self.aggregation_rule.problem_with, range(self.quorum, self.cohort + 1))
+        problem = next(filter(None, problems), None)
+        if problem is not None:
+            raise ValueError(f"aggregation {self.aggregation}: {problem}. Raise `quorum`, or choose another rule")
+        if self.has_user_level and self.aggregation != "mean":
+            # One user can move a median, or what Krum chooses, by more than a clipping norm.
+            raise ValueError(
+                f"privacy-mode {self.privacy_mode} adds noise for a sum of clipped updates; "
+                f"how far one user moves {self.aggregation} is another matter. Use aggregation mean"
+            )
         unknown = set(self.target_names) - set(ADAPTER_TARGETS)
         if unknown or not self.target_names:
             raise ValueError(f"targets must name some of {', '.join(ADAPTER_TARGETS)}; got {self.targets!r}")
         return self
+
+    @property
+    def aggregation_rule(self) -> AggregationRule:
+        """How a round's updates become one."""
+        return AggregationRule(
+            name=self.aggregation, trim_fraction=self.trim_fraction, assumed_hostile=self.assumed_hostile
+        )
 
     @property
     def target_names(self) -> tuple[str, ...]:

@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
-import io
+import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from privacy import Contribution, ContributionError, RoundInstructions
+from server.federation.refusals import RefusalKind, Refused
+from server.federation.tensors import AdapterState, TensorRefusedError, read_update
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from flwr.app import ArrayRecord, Message
+    from flwr.app import Message
 
-AdapterState = dict[str, npt.NDArray[np.float32]]
+__all__ = ["Accepted", "AdapterState", "Refused", "check_reply", "update_norm"]
+
+log = logging.getLogger("lamella.federation")
+
+_RECORDS: Final = {"contribution", "update"}
+# Facts that a contribution repeats from the instructions, and what it is when they differ.
+_REPEATED: Final = {
+    "run_id": RefusalKind.WRONG_RUN,
+    "server_round": RefusalKind.WRONG_ROUND,
+    "base_hash": RefusalKind.WRONG_BASE,
+    "clipping_norm": RefusalKind.WRONG_FACTS,
+    "target_delta": RefusalKind.WRONG_FACTS,
+    "steps": RefusalKind.WRONG_FACTS,
+}
+# Outside, the accountant overflows or divides by zero; no calibrated device is near either end.
+_LEAST_NOISE, _MOST_NOISE = 1e-6, 1e6
 
 
 @dataclass(frozen=True)
@@ -28,14 +45,6 @@ class Accepted:
     update: AdapterState
 
 
-@dataclass(frozen=True)
-class Refused:
-    """A reply that is left out of the average, and why."""
-
-    node_id: int
-    reason: str
-
-
 def check_reply(
     message: Message,
     *,
@@ -43,7 +52,9 @@ def check_reply(
     adapter: Mapping[str, npt.NDArray[np.float32]],
     max_norm: float,
 ) -> Accepted | Refused:
-    """Check one device's reply: error, facts, names, shapes, finiteness, norm. A device is never trusted.
+    """Check one device's reply: error, records, facts, names, shapes, finiteness, norm. A device is never trusted.
+
+    Whatever a device sends, nothing is raised: its bytes must not end the others' round.
 
     Args:
         message: The reply as Flower delivered it.
@@ -52,74 +63,83 @@ def check_reply(
         max_norm: L2 bound on the whole update.
     """
     node_id = message.metadata.src_node_id
-    problem = _said_no(message)
+    try:
+        return _checked(message, instructions=instructions, adapter=adapter, max_norm=max_norm)
+    except Exception as error:
+        # The checks below refuse what they know. The rest would be a fault of ours or of Flower's: logged in full.
+        log.exception("the reply of node %d could not be checked", node_id)
+        return Refused(node_id, RefusalKind.MALFORMED, f"malformed reply: {type(error).__name__} while checking it")
+
+
+def _checked(
+    message: Message,
+    *,
+    instructions: RoundInstructions,
+    adapter: Mapping[str, npt.NDArray[np.float32]],
+    max_norm: float,
+) -> Accepted | Refused:
+    node_id = message.metadata.src_node_id
+    problem = _said_no(message) or _wrong_records(message)
     if problem is not None:
-        return Refused(node_id, problem)
+        return Refused(node_id, *problem)
     try:
         contribution = Contribution.from_config(dict(message.content.config_records["contribution"]))
-        arrays = message.content.array_records["update"]
-    except (KeyError, ContributionError) as error:
-        return Refused(node_id, f"malformed reply: {error}"[:300])
+    except ContributionError as error:
+        return Refused(node_id, RefusalKind.MALFORMED, f"malformed reply: {error}")
     problem = _disagreement(contribution, instructions)
     if problem is not None:
-        return Refused(node_id, problem)
-    update = _read_update(arrays, adapter)
-    if isinstance(update, str):
-        return Refused(node_id, update)
+        return Refused(node_id, *problem)
+    try:
+        update = read_update(message.content.array_records["update"], adapter)
+    except TensorRefusedError as error:
+        return Refused(node_id, error.kind, str(error))
     norm = update_norm(update)
     # A NaN would pass `norm > max_norm`: test for what is allowed, not for what is not.
     if not norm <= max_norm:
-        return Refused(node_id, f"update norm {norm:.3g} is not within {max_norm:.3g}")
+        reason = f"update norm {norm:.3g} is not within {max_norm:.3g}"
+        return Refused(node_id, RefusalKind.NORM_TOO_LARGE, reason)
     return Accepted(node_id, contribution, update)
 
 
-def _said_no(message: Message) -> str | None:
+def _said_no(message: Message) -> tuple[RefusalKind, str] | None:
     """Why a device did not train, when it says so itself or Flower does."""
     if message.has_error():
-        return f"device error: {message.error.reason or message.error.code}"[:300]
+        return RefusalKind.DEVICE_ERROR, f"device error: {message.error.reason or message.error.code}"
     if "declined" in message.content.config_records:
         reason = message.content.config_records["declined"].get("reason", "no reason given")
-        return f"declined: {str(reason)[:300]}"
+        return RefusalKind.DECLINED, f"declined: {reason if isinstance(reason, str) else 'no readable reason'}"
     return None
 
 
-def _read_update(arrays: ArrayRecord, adapter: Mapping[str, npt.NDArray[np.float32]]) -> AdapterState | str:
-    """The update's tensors, or in words what is wrong with them."""
-    if set(arrays) != set(adapter):
-        return f"update has {len(arrays)} tensors, the adapter has {len(adapter)}, or names differ"
-    update: AdapterState = {}
-    for name, expected in adapter.items():
-        try:
-            update[name] = _read_tensor(arrays[name].data, expected.shape)
-        except ValueError as error:
-            return f"tensor {name} cannot be read: {error}"[:300]
-    return update
+def _wrong_records(message: Message) -> tuple[RefusalKind, str] | None:
+    """Records that are missing or of another kind, or that nobody asked for."""
+    content = message.content
+    if set(content) != _RECORDS:
+        return RefusalKind.MALFORMED, f"malformed reply: it must hold {' and '.join(sorted(_RECORDS))}, and no more"
+    if "contribution" not in content.config_records or "update" not in content.array_records:
+        return RefusalKind.MALFORMED, "malformed reply: a record is of the wrong kind"
+    return None
 
 
-def _read_tensor(raw: bytes, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """Read a float32 tensor from npy bytes; the header is compared before anything of its size is allocated.
-
-    Raises:
-        ValueError: The bytes are not exactly one float32 tensor of this shape.
-    """
-    stream = io.BytesIO(raw)
-    if np.lib.format.read_magic(stream) != (1, 0):
-        raise ValueError("not an npy 1.0 array")
-    declared, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
-    if declared != shape or dtype != np.float32:
-        raise ValueError(f"bytes hold {dtype}{list(declared)}, expected float32{list(shape)}")
-    values = np.frombuffer(raw, dtype=np.float32, offset=stream.tell())  # raises on a ragged length
-    return values.reshape(shape, order="F" if fortran_order else "C").copy()
-
-
-def _disagreement(contribution: Contribution, instructions: RoundInstructions) -> str | None:
+def _disagreement(contribution: Contribution, instructions: RoundInstructions) -> tuple[RefusalKind, str] | None:
     """The first fact in which a contribution differs from what was asked, in words."""
-    for fact in ("run_id", "server_round", "base_hash", "clipping_norm", "target_delta", "steps"):
+    for fact, kind in _REPEATED.items():
         said, asked = getattr(contribution, fact), getattr(instructions, fact)
         if said != asked:
-            return f"reply says {fact} {said!r}, asked was {asked!r}"
-    if contribution.num_examples > instructions.max_examples:
-        return f"reply claims {contribution.num_examples} examples, the cap is {instructions.max_examples}"
+            return kind, f"reply says {fact} {said!r}, asked was {asked!r}"
+    count, most = contribution.num_examples, instructions.max_examples
+    if count > most:
+        return RefusalKind.WRONG_FACTS, f"reply claims {count} examples, the cap is {most}"
+    probability = instructions.sampling_probability_for(count)
+    if contribution.sampling_probability != probability:
+        said = contribution.sampling_probability
+        return (
+            RefusalKind.WRONG_FACTS,
+            f"reply says sampling_probability {said!r}, {count} examples make {probability!r}",
+        )
+    noise = contribution.noise_multiplier
+    if noise and not _LEAST_NOISE <= noise <= _MOST_NOISE:
+        return RefusalKind.WRONG_FACTS, f"reply says noise_multiplier {noise!r}, which nobody can account for"
     return None
 
 

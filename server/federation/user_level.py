@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from privacy import PrivacyError, PrivacyEvent
-from privacy.adaptive_clipping import AdaptiveClipping
-from privacy.banded_noise import BandedNoise
-from privacy.budget import PrivacyBudget
-from privacy.keyed_random import KEY_BYTES
+from privacy import PrivacyEvent
 from privacy.mechanism import noisy_average, norm_of, size_of
-from privacy.randomness import RandomSource, SystemRandom
-from privacy.user_budget import UserPlan, require_users_affordable, user_noise_for
+from privacy.user_budget import require_users_affordable
 from privacy.user_level import participations
-from server.errors import RecipeError
+from server.federation.user_plan import adaptive_clipping_of, plan_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     import numpy.typing as npt
 
+    from privacy.banded_noise import BandedNoise
+    from privacy.budget import PrivacyBudget
+    from privacy.randomness import RandomSource
     from server.federation.recipe import Recipe
     from server.federation.replies import Accepted, AdapterState
-    from server.registry import Registry
 
 # Keys of a round's facts.
 CLIPPING_NORM: Final = "user_clipping_norm"
@@ -38,10 +34,10 @@ NEXT_CLIPPING_NORM: Final = "next_user_clipping_norm"
 
 @dataclass
 class UserLevel:
-    """Keeps one run's promise to whole users; a user is a device, under the pseudonym that it trains with.
+    """Keeps one run's promise to whole users; a user is a device, by the pseudonym that it trains under.
 
-    Make it with `open_user_level`. The budget is asked before each round, and each device's cap and separation when it
-    has answered, because only then it says who it is.
+    Made by `server.federation.user_start`. The budget is asked before each round, and each device's cap and separation
+    when it has answered, because only then it says who it is.
     """
 
     recipe: Recipe
@@ -51,7 +47,7 @@ class UserLevel:
     spent: list[PrivacyEvent]
     banded: BandedNoise | None
     clipping_norm: float
-    random: RandomSource = field(default_factory=SystemRandom)
+    random: RandomSource
 
     def __post_init__(self) -> None:
         self._done = participations(self.spent)
@@ -97,7 +93,7 @@ class UserLevel:
         return None
 
     def average(self, accepted: Sequence[Accepted], adapter: AdapterState, server_round: int) -> AdapterState:
-        """The noisy sum of the clipped updates over the expected cohort, float32; a zero update where nobody answered."""
+        """The noisy sum of the clipped updates over the expected cohort, float32."""
         shapes = {name: tensor.shape for name, tensor in adapter.items()}
         norms = [norm_of(item.update) for item in accepted]
         rule = adaptive_clipping_of(self.recipe)
@@ -105,7 +101,9 @@ class UserLevel:
             (item.update for item in accepted),
             shapes=shapes,
             clipping_norm=self.clipping_norm,
-            noise_multiplier=self.noise_multiplier if rule is None else rule.noise_multiplier_of_sum(self.noise_multiplier),
+            noise_multiplier=self.noise_multiplier
+            if rule is None
+            else rule.noise_multiplier_of_sum(self.noise_multiplier),
             expected_contributions=self.recipe.cohort,
             unit_noise=self._unit_noise(server_round, size_of(shapes)),
         )
@@ -160,104 +158,3 @@ class UserLevel:
         if self.banded is not None:
             return self.banded.at(server_round, count=count)
         return self.random.normals(count)
-
-
-def open_user_level(
-    recipe: Recipe, *, run_id: str, registry: Registry, random: RandomSource | None = None
-) -> UserLevel | None:
-    """The user level of a run, at its start or where it was left; None where the recipe has none.
-
-    Raises:
-        RecipeError: The recipe does not fit the budget that the model's users have, or its own numbers.
-        CalibrationError, BudgetExceededError: Too little of the budget is left for the rounds that are planned.
-    """
-    if not recipe.has_user_level:
-        return None
-    spent = list(registry.privacy_events(model=recipe.model, privacy_unit="user"))
-    rounds = registry.rounds(run_id)
-    budget = _budget(recipe, registry)
-    plan = replace(plan_of(recipe), rounds=recipe.num_server_rounds - max((r.server_round for r in rounds), default=0))
-    level = UserLevel(
-        recipe=recipe,
-        run_id=run_id,
-        budget=budget,
-        noise_multiplier=_noise_multiplier(recipe, run_id, budget, plan, spent),
-        spent=spent,
-        banded=_banded(recipe, run_id, registry),
-        clipping_norm=_clipping_norm(recipe, [r.facts for r in rounds]),
-        random=random or SystemRandom(),
-    )
-    _require_consistent(level)
-    if plan.rounds > 0:
-        level.require_affordable(plan.rounds)
-    registry.set_user_budget(recipe.model, budget)
-    return level
-
-
-def plan_of(recipe: Recipe) -> UserPlan:
-    """What a recipe asks of its users in all its rounds."""
-    return UserPlan(
-        rounds=recipe.num_server_rounds,
-        sampling_probability=recipe.sampling_probability if recipe.cohort_sampling == "poisson" else None,
-        max_participations=recipe.max_participations or recipe.num_server_rounds,
-        min_separation=recipe.min_separation,
-    )
-
-
-def adaptive_clipping_of(recipe: Recipe) -> AdaptiveClipping | None:
-    """The rule that the bound follows; None: it stays."""
-    if recipe.clipping_quantile == 0:
-        return None
-    return AdaptiveClipping(
-        quantile=recipe.clipping_quantile,
-        step=recipe.clipping_step,
-        bit_noise=recipe.clipping_bit_noise or recipe.cohort / 20,
-        expected_contributions=recipe.cohort,
-    )
-
-
-def _budget(recipe: Recipe, registry: Registry) -> PrivacyBudget:
-    """The budget that the model's users have; the first run that protects them sets it."""
-    asked = PrivacyBudget(target_epsilon=recipe.user_target_epsilon, target_delta=recipe.user_target_delta)
-    there = registry.user_budget(recipe.model)
-    if there is not None and there != asked:
-        raise RecipeError(
-            f"The users of {recipe.model!r} have a budget of epsilon {there.target_epsilon:g} at delta "
-            f"{there.target_delta:g}; the recipe says {asked.target_epsilon:g} at {asked.target_delta:g}. Correct "
-            f"user-target-epsilon and user-target-delta, or change it: lamella privacy budget {recipe.model} --epsilon ..."
-        )
-    return asked
-
-
-def _noise_multiplier(
-    recipe: Recipe, run_id: str, budget: PrivacyBudget, plan: UserPlan, spent: Sequence[PrivacyEvent]
-) -> float:
-    if recipe.user_noise_multiplier > 0:
-        return recipe.user_noise_multiplier
-    # A run that goes on keeps its noise: banded noise must not change, and the plan was made with it.
-    earlier = [event.noise_multiplier for event in spent if event.run_id == run_id]
-    if earlier or plan.rounds <= 0:
-        return earlier[-1] if earlier else 0.0
-    return user_noise_for(budget, plan, spent)
-
-
-def _banded(recipe: Recipe, run_id: str, registry: Registry) -> BandedNoise | None:
-    if recipe.noise_bands == 1:
-        return None
-    key = registry.noise_key(run_id, fresh=os.urandom(KEY_BYTES))
-    return BandedNoise(key, bands=recipe.noise_bands)
-
-
-def _clipping_norm(recipe: Recipe, facts: Sequence[Mapping[str, object]]) -> float:
-    kept = facts[-1].get(NEXT_CLIPPING_NORM) if facts else None
-    return float(kept) if isinstance(kept, (int, float)) else recipe.user_clipping_norm
-
-
-def _require_consistent(level: UserLevel) -> None:
-    rule = adaptive_clipping_of(level.recipe)
-    if rule is None:
-        return
-    try:
-        rule.noise_multiplier_of_sum(level.noise_multiplier)
-    except (PrivacyError, ValueError) as error:
-        raise RecipeError(f"clipping-bit-noise does not fit: {error}.") from None

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
+    from sqlalchemy import Select
     from sqlalchemy.orm import Session
 
 _SECRET_BYTES = 32
@@ -222,6 +223,12 @@ class DeviceTransactions(Transactions):
             row.last_seen_at = self._now()
             row.installed_version, row.installed_hash = installed_version, installed_hash
 
+    def open_offer(self, device_id: str, *, package_path: str, rollout_id: int | None = None) -> OfferRecord | None:
+        """The offer of this package to this device that has not ended yet."""
+        with self._read() as session:
+            row = session.scalar(_still_open(device_id, package_path, rollout_id))
+            return None if row is None else offer_of(row)
+
     def record_offer(
         self, device_id: str, *, model: str, version: int, package_path: str, rollout_id: int | None = None
     ) -> OfferRecord:
@@ -230,20 +237,13 @@ class DeviceTransactions(Transactions):
         Raises:
             ConflictError: The rollout that makes the offer was stopped meanwhile.
         """
-        still_open = select(OfferRow).where(
-            OfferRow.device_id == device_id,
-            OfferRow.package_path == package_path,
-            OfferRow.is_open,
-            OfferRow.rollout_id.is_(None) if rollout_id is None else OfferRow.rollout_id == rollout_id,
-        )
-        with self._read() as session:
-            known = session.scalar(still_open.limit(1))
-            if known is not None:
-                return offer_of(known)
+        known = self.open_offer(device_id, package_path=package_path, rollout_id=rollout_id)
+        if known is not None:
+            return known
         with self._write() as session:
             # Two questions of one device at once get one offer.
             session.get(DeviceRow, device_id, with_for_update=True)
-            made_meanwhile = session.scalar(still_open.limit(1))
+            made_meanwhile = session.scalar(_still_open(device_id, package_path, rollout_id))
             if made_meanwhile is not None:
                 return offer_of(made_meanwhile)
             row = OfferRow(
@@ -314,6 +314,19 @@ class DeviceTransactions(Transactions):
         )
         with self._read() as session:
             return tuple(report_record(report, offer) for report, offer in session.execute(query))
+
+
+def _still_open(device_id: str, package_path: str, rollout_id: int | None) -> Select[OfferRow]:
+    return (
+        select(OfferRow)
+        .where(
+            OfferRow.device_id == device_id,
+            OfferRow.package_path == package_path,
+            OfferRow.is_open,
+            OfferRow.rollout_id.is_(None) if rollout_id is None else OfferRow.rollout_id == rollout_id,
+        )
+        .limit(1)
+    )
 
 
 def _sha256(secret: str) -> str:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from privacy.event import PrivacyUnit
     from server.registry.records import RunStatus
 
+_MOST_IDS = 500  # in one query; SQLite binds 999 values in its older builds
+
 
 class RunTransactions(Transactions):
     """The registry's transactions on federated runs."""
@@ -153,6 +155,16 @@ class RunTransactions(Transactions):
             session.add_all(rows)
             session.flush()
             chain_events(session, run.model, rows, events)
+
+    def known_events(self, event_ids: Sequence[str]) -> frozenset[str]:
+        """Those of the privacy events that are recorded already, for whatever run and device."""
+        with self._read() as session:
+            known: set[str] = set()
+            for start in range(0, len(event_ids), _MOST_IDS):
+                part = event_ids[start : start + _MOST_IDS]
+                query = select(PrivacyEventRow.event_id).where(PrivacyEventRow.event_id.in_(part))
+                known.update(session.scalars(query))
+            return frozenset(known)
 
     def rounds(self, run_id: str) -> tuple[RoundRecord, ...]:
         """The rounds of a run, in order."""

@@ -6,6 +6,7 @@ import json
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
+from threading import local
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, select, text
@@ -91,10 +92,29 @@ class Transactions:
     def __init__(self, engine: Engine, *, now: Callable[[], datetime] | None = None) -> None:
         self._engine = engine
         self._now = now or (lambda: datetime.now(UTC))
+        self._mine = local()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Let what this thread reads inside be one transaction; nothing may be written inside.
+
+        Raises:
+            DatabaseError: The database does not answer.
+        """
+        with self._read() as session:
+            self._mine.session = session
+            try:
+                yield
+            finally:
+                self._mine.session = None
 
     @contextmanager
     def _read(self) -> Iterator[Session]:
+        shared: Session | None = getattr(self._mine, "session", None)
         try:
+            if shared is not None:
+                yield shared
+                return
             with Session(self._engine) as session, session.begin():
                 yield session
         except SQLAlchemyError as error:
@@ -102,6 +122,9 @@ class Transactions:
 
     @contextmanager
     def _write(self) -> Iterator[Session]:
+        if getattr(self._mine, "session", None) is not None:
+            # On SQLite the writer could wait for this thread's own reader for ever.
+            raise RuntimeError("A write inside reading().")
         try:
             with WatchedSession(self._engine.execution_options(**_WRITING)) as session, session.begin():
                 yield session

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, cast
 
 from sqlalchemy import case, func, select, update
@@ -307,6 +308,12 @@ def _require_releasable(session: Session, row: VersionRow) -> None:
         raise ConflictError(f"v{row.number} of {row.model!r} has no full package yet. Publish it.")
 
 
+@lru_cache(maxsize=64)
+def _manifest(text: str) -> VersionManifest:
+    # A version never changes, and every offer needs it.
+    return VersionManifest.from_bytes(text.encode())
+
+
 def _version(row: VersionRow) -> VersionRecord:
     gate = None
     if row.candidate_loss is not None and row.parent_loss is not None and row.gate_margin is not None:
@@ -318,7 +325,7 @@ def _version(row: VersionRow) -> VersionRecord:
     return VersionRecord(
         model=row.model,
         number=row.number,
-        manifest=VersionManifest.from_bytes(row.manifest.encode()),
+        manifest=_manifest(row.manifest),
         state=cast("VersionState", row.state),
         reason=row.reason,
         gate=gate,

@@ -34,7 +34,7 @@ from client_sdk import (
 from client_sdk.disk import LocalDisk
 from client_sdk.lock import update_lock
 from client_sdk.state import StateFile
-from delta_updates import ChainStep, Offer, VersionManifest, verify_tree
+from delta_updates import ROOM_HEADER, ChainStep, Offer, VersionManifest, verify_tree
 
 OpenDevice = Callable[..., Device]
 
@@ -654,6 +654,25 @@ def test_room_is_kept_on_the_disk_for_everything_else(
     (tmp_path / "home" / "device.toml").write_text(f"[download]\nreserve_bytes = {1 << 60}\n")
     with pytest.raises(DeviceDiskError, match=r"download\.reserve_bytes"):
         device.update()
+    assert service.package_requests() == []
+
+
+def test_the_service_is_told_what_an_update_may_use_and_says_when_that_is_too_little(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
+) -> None:
+    def told() -> int:
+        return next(int(sent[ROOM_HEADER]) for _, _, sent in reversed(service.requests) if ROOM_HEADER in sent)
+
+    device = open_device()
+    service.answers[:] = [409]
+    with pytest.raises(DeviceDiskError, match="409"):
+        device.update()
+    assert told() > 0
+    (tmp_path / "home" / "device.toml").write_text(f"[download]\nreserve_bytes = {1 << 60}\n")
+    service.answers[:] = [409]
+    with pytest.raises(DeviceDiskError, match="409"):
+        device.update()
+    assert told() == 0
     assert service.package_requests() == []
 
 

@@ -71,4 +71,11 @@ def test_fields_are_bounded(message: BaseModel, change: dict) -> None:
 
 
 def test_outcomes() -> None:
-    assert [str(outcome) for outcome in Outcome] == ["downloaded", "applied", "confirmed", "reverted", "failed"]
+    assert [str(outcome) for outcome in Outcome] == [
+        "downloaded",
+        "applied",
+        "tested",
+        "confirmed",
+        "reverted",
+        "failed",
+    ]

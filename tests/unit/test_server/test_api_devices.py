@@ -1,5 +1,6 @@
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from simulators import protocol_1
@@ -10,12 +11,17 @@ from simulators.update_api import Service
 from delta_updates import (
     PROTOCOL,
     PROTOCOL_HEADER,
+    ROOM_HEADER,
     EnrolmentFile,
     Offer,
     VersionManifest,
     apply_package,
     scan_tree,
 )
+from server.room import disk_bytes
+
+if TYPE_CHECKING:
+    from httpx2 import Response
 
 JSON = {"Content-Type": "application/json"}
 
@@ -115,6 +121,42 @@ def test_deltas_over_versions_between_are_offered_where_they_are_fewer_bytes(sha
         assert Offer.model_validate(shared_api.check(device, **query).json()).chain == ()
     direct = shared_api.check(device, installed_version=2, installed_hash=shared_api.hash_of(2))
     assert Offer.model_validate(direct.json()).chain == ()
+
+
+def test_a_package_is_offered_that_fits_on_the_device_s_disk(shared_api: Service) -> None:
+    device = shared_api.enrol() | {PROTOCOL_HEADER: str(PROTOCOL)}
+    has_v2 = {"installed_version": 2, "installed_hash": shared_api.hash_of(2)}
+    registry = shared_api.home.registry
+    packages = {package.source_version: package for package in registry.packages(MODEL, 3)}
+    trees = {number: registry.version(MODEL, number).manifest for number in (1, 2, 3)}
+    by_delta = disk_bytes((packages[2],), (trees[2], trees[3]))
+    in_full = disk_bytes((packages[None],), (None, trees[3]))
+    assert by_delta < in_full == packages[None].length + sum(file.length for file in trees[3].files)
+
+    def ask(free_bytes: int, **query: object) -> "Response":
+        return shared_api.check(device | {ROOM_HEADER: str(free_bytes)}, **query)
+
+    assert Offer.model_validate(ask(by_delta, **has_v2).json()).package.path == packages[2].path
+    refused = ask(by_delta - 1, **has_v2)
+    assert (refused.status_code, "1 more bytes" in refused.json()["detail"]) == (409, True)
+    # Whoever is damaged, empty, or wants it so gets the full package, which links no file.
+    for query in ({}, {**has_v2, "only_full": True}, {**has_v2, "installed_hash": "0" * 64}):
+        assert Offer.model_validate(ask(in_full, **query).json()).package.path == packages[None].path
+        assert ask(in_full - 7, **query).json()["detail"].startswith("v3 does not fit on this device's disk: 7 more")
+    # A chain may fit where the only package does not.
+    has_v1 = {"installed_version": 1, "installed_hash": shared_api.hash_of(1)}
+    chain = Offer.model_validate(ask(in_full, **has_v1).json()).chain
+    steps = [package for package in registry.deltas(MODEL) if package.version in {2, 3}]
+    by_chain = disk_bytes(steps, (trees[1], trees[2], trees[3]))
+    assert len(chain) == 2
+    assert by_chain < in_full
+    assert len(Offer.model_validate(ask(by_chain, **has_v1).json()).chain) == 2
+    assert ask(by_chain - 1, **has_v1).status_code == 409
+
+
+@pytest.mark.parametrize("said", ["-1", "1.5", "much", str(2**60), "9" * 5000])
+def test_nonsense_about_free_disk_is_refused(shared_api: Service, said: str) -> None:
+    assert shared_api.check(shared_api.enrol() | {ROOM_HEADER: said}).status_code == 422
 
 
 def test_a_device_of_the_release_before_understands_every_answer(shared_api: Service) -> None:

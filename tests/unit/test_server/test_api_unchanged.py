@@ -10,7 +10,7 @@ import pytest
 from simulators.server_home import MODEL, make_event, make_manifest, make_package
 from simulators.service_process import running_services
 from simulators.update_api import Service
-from sqlalchemy import event
+from sqlalchemy import Connection, event
 
 from client_sdk.identity import Bearer
 from client_sdk.service import UpdateService
@@ -238,3 +238,33 @@ def test_a_device_repeats_its_question_cheaply_also_after_a_restart(api: Service
     assert statuses[0] == 204
     # What one process has said, the other one knows.
     assert statuses[-2:] == [304, 304]
+
+
+@contextmanager
+def transactions(service: Service) -> Iterator[list[Connection]]:
+    """The connections that were taken for a transaction in the block, save the watcher's."""
+    taken: list[Connection] = []
+
+    def note(connection: Connection, _cursor: object, statement: str, *_: object) -> None:
+        if statement != "BEGIN" and "FROM changes" not in statement and connection not in taken:
+            taken.append(connection)
+
+    engine = service.app.state.services.registry.engine
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield taken
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+
+
+@pytest.mark.parametrize(("installed", "statements"), [(3, 6), (2, 11), (1, 13), (None, 9)])
+def test_a_check_reads_in_one_transaction_beside_the_caller_s(
+    shared_api: Service, installed: int | None, statements: int
+) -> None:
+    device = shared_api.enrol() | {PROTOCOL_HEADER: "4"}
+    query = {"installed_version": installed, "installed_hash": shared_api.hash_of(installed)} if installed else {}
+    first = shared_api.check(device, **query)
+    with transactions(shared_api) as taken, counted(shared_api) as asked:
+        again = shared_api.check(device, **query)
+    assert (again.status_code, again.content) == (first.status_code, first.content)
+    assert (len(taken), len(asked)) == (2, statements)

@@ -1,50 +1,40 @@
 import random
-from datetime import UTC, datetime
+from collections import Counter
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from simulators.federated_run import SHAPE, honest, run_maker
 from simulators.in_process_grid import InProcessGrid, failed, replied
 
-from delta_updates import FileEntry, VersionManifest, base_hash, tree_hash
-from privacy import Contribution, RoundInstructions
-from server.artifacts import LocalArtifactStore
-from server.config import Settings
+from privacy import Contribution
 from server.errors import FederationError, NotEnoughDevicesError
 from server.federation.cohort import draw_cohort, wait_for_nodes
-from server.federation.recipe import Recipe
-from server.federation.run import FederatedRun
-from server.registry import Registry
-
-FILES = (FileEntry(path="base/model.safetensors", length=3, sha256="a" * 64),)
-SHAPE = (2, 2)
+from server.federation.health import RoundHealth, RunHealth
 
 
-def honest(device_id, value=1.0, num_examples=10, **changes):
-    """A device that adds `value` everywhere."""
+def changed(device_id, change, value=1.0):
+    """An honest reply that `change` spoils; it gets the facts and the tensors, and returns what is sent."""
 
     def behave(message):
-        asked = RoundInstructions.from_config(dict(message.content.config_records["instructions"]))
-        adapter = {k: v.numpy() for k, v in message.content.array_records["adapter"].items()}
-        contribution = Contribution(
-            device_id=device_id,
-            run_id=asked.run_id,
-            server_round=asked.server_round,
-            base_hash=asked.base_hash,
-            num_examples=num_examples,
-            noise_multiplier=changes.get("noise_multiplier", 8.0),
-            sampling_probability=0.2,
-            steps=asked.steps,
-            clipping_norm=asked.clipping_norm,
-            target_delta=asked.target_delta,
-        )
-        update = {k: Array(np.full_like(v, value)) for k, v in adapter.items()}
-        return replied(
-            message,
-            RecordDict({"contribution": ConfigRecord(contribution.to_config()), "update": ArrayRecord(update)}),
-        )
+        reply = honest(device_id, value)(message)
+        facts = dict(reply.content.config_records["contribution"])
+        tensors = {k: v.numpy() for k, v in reply.content.array_records["update"].items()}
+        facts, tensors = change(facts, tensors)
+        update = ArrayRecord({k: Array(v) for k, v in tensors.items()})
+        return replied(message, RecordDict({"contribution": ConfigRecord(facts), "update": update}))
 
     return behave
+
+
+def saying(device_id, /, **said):
+    return changed(device_id, lambda facts, tensors: (facts | said, tensors))
+
+
+def sending(device_id, make):
+    return changed(device_id, lambda facts, tensors: (facts, {k: make(v) for k, v in tensors.items()}))
 
 
 def silent(message):
@@ -57,52 +47,7 @@ def crashing(message):
 
 @pytest.fixture
 def make_run(tmp_path):
-    settings = Settings(home=tmp_path / "home")
-    registry = Registry.open(settings)
-    manifest = VersionManifest(
-        model="chat",
-        version=1,
-        kind="base",
-        parent=None,
-        base_hash=base_hash(FILES),
-        tree_hash=tree_hash(FILES),
-        files=FILES,
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        facts={},
-    )
-    registry.add_candidate(manifest)
-    artifacts = LocalArtifactStore(tmp_path / "artifacts")
-
-    def make(nodes, *, run_id="run", evaluate=lambda adapter: 2.0, **recipe):
-        values = {"num_server_rounds": 2, "cohort": 3, "quorum": 2, "local_steps": 1, "target_epsilon": 50.0}
-        chosen = Recipe(model="chat", **(values | recipe))
-        if run_id not in [r.run_id for r in registry.runs()]:
-            registry.create_run(
-                run_id,
-                model="chat",
-                recipe=chosen.to_run_config(),
-                base_version=1,
-                base_hash=manifest.base_hash,
-                parent_version=1,
-            )
-        grid = InProcessGrid(nodes)
-        return FederatedRun(
-            run_id=run_id,
-            recipe=chosen,
-            base_hash=manifest.base_hash,
-            adapter={"layers.0.attention.q_proj.lora_b": np.zeros(SHAPE, np.float32)},
-            grid=grid,
-            registry=registry,
-            artifacts=artifacts,
-            evaluate=evaluate,
-            rng=random.Random(0),
-            now=grid.now,
-            sleep=grid.sleep,
-        )
-
-    make.registry = registry
-    yield make
-    registry.close()
+    yield from run_maker(tmp_path)
 
 
 def only(adapter):
@@ -177,6 +122,127 @@ def test_one_device_cannot_vote_twice(make_run):
     ((node, reason),) = row.failures.items()  # whichever of the two came second
     assert node in {"1", "2"}
     assert "second contribution" in reason
+
+
+HOSTILE = {
+    10: (sending("nan", lambda v: np.full_like(v, np.nan)), "not-finite"),
+    11: (sending("inf", lambda v: np.full_like(v, -np.inf)), "not-finite"),
+    12: (sending("large", lambda v: np.full_like(v, 1e30)), "norm-too-large"),
+    13: (sending("shape", lambda v: np.ones((1, 4), np.float32)), "wrong-shape"),
+    14: (sending("bulk", lambda v: np.ones((500, 500), np.float32)), "oversized"),
+    15: (changed("names", lambda facts, tensors: (facts, {"other": np.ones(SHAPE, np.float32)})), "wrong-names"),
+    16: (saying("base", base_hash="c" * 64), "wrong-base"),
+    17: (saying("late", server_round=0), "wrong-round"),
+    18: (saying("run", run_id="another"), "wrong-run"),
+    19: (saying("cheap", sampling_probability=1e-9), "wrong-facts"),
+    20: (saying("weight", num_examples=10_000_000), "wrong-facts"),
+    21: (saying("no-noise", noise_multiplier=0.0), "over-budget"),
+    22: (saying("underflow", noise_multiplier=1e-300), "wrong-facts"),
+    24: (saying("id", device_id="../../etc\n"), "malformed"),
+    25: (lambda message: replied(message, RecordDict({})), "malformed"),
+    27: (crashing, "device-error"),
+    28: (silent, "no-reply"),
+}
+
+
+def test_every_kind_of_hostile_device_is_refused_counted_and_named_and_the_round_goes_on(make_run):
+    nodes = {1: honest("a", 1.0), 2: honest("b", 3.0)}
+    nodes |= {node: behave for node, (behave, _) in HOSTILE.items()}
+    run = make_run(nodes, cohort=30, num_server_rounds=1, deadline_s=30.0, max_update_norm=10.0)
+    np.testing.assert_allclose(only(run.execute()), np.full(SHAPE, (1.0 + 3.0) / 2))
+    (row,) = make_run.registry.rounds("run")
+    assert row.replies == 2
+    assert set(row.failures) == {str(node) for node in HOSTILE}
+    expected = Counter(kind for _, kind in HOSTILE.values())
+    assert RoundHealth.of(row.facts).refused == dict(expected)
+    assert {e.device_id for e in make_run.registry.privacy_events(run_id="run")} == {"a", "b"}
+
+
+def test_an_event_of_an_earlier_round_is_not_charged_twice_and_ends_no_round(make_run):
+    nodes = {1: honest("a"), 2: honest("b"), 3: saying("c", event_id="0" * 32)}
+    make_run(nodes).execute()
+    first, second = make_run.registry.rounds("run")
+    assert (first.replies, second.replies) == (3, 2)
+    assert "recorded already" in second.failures["3"]
+    assert RunHealth.of((first, second)).refused == {"replayed": 1}
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_one_device_sends_the_others_round_is_what_it_was(make_run, data):
+    raw = bytearray(Array(np.ones(SHAPE, np.float32)).data)
+    facts = data.draw(
+        st.dictionaries(
+            st.sampled_from([*Contribution.model_fields, "extra"]),
+            st.one_of(st.floats(), st.integers(-(2**63), 2**63 - 1), st.text(max_size=9), st.binary(max_size=9)),
+            min_size=1,
+        )
+    )
+    for at, value in data.draw(st.lists(st.tuples(st.integers(0, len(raw) - 1), st.integers(0, 255)), max_size=4)):
+        raw[at] = value
+
+    def spoiled(message):
+        reply = honest("z")(message)
+        tensor = Array("float32", SHAPE, "numpy.ndarray", bytes(raw))
+        said = dict(reply.content.config_records["contribution"]) | facts
+        update = ArrayRecord({"layers.0.attention.q_proj.lora_b": tensor})
+        return replied(message, RecordDict({"contribution": ConfigRecord(said), "update": update}))
+
+    run_id = f"run-{len(make_run.registry.runs())}"
+    nodes = {1: honest(f"a-{run_id}"), 2: honest(f"b-{run_id}"), 3: spoiled}
+    result = only(make_run(nodes, run_id=run_id, num_server_rounds=1, max_update_norm=10.0).execute())
+    (row,) = make_run.registry.rounds(run_id)
+    assert row.replies + len(row.failures) == 3
+    assert np.isfinite(result).all()
+    if row.replies == 2:
+        np.testing.assert_array_equal(result, np.ones(SHAPE))
+        assert "while checking it" not in row.failures["3"]
+
+
+def test_a_reply_that_flower_cannot_read_costs_its_sender_alone(make_run):
+    run = make_run({1: honest("a"), 2: honest("b"), 3: honest("c")}, num_server_rounds=1)
+    pull = run.grid.pull_messages
+    poisoned = []
+
+    def pull_or_choke(message_ids):
+        if not poisoned:
+            poisoned.append(min(message_ids))
+        if poisoned[0] in message_ids:
+            raise ValueError("Invalid object")
+        return pull(message_ids)
+
+    run.grid.pull_messages = pull_or_choke
+    run.execute()
+    (row,) = make_run.registry.rounds("run")
+    assert row.replies == 2
+    assert RoundHealth.of(row.facts).refused == {"malformed": 1}
+
+
+def test_a_node_that_flower_could_not_ask_is_named(make_run):
+    run = make_run({1: honest("a"), 2: honest("b"), 3: honest("c")}, num_server_rounds=1)
+    push = run.grid.push_messages
+    run.grid.push_messages = lambda messages: [None, *list(push(messages))[1:]]
+    run.execute()
+    (row,) = make_run.registry.rounds("run")
+    assert row.replies == 2
+    assert list(row.failures.values()) == ["could not be asked"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "moved"),
+    [("mean", -1.0), ("median", 1.0), ("trimmed-mean", 1.0), ("multi-krum", 1.0)],
+)
+def test_a_run_aggregates_as_its_recipe_says(make_run, rule, moved):
+    nodes = {n: honest(f"d{n}", 1.0) for n in range(4)} | {4: honest("liar", -9.0)}
+    run = make_run(nodes, cohort=5, quorum=5, num_server_rounds=2, aggregation=rule)
+    run.execute()
+    np.testing.assert_allclose(only(run.adapter), np.full(SHAPE, 2 * moved))
+    rounds = make_run.registry.rounds("run")
+    health = RunHealth.of(rounds)
+    assert health.repeated_outliers == {"liar": 2}
+    assert health.set_aside == ({"liar": 2} if rule == "multi-krum" else {})
+    assert RoundHealth.of(rounds[0].facts).aggregation == rule
+    assert RoundHealth.of(rounds[0].facts).norms.largest == pytest.approx(18.0)
 
 
 def test_a_loss_that_is_not_finite_releases_nothing(make_run):

@@ -1,0 +1,102 @@
+"""The user level at a run's start, or where it was left: its budget, noise, key and bound."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from privacy.banded_noise import BandedNoise
+from privacy.budget import PrivacyBudget
+from privacy.keyed_random import KEY_BYTES
+from privacy.user_budget import user_noise_for
+from server.errors import RecipeError
+from server.federation.user_level import NEXT_CLIPPING_NORM, UserLevel
+from server.federation.user_plan import adaptive_clipping_of, plan_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from privacy import PrivacyEvent
+    from privacy.randomness import RandomSource
+    from privacy.user_budget import UserPlan
+    from server.federation.recipe import Recipe
+    from server.registry import Registry
+
+
+def open_user_level(recipe: Recipe, *, run_id: str, registry: Registry, random: RandomSource) -> UserLevel | None:
+    """The user level of a run, at its start or where it was left; None where the recipe has none.
+
+    Raises:
+        RecipeError: The recipe does not fit the budget that the model's users have, or its own numbers.
+        CalibrationError, BudgetExceededError: Too little of the budget is left for the rounds that are planned.
+    """
+    if not recipe.has_user_level:
+        return None
+    spent = list(registry.privacy_events(model=recipe.model, privacy_unit="user"))
+    rounds = registry.rounds(run_id)
+    budget = _budget(recipe, registry)
+    plan = replace(plan_of(recipe), rounds=recipe.num_server_rounds - max((r.server_round for r in rounds), default=0))
+    level = UserLevel(
+        recipe=recipe,
+        run_id=run_id,
+        budget=budget,
+        noise_multiplier=_noise_multiplier(recipe, run_id, budget, plan, spent),
+        spent=spent,
+        banded=_banded(recipe, run_id, registry),
+        clipping_norm=_clipping_norm(recipe, [r.facts for r in rounds]),
+        random=random,
+    )
+    _require_consistent(level)
+    if plan.rounds > 0:
+        level.require_affordable(plan.rounds)
+    return level
+
+
+def _budget(recipe: Recipe, registry: Registry) -> PrivacyBudget:
+    """The budget that the model's users have; the first run that protects them sets it."""
+    asked = PrivacyBudget(target_epsilon=recipe.user_target_epsilon, target_delta=recipe.user_target_delta)
+    there = registry.user_budget(recipe.model)
+    if there is None:
+        registry.set_user_budget(recipe.model, asked)
+    elif there != asked:
+        raise RecipeError(
+            f"The users of {recipe.model!r} have a budget of epsilon {there.target_epsilon:g} at delta "
+            f"{there.target_delta:g}; the recipe says {asked.target_epsilon:g} at {asked.target_delta:g}. Correct "
+            f"user-target-epsilon and user-target-delta, or change it: `lamella privacy budget {recipe.model}`."
+        )
+    return asked
+
+
+def _noise_multiplier(
+    recipe: Recipe, run_id: str, budget: PrivacyBudget, plan: UserPlan, spent: Sequence[PrivacyEvent]
+) -> float:
+    if recipe.user_noise_multiplier > 0:
+        return recipe.user_noise_multiplier
+    # A run that goes on keeps its noise: banded noise must not change, and the plan was made with it.
+    earlier = [event.noise_multiplier for event in spent if event.run_id == run_id]
+    if earlier or plan.rounds <= 0:
+        return earlier[-1] if earlier else 0.0
+    return user_noise_for(budget, plan, spent)
+
+
+def _banded(recipe: Recipe, run_id: str, registry: Registry) -> BandedNoise | None:
+    if recipe.noise_bands == 1:
+        return None
+    key = registry.noise_key(run_id, fresh=os.urandom(KEY_BYTES))
+    return BandedNoise(key, bands=recipe.noise_bands)
+
+
+def _clipping_norm(recipe: Recipe, facts: Sequence[Mapping[str, object]]) -> float:
+    kept = facts[-1].get(NEXT_CLIPPING_NORM) if facts else None
+    return float(kept) if isinstance(kept, (int, float)) else recipe.user_clipping_norm
+
+
+def _require_consistent(level: UserLevel) -> None:
+    rule = adaptive_clipping_of(level.recipe)
+    if rule is None:
+        return
+    try:
+        rule.noise_multiplier_of_sum(level.noise_multiplier)
+    except ValueError as error:
+        raise RecipeError(f"clipping-bit-noise does not fit: {error}.") from None
