@@ -18,6 +18,8 @@ from privacy.report import AuditReport, build_report
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from privacy.report.schema import UserCost
+
 _MAX_REPORT_BYTES = 64 * 1024 * 1024
 # Another version of the accountant may round its grid differently; a fault would be far larger.
 _RELATIVE, _ABSOLUTE = 1e-4, 2e-3
@@ -60,6 +62,7 @@ def _compare(folder: Path) -> list[str]:
         events=events,
         target_delta=report.target_delta,
         budget=_budget(report),
+        user_budget=_user_budget(report),
         provenance=report.provenance,
     )
     sys.stdout.write(
@@ -87,6 +90,16 @@ def _budget(report: AuditReport) -> PrivacyBudget | None:
         raise ReportError(f"report.json: {error}") from error
 
 
+def _user_budget(report: AuditReport) -> PrivacyBudget | None:
+    users = report.users
+    if users is None or users.budget_epsilon is None:
+        return None
+    try:
+        return PrivacyBudget(target_epsilon=users.budget_epsilon, target_delta=users.target_delta)
+    except ValueError as error:
+        raise ReportError(f"report.json: {error}") from error
+
+
 def _figures(report: AuditReport) -> dict[str, float]:
     """Every recomputable figure by a name to print."""
     rounds = {
@@ -101,6 +114,15 @@ def _figures(report: AuditReport) -> dict[str, float]:
         **rounds,
         **{f"costliest device at delta {delta:g}": value for delta, value in report.curve},
         "maximum": report.epsilon_max,
+        **({} if report.users is None else _figures_of_users(report.users)),
+    }
+
+
+def _figures_of_users(users: UserCost) -> dict[str, float]:
+    return {
+        f"users of {users.population}": users.epsilon,
+        f"users of {users.population}, drawing known": users.epsilon_if_drawing_is_known,
+        f"rounds that users of {users.population} paid for": float(users.rounds),
     }
 
 

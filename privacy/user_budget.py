@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 from privacy.accountant import epsilon_of_groups
 from privacy.calibration import least_tick, noise_of
 from privacy.errors import BudgetExceededError, CalibrationError
-from privacy.user_level import bills_of, participations, user_epsilon
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from privacy.budget import PrivacyBudget
     from privacy.event import PrivacyEvent
+    from privacy.user_level import UserBills
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,26 +36,20 @@ class UserPlan:
         return max(0, min(self.max_participations - done, -(-self.rounds // self.min_separation)))
 
 
-def epsilon_after(
-    plan: UserPlan, spent: Sequence[PrivacyEvent], *, noise_multiplier: float, target_delta: float
-) -> float:
-    """ε of the costliest user once `plan` has run its course with that noise, whoever is drawn.
-
-    Raises:
-        UnknownEventError: Something spent cannot be accounted for.
-    """
-    done = participations(spent)
+def epsilon_after(plan: UserPlan, spent: UserBills, *, noise_multiplier: float, target_delta: float) -> float:
+    """ε of the costliest user once `plan` has run its course with that noise, whoever is drawn."""
     outlooks = set()
-    for device, bill in bills_of(spent).items():
+    for user in spent.users():
         if plan.sampling_probability is None:
-            more = (1.0, noise_multiplier, plan.participations_after(0 if device is None else done[device]))
+            done = 0 if user is None else spent.participations[user]
+            more = (1.0, noise_multiplier, plan.participations_after(done))
         else:
             more = (plan.sampling_probability, noise_multiplier, plan.rounds)
-        outlooks.add(tuple(sorted((*bill.groups(), more) if more[2] else bill.groups())))
+        outlooks.add((*spent.groups_of(user), *([more] if more[2] else [])))
     return max(epsilon_of_groups(groups, target_delta=target_delta) for groups in outlooks)
 
 
-def user_noise_for(budget: PrivacyBudget, plan: UserPlan, spent: Sequence[PrivacyEvent]) -> float:
+def user_noise_for(budget: PrivacyBudget, plan: UserPlan, spent: UserBills) -> float:
     """The smallest noise multiplier, in thousandths, with which `plan` stays within what is left of `budget`.
 
     Raises:
@@ -67,7 +59,7 @@ def user_noise_for(budget: PrivacyBudget, plan: UserPlan, spent: Sequence[Privac
     def cost(tick: int) -> float:
         return epsilon_after(plan, spent, noise_multiplier=noise_of(tick), target_delta=budget.target_delta)
 
-    before = user_epsilon(spent, target_delta=budget.target_delta)
+    before = spent.epsilon(target_delta=budget.target_delta)
     if before >= budget.target_epsilon:
         raise CalibrationError(_too_little(budget, plan, before))
     try:
@@ -77,7 +69,7 @@ def user_noise_for(budget: PrivacyBudget, plan: UserPlan, spent: Sequence[Privac
 
 
 def require_users_affordable(
-    budget: PrivacyBudget, plan: UserPlan, spent: Sequence[PrivacyEvent], *, noise_multiplier: float
+    budget: PrivacyBudget, plan: UserPlan, spent: UserBills, *, noise_multiplier: float
 ) -> float:
     """ε of the costliest user after `plan`, when the budget allows it. Ask before anybody is asked to train.
 
@@ -86,13 +78,19 @@ def require_users_affordable(
     """
     after = epsilon_after(plan, spent, noise_multiplier=noise_multiplier, target_delta=budget.target_delta)
     if after > budget.target_epsilon:
-        before = user_epsilon(spent, target_delta=budget.target_delta)
+        before = spent.epsilon(target_delta=budget.target_delta)
         raise BudgetExceededError(
             f"{plan.rounds} more rounds with user noise {noise_multiplier:g} could bring epsilon of the model's users "
             f"from {before:.3f} to {after:.3f}, above their budget of {budget.target_epsilon:g} at delta "
             f"{budget.target_delta:g}; {_advice(budget, plan, spent)}"
         )
     return after
+
+
+def can_afford(budget: PrivacyBudget, spent: UserBills, user: str | None, event: PrivacyEvent) -> bool:
+    """Whether one user (None: one who was never drawn) can take part in `event` within `budget`."""
+    groups = spent.groups_of(user, then=event)
+    return epsilon_of_groups(groups, target_delta=budget.target_delta) <= budget.target_epsilon
 
 
 def _too_little(budget: PrivacyBudget, plan: UserPlan, before: float) -> str:
@@ -102,7 +100,7 @@ def _too_little(budget: PrivacyBudget, plan: UserPlan, before: float) -> str:
     )
 
 
-def _advice(budget: PrivacyBudget, plan: UserPlan, spent: Sequence[PrivacyEvent]) -> str:
+def _advice(budget: PrivacyBudget, plan: UserPlan, spent: UserBills) -> str:
     try:
         return f"user-noise-multiplier {user_noise_for(budget, plan, spent):g} would fit"
     except CalibrationError:

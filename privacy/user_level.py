@@ -11,7 +11,7 @@ What a population is charged is the bill of its costliest user. It is never adde
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from privacy.banded_noise import sensitivity
 from privacy.errors import UnknownEventError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from privacy.accountant import Group
     from privacy.event import PrivacyEvent
@@ -30,86 +30,107 @@ _Band = tuple[str, float, int]
 
 
 @dataclass
-class Bill:
-    """What one user is charged for: equal Gaussian sums by (sampling probability, noise multiplier), and bands."""
+class _Bill:
+    """What one user pays for on its own: plain sums by noise multiplier, and rounds of banded noise."""
 
-    sums: Counter[tuple[float, float]] = field(default_factory=Counter)
-    bands: dict[_Band, list[int]] = field(default_factory=lambda: defaultdict(list))
+    sums: Counter[float] = field(default_factory=Counter)
+    bands: dict[_Band, list[int]] = field(default_factory=dict)
 
-    def groups(self) -> tuple[Group, ...]:
-        """The same in the accountant's terms, sorted."""
-        steps = self.sums.copy()
-        for (_, noise_multiplier, bands), rounds in self.bands.items():
-            steps[1.0, noise_multiplier / sensitivity(rounds, bands=bands)] += 1
-        return tuple(sorted((q, sigma, count) for (q, sigma), count in steps.items()))
+    def after(self, event: PrivacyEvent) -> _Bill:
+        """The bill once this user took part in `event` as well."""
+        if event.bands is None:
+            return _Bill(self.sums + Counter([event.noise_multiplier]), self.bands)
+        key = (event.run_id, event.noise_multiplier, event.bands)
+        return _Bill(self.sums, self.bands | {key: [*self.bands.get(key, []), event.server_round]})
 
 
-def user_epsilon(events: Iterable[PrivacyEvent], *, target_delta: float, is_drawing_secret: bool = True) -> float:
-    """ε of the costliest user of one population at `target_delta`, after all `events`.
+class UserBills:
+    """Every user's bill, kept event by event.
 
     Args:
-        events: Everything recorded about the population.
-        target_delta: δ.
+        events: What is charged already.
         is_drawing_secret: Against whom: True, who sees releases only; False, who knows who was drawn in each round
             (the operator, a reader of this ledger, whoever watches the network). Sampling amplifies nothing then.
 
     Raises:
         UnknownEventError: An event is not per user, is of another population, or cannot be accounted for.
     """
-    bills = bills_of(events, is_drawing_secret=is_drawing_secret)
-    return max(epsilon_of_groups(groups, target_delta=target_delta) for groups in {b.groups() for b in bills.values()})
+
+    def __init__(self, events: Iterable[PrivacyEvent] = (), *, is_drawing_secret: bool = True) -> None:
+        self._is_drawing_secret = is_drawing_secret
+        self._population: str | None = None
+        self._noise_of_bands: dict[tuple[str, int], float] = {}
+        self._shared: Counter[tuple[float, float]] = Counter()
+        self._own: dict[str, _Bill] = {}
+        self.participations: Counter[str] = Counter()
+        for event in events:
+            self.add(event)
+
+    def add(self, event: PrivacyEvent) -> None:
+        """Charge one more event."""
+        self._require_known(event)
+        devices = event.devices or ()
+        self.participations.update(devices)
+        if self._is_shared(event):
+            self._shared[event.sampling_probability, event.noise_multiplier] += 1
+            return
+        for device in devices:
+            self._own[device] = self._own.get(device, _Bill()).after(event)
+
+    def users(self) -> tuple[str | None, ...]:
+        """Everybody with a bill of their own, and None for a user who was never drawn."""
+        return (*self._own, None)
+
+    def groups_of(self, user: str | None, *, then: PrivacyEvent | None = None) -> tuple[Group, ...]:
+        """A user's bill in the accountant's terms, sorted; with `then`, once it took part in that as well."""
+        own, shared = self._own.get(user or "", _Bill()), self._shared
+        if then is not None and self._is_shared(then):
+            shared = shared + Counter([(then.sampling_probability, then.noise_multiplier)])
+        elif then is not None:
+            own = own.after(then)
+        steps = Counter({(1.0, noise): count for noise, count in own.sums.items()})
+        for (_, noise, bands), rounds in own.bands.items():
+            steps[1.0, noise / sensitivity(rounds, bands=bands)] += 1
+        steps.update(shared)
+        return tuple(sorted((q, noise, count) for (q, noise), count in steps.items()))
+
+    def epsilon(self, *, target_delta: float) -> float:
+        """ε of the costliest user."""
+        bills = {self.groups_of(user) for user in self.users()}
+        return max(epsilon_of_groups(groups, target_delta=target_delta) for groups in bills)
+
+    def _is_shared(self, event: PrivacyEvent) -> bool:
+        return event.mechanism == "poisson_subsampled_gaussian" and self._is_drawing_secret
+
+    def _require_known(self, event: PrivacyEvent) -> None:
+        self._population = self._population or event.population
+        if event.population is None or event.population != self._population:
+            raise UnknownEventError(
+                f"event {event.event_id}: cannot be charged to the users of {self._population!r} "
+                f"(it is per {event.privacy_unit}, population {event.population!r})"
+            )
+        if event.bands is None:
+            return
+        noise = self._noise_of_bands.setdefault((event.run_id, event.bands), event.noise_multiplier)
+        if noise != event.noise_multiplier:
+            raise UnknownEventError(
+                f"event {event.event_id}: cannot account for banded noise that changed within run {event.run_id}"
+            )
+
+
+def user_epsilon(events: Iterable[PrivacyEvent], *, target_delta: float, is_drawing_secret: bool = True) -> float:
+    """ε of the costliest user of one population at `target_delta`, after all `events`; see `UserBills`.
+
+    Raises:
+        UnknownEventError: An event is not per user, is of another population, or cannot be accounted for.
+    """
+    return UserBills(events, is_drawing_secret=is_drawing_secret).epsilon(target_delta=target_delta)
 
 
 def epsilon_by_population(events: Iterable[PrivacyEvent], *, target_delta: float) -> dict[str, float]:
     """ε of each population's costliest user, by population in sorted order; events per example are left out."""
-    found: dict[str, list[PrivacyEvent]] = defaultdict(list)
+    found: dict[str, UserBills] = {}
     for event in events:
         if event.population is not None:
-            found[event.population].append(event)
-    return {name: user_epsilon(own, target_delta=target_delta) for name, own in sorted(found.items())}
-
-
-def bills_of(events: Iterable[PrivacyEvent], *, is_drawing_secret: bool = True) -> dict[str | None, Bill]:
-    """Each user's bill; under None that of a user who was never drawn.
-
-    Raises:
-        UnknownEventError: As `user_epsilon`.
-    """
-    checked = _checked(tuple(events))
-    shared: Counter[tuple[float, float]] = Counter()
-    bills: dict[str | None, Bill] = defaultdict(Bill)
-    for event in checked:
-        if event.mechanism == "poisson_subsampled_gaussian" and is_drawing_secret:
-            shared[event.sampling_probability, event.noise_multiplier] += 1
-            continue
-        for device in event.devices or ():
-            if event.bands is None:
-                bills[device].sums[1.0, event.noise_multiplier] += 1
-            else:
-                bills[device].bands[event.run_id, event.noise_multiplier, event.bands].append(event.server_round)
-    bills[None] = Bill()
-    for bill in bills.values():
-        bill.sums.update(shared)
-    return dict(bills)
-
-
-def participations(events: Iterable[PrivacyEvent]) -> Counter[str]:
-    """How often each device's contribution was, or may have been, in a noisy sum."""
-    return Counter(device for event in events for device in event.devices or ())
-
-
-def _checked(events: Sequence[PrivacyEvent]) -> Sequence[PrivacyEvent]:
-    noise_of: dict[tuple[str, int], float] = {}
-    for event in events:
-        if event.population is None or event.population != events[0].population:
-            raise UnknownEventError(
-                f"event {event.event_id}: cannot be charged to the users of {events[0].population!r} "
-                f"(it is per {event.privacy_unit}, population {event.population!r})"
-            )
-        if event.bands is not None and noise_of.setdefault((event.run_id, event.bands), event.noise_multiplier) != (
-            event.noise_multiplier
-        ):
-            raise UnknownEventError(
-                f"event {event.event_id}: cannot account for banded noise that changed within run {event.run_id}"
-            )
-    return events
+            found.setdefault(event.population, UserBills()).add(event)
+    return {name: bills.epsilon(target_delta=target_delta) for name, bills in sorted(found.items())}

@@ -9,7 +9,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from privacy.audits.membership import MembershipResult  # noqa: TC001 - pydantic reads it
 from privacy.errors import ReportError
-from privacy.event import PrivacyEvent  # noqa: TC001 - pydantic reads it
+from privacy.event import Mechanism, PrivacyEvent  # noqa: TC001 - pydantic reads it
 
 Scalar = str | int | float | bool | None
 
@@ -88,6 +88,23 @@ class DeviceSeries(_Part):
     points: tuple[tuple[int, float], ...]
 
 
+class UserCost(_Part):
+    """What the users of a population were charged; pairs are the smallest and the largest value."""
+
+    population: str
+    epsilon: float
+    epsilon_if_drawing_is_known: float
+    target_delta: float
+    budget_epsilon: float | None
+    rounds: int
+    mechanisms: tuple[Mechanism, ...]
+    noise_multipliers: tuple[float, float]
+    clipping_norms: tuple[float, float]
+    sampling_probabilities: tuple[float, float]
+    contributions: tuple[int, int]
+    participations: dict[int, int]
+
+
 class AuditReport(_Part):
     """Everything the report says, in plain values; `format` counts the schema.
 
@@ -109,6 +126,7 @@ class AuditReport(_Part):
     rounds: tuple[RoundCost, ...]
     series: tuple[DeviceSeries, ...]
     curve: tuple[tuple[float, float], ...]
+    users: UserCost | None = None
     membership: MembershipResult | None
     utility: tuple[UtilityFigure, ...]
     leaves_the_device: tuple[tuple[str, str], ...]

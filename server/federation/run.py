@@ -98,7 +98,7 @@ class FederatedRun:
         """Run one round and write it down; False when it was void."""
         started = self.now()
         if self._users is not None:
-            self._users.require_affordable(1)
+            self._users.require_affordable(server_round)
         nodes = wait_for_nodes(
             self.grid,
             minimum=self.recipe.quorum,

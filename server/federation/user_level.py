@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from privacy import PrivacyEvent
+from privacy import BudgetExceededError, PrivacyEvent
 from privacy.mechanism import noisy_average, norm_of, size_of
-from privacy.user_budget import require_users_affordable
-from privacy.user_level import participations
+from privacy.user_budget import can_afford, require_users_affordable
 from server.federation.user_plan import adaptive_clipping_of, plan_of
 
 if TYPE_CHECKING:
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
     from privacy.banded_noise import BandedNoise
     from privacy.budget import PrivacyBudget
     from privacy.randomness import RandomSource
+    from privacy.user_level import UserBills
     from server.federation.recipe import Recipe
     from server.federation.replies import Accepted, AdapterState
 
@@ -44,35 +43,33 @@ class UserLevel:
     run_id: str
     budget: PrivacyBudget
     noise_multiplier: float
-    spent: list[PrivacyEvent]
+    spent: UserBills
+    known_events: int
     banded: BandedNoise | None
     clipping_norm: float
     random: RandomSource
+    last_round: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._done = participations(self.spent)
-        self._last_round = {
-            device: event.server_round
-            for event in self.spent
-            if event.run_id == self.run_id
-            for device in event.devices or ()
-        }
         self._device_of_node: dict[int, str] = {}
         self._next_norm = self.clipping_norm
 
-    @property
-    def known_events(self) -> int:
-        """How many events of these users the budget was judged by."""
-        return len(self.spent)
+    def require_affordable(self, server_round: int) -> None:
+        """Refuse a round before anybody trains, if its noisy sum could overspend whoever takes part.
 
-    def require_affordable(self, rounds: int) -> None:
-        """Refuse before anybody trains, if `rounds` more could overspend.
+        Each device of a fixed cohort pays for itself, and is left out when it cannot (`refusal`).
 
         Raises:
-            BudgetExceededError: They could.
+            BudgetExceededError: It could.
         """
-        plan = replace(plan_of(self.recipe), rounds=rounds)
-        require_users_affordable(self.budget, plan, self.spent, noise_multiplier=self.noise_multiplier)
+        if self.recipe.cohort_sampling == "poisson":
+            plan = replace(plan_of(self.recipe), rounds=1)
+            require_users_affordable(self.budget, plan, self.spent, noise_multiplier=self.noise_multiplier)
+        elif not can_afford(self.budget, self.spent, None, self._event((), server_round)):
+            raise BudgetExceededError(
+                f"round {server_round} with user noise {self.noise_multiplier:g} would cost even a device that never "
+                f"took part more than the users' budget of epsilon {self.budget.target_epsilon:g}"
+            )
 
     def eligible(self, nodes: Iterable[int], server_round: int) -> tuple[int, ...]:
         """The nodes without those whose device is known to sit this round out."""
@@ -84,12 +81,14 @@ class UserLevel:
 
     def refusal(self, device: str, server_round: int) -> str | None:
         """Why a device's contribution may not be used in this round, in words; None: it may."""
-        cap = plan_of(self.recipe).max_participations
-        if self._done[device] >= cap:
-            return f"this device has taken part {self._done[device]} times, of {cap} at most (max-participations)"
-        last = self._last_round.get(device, -math.inf)
+        cap, done = plan_of(self.recipe).max_participations, self.spent.participations[device]
+        if done >= cap:
+            return f"this device has taken part {done} times, of {cap} at most (max-participations)"
+        last = self.last_round.get(device, -math.inf)
         if server_round - last < self.recipe.min_separation:
             return f"this device took part in round {last}, and {self.recipe.min_separation} rounds must lie between"
+        if not can_afford(self.budget, self.spent, device, self._event((), server_round)):
+            return f"one more round would bring this device above the users' budget of {self.budget.target_epsilon:g}"
         return None
 
     def average(self, accepted: Sequence[Accepted], adapter: AdapterState, server_round: int) -> AdapterState:
@@ -114,8 +113,9 @@ class UserLevel:
 
     def event(self, accepted: Sequence[Accepted], server_round: int) -> PrivacyEvent | None:
         """What the round costs; None when nothing of anybody was seen."""
-        if not accepted:
-            return None
+        return self._event([item.contribution.device_id for item in accepted], server_round) if accepted else None
+
+    def _event(self, devices: Sequence[str], server_round: int) -> PrivacyEvent:
         recipe = self.recipe
         is_poisson = recipe.cohort_sampling == "poisson"
         return PrivacyEvent(
@@ -123,7 +123,7 @@ class UserLevel:
             server_round=server_round,
             privacy_unit="user",
             population=recipe.model,
-            devices=tuple(item.contribution.device_id for item in accepted),
+            devices=tuple(devices),
             cohort_rule=recipe.cohort_sampling,
             mechanism="banded_toeplitz_gaussian"
             if self.banded is not None
@@ -148,11 +148,11 @@ class UserLevel:
         self.clipping_norm = self._next_norm
         if event is None:
             return
-        self.spent.append(event)
-        self._done += Counter(event.devices or ())
+        self.spent.add(event)
+        self.known_events += 1
         for item in accepted:
             self._device_of_node[item.node_id] = item.contribution.device_id
-            self._last_round[item.contribution.device_id] = server_round
+            self.last_round[item.contribution.device_id] = server_round
 
     def _unit_noise(self, server_round: int, count: int) -> npt.NDArray[np.float64]:
         if self.banded is not None:

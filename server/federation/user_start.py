@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from privacy.banded_noise import BandedNoise
 from privacy.budget import PrivacyBudget
 from privacy.keyed_random import KEY_BYTES
-from privacy.user_budget import user_noise_for
+from privacy.user_budget import require_users_affordable, user_noise_for
+from privacy.user_level import UserBills
 from server.errors import RecipeError
 from server.federation.user_level import NEXT_CLIPPING_NORM, UserLevel
 from server.federation.user_plan import adaptive_clipping_of, plan_of
@@ -17,9 +17,7 @@ from server.federation.user_plan import adaptive_clipping_of, plan_of
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from privacy import PrivacyEvent
     from privacy.randomness import RandomSource
-    from privacy.user_budget import UserPlan
     from server.federation.recipe import Recipe
     from server.registry import Registry
 
@@ -33,24 +31,34 @@ def open_user_level(recipe: Recipe, *, run_id: str, registry: Registry, random: 
     """
     if not recipe.has_user_level:
         return None
-    spent = list(registry.privacy_events(model=recipe.model, privacy_unit="user"))
+    events = registry.privacy_events(model=recipe.model, privacy_unit="user")
+    own = [event for event in events if event.run_id == run_id]
     rounds = registry.rounds(run_id)
-    budget = _budget(recipe, registry)
-    plan = replace(plan_of(recipe), rounds=recipe.num_server_rounds - max((r.server_round for r in rounds), default=0))
+    budget, spent = _budget(recipe, registry), UserBills(events)
     level = UserLevel(
         recipe=recipe,
         run_id=run_id,
         budget=budget,
-        noise_multiplier=_noise_multiplier(recipe, run_id, budget, plan, spent),
+        # A run that goes on keeps its noise: the plan was made with it, and banded noise must not change.
+        noise_multiplier=own[-1].noise_multiplier if own else _noise_multiplier(recipe, budget, spent),
         spent=spent,
+        known_events=len(events),
         banded=_banded(recipe, run_id, registry),
         clipping_norm=_clipping_norm(recipe, [r.facts for r in rounds]),
         random=random,
+        last_round={device: event.server_round for event in own for device in event.devices or ()},
     )
     _require_consistent(level)
-    if plan.rounds > 0:
-        level.require_affordable(plan.rounds)
     return level
+
+
+def _noise_multiplier(recipe: Recipe, budget: PrivacyBudget, spent: UserBills) -> float:
+    """The noise of a new run, with which all its rounds stay within what is left of the budget."""
+    plan = plan_of(recipe)
+    if recipe.user_noise_multiplier == 0:
+        return user_noise_for(budget, plan, spent)
+    require_users_affordable(budget, plan, spent, noise_multiplier=recipe.user_noise_multiplier)
+    return recipe.user_noise_multiplier
 
 
 def _budget(recipe: Recipe, registry: Registry) -> PrivacyBudget:
@@ -66,18 +74,6 @@ def _budget(recipe: Recipe, registry: Registry) -> PrivacyBudget:
             f"user-target-epsilon and user-target-delta, or change it: `lamella privacy budget {recipe.model}`."
         )
     return asked
-
-
-def _noise_multiplier(
-    recipe: Recipe, run_id: str, budget: PrivacyBudget, plan: UserPlan, spent: Sequence[PrivacyEvent]
-) -> float:
-    if recipe.user_noise_multiplier > 0:
-        return recipe.user_noise_multiplier
-    # A run that goes on keeps its noise: banded noise must not change, and the plan was made with it.
-    earlier = [event.noise_multiplier for event in spent if event.run_id == run_id]
-    if earlier or plan.rounds <= 0:
-        return earlier[-1] if earlier else 0.0
-    return user_noise_for(budget, plan, spent)
 
 
 def _banded(recipe: Recipe, run_id: str, registry: Registry) -> BandedNoise | None:

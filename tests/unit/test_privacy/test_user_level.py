@@ -11,8 +11,8 @@ import pytest
 from privacy import BudgetExceededError, CalibrationError, PrivacyEvent, UnknownEventError
 from privacy.accountant import epsilon_by_device, epsilon_of_steps
 from privacy.budget import PrivacyBudget
-from privacy.user_budget import UserPlan, epsilon_after, require_users_affordable, user_noise_for
-from privacy.user_level import epsilon_by_population, participations, user_epsilon
+from privacy.user_budget import UserPlan, can_afford, epsilon_after, require_users_affordable, user_noise_for
+from privacy.user_level import UserBills, epsilon_by_population, user_epsilon
 
 DELTA = 1e-5
 BUDGET = PrivacyBudget(target_epsilon=4.0, target_delta=DELTA)
@@ -69,7 +69,7 @@ def test_a_fixed_cohort_costs_who_took_part_for_each_time() -> None:
     assert user_epsilon(events, target_delta=DELTA) == pytest.approx(plain(2.0, 5))
     assert user_epsilon([*events, event(9, ("b",))], target_delta=DELTA) == pytest.approx(plain(2.0, 6))
     assert user_epsilon([*events, event(9, ("c",))], target_delta=DELTA) == pytest.approx(plain(2.0, 5))
-    assert participations(events) == {"a": 5, "b": 5}
+    assert UserBills(events).participations == {"a": 5, "b": 5}
 
 
 def test_published_figures() -> None:
@@ -136,26 +136,38 @@ def plan(**changes: Any) -> UserPlan:
 
 def test_the_noise_for_a_plan_is_the_least_that_fits() -> None:
     for asked in (plan(), plan(sampling_probability=0.05), plan(min_separation=10)):
-        noise = user_noise_for(BUDGET, asked, [])
-        assert epsilon_after(asked, [], noise_multiplier=noise, target_delta=DELTA) <= 4.0
-        assert epsilon_after(asked, [], noise_multiplier=noise - 0.001, target_delta=DELTA) > 4.0
-    assert user_noise_for(BUDGET, plan(min_separation=10), []) < user_noise_for(BUDGET, plan(), [])
+        noise = user_noise_for(BUDGET, asked, UserBills())
+        assert epsilon_after(asked, UserBills(), noise_multiplier=noise, target_delta=DELTA) <= 4.0
+        assert epsilon_after(asked, UserBills(), noise_multiplier=noise - 0.001, target_delta=DELTA) > 4.0
+    assert user_noise_for(BUDGET, plan(min_separation=10), UserBills()) < user_noise_for(BUDGET, plan(), UserBills())
 
 
 def test_what_was_spent_before_asks_for_more_noise_until_nothing_is_left() -> None:
-    spent = [event(1, noise_multiplier=1.8)]
-    assert user_noise_for(BUDGET, plan(), spent) > user_noise_for(BUDGET, plan(), [])
+    spent = UserBills([event(1, noise_multiplier=1.8)])
+    assert user_noise_for(BUDGET, plan(), spent) > user_noise_for(BUDGET, plan(), UserBills())
     with pytest.raises(CalibrationError, match="too little is left"):
-        user_noise_for(BUDGET, plan(), [event(n, noise_multiplier=1.0) for n in range(3)])
+        user_noise_for(BUDGET, plan(), UserBills([event(n, noise_multiplier=1.0) for n in range(3)]))
 
 
 def test_a_plan_that_would_overspend_is_refused_with_what_would_fit() -> None:
-    require_users_affordable(BUDGET, plan(), [], noise_multiplier=10.0)
+    require_users_affordable(BUDGET, plan(), UserBills(), noise_multiplier=10.0)
     with pytest.raises(BudgetExceededError, match=r"user-noise-multiplier \d+\.\d+ would fit"):
-        require_users_affordable(BUDGET, plan(), [], noise_multiplier=1.0)
+        require_users_affordable(BUDGET, plan(), UserBills(), noise_multiplier=1.0)
 
 
 def test_a_device_at_its_cap_costs_nothing_more() -> None:
-    tired = [event(n, ("a",), noise_multiplier=4.0) for n in range(4)]
-    fresh = epsilon_after(plan(max_participations=4), [], noise_multiplier=4.0, target_delta=DELTA)
+    tired = UserBills(event(n, ("a",), noise_multiplier=4.0) for n in range(4))
+    fresh = epsilon_after(plan(max_participations=4), UserBills(), noise_multiplier=4.0, target_delta=DELTA)
     assert epsilon_after(plan(max_participations=4), tired, noise_multiplier=4.0, target_delta=DELTA) == fresh
+
+
+def test_each_device_is_asked_for_what_it_can_still_afford() -> None:
+    spent = UserBills([event(n, ("a",)) for n in range(3)])
+    more = event(9, noise_multiplier=1.5)
+    assert can_afford(BUDGET, spent, None, more)
+    assert can_afford(BUDGET, spent, "b", more)
+    assert not can_afford(BUDGET, spent, "a", more)
+    # Overlapping bands are dearer than bands that are apart.
+    close = UserBills([banded(1), banded(5)])
+    assert not can_afford(BUDGET, close, "a", banded(6))
+    assert can_afford(BUDGET, close, "a", banded(9))
