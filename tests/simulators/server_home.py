@@ -113,6 +113,24 @@ def make_event(
     )
 
 
+def make_user_event(run_id: str, server_round: int, *devices: str) -> PrivacyEvent:
+    return PrivacyEvent(
+        run_id=run_id,
+        server_round=server_round,
+        privacy_unit="user",
+        population=MODEL,
+        devices=devices,
+        cohort_rule="fixed",
+        mechanism="gaussian_capped",
+        noise_multiplier=2.0,
+        sampling_probability=1.0,
+        steps=1,
+        clipping_norm=1.0,
+        target_delta=1e-6,
+        recorded_at=datetime(2026, 3, 1, tzinfo=UTC),
+    )
+
+
 PASSPHRASE = b"a passphrase of a test"
 
 

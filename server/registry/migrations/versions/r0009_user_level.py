@@ -62,17 +62,11 @@ def _chain_events(connection: sa.Connection) -> None:
         .order_by(events.c.position)
     )
     heads: dict[str, tuple[int, str]] = {}
-    for position, model, event in connection.execute(query).all():
+    for position, model, raw in connection.execute(query).all():
         sequence, head = heads.get(model, (0, "0" * 64))
-        envelope = {"event": json.loads(event), "format": 2, "previous": head}
-        line = json.dumps(envelope, sort_keys=True, separators=(",", ":"))
+        event = json.loads(raw)
+        line = json.dumps({"event": event, "format": 2, "previous": head}, sort_keys=True, separators=(",", ":"))
         head = hashlib.sha256((head + line).encode()).hexdigest()
         heads[model] = (sequence + 1, head)
-        values = {
-            "position": position,
-            "model": model,
-            "sequence": sequence + 1,
-            "privacy_unit": "example",
-            "head": head,
-        }
-        connection.execute(sa.insert(chain).values(values))
+        row = {"position": position, "model": model, "sequence": sequence + 1, "head": head}
+        connection.execute(sa.insert(chain).values(row | {"privacy_unit": event["privacy_unit"]}))
