@@ -38,7 +38,7 @@ class PrivacyEvent(BaseModel):
     round used or may have used. With `cohort_rule` "poisson" every device of the population was drawn independently
     with `sampling_probability`. With "fixed" nothing is assumed about who was drawn: the probability is 1, and each
     device pays for its own participations. `banded_toeplitz_gaussian` is noise that is correlated over the rounds of a
-    run, in `bands` bands (`privacy.banded_noise`).
+    run, in `bands` bands (`privacy.banded_matrix`).
 
     `noise_multiplier` is the noise's standard deviation over `clipping_norm` (per user: of the noise in the whole sum,
     before anything is divided); 0 is honest and costs ε = infinity. The two units are never added up.

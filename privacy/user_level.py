@@ -4,7 +4,7 @@ Two users' datasets are neighbours when one user's whole contribution, in all ro
 
 - A Poisson-sampled sum costs every user the same, whether drawn or not (amplification by sampling).
 - A sum over a fixed cohort costs only who took part, once for each participation, with no credit for chance.
-- Banded noise costs who took part by the overlap of its own rounds in a run (`privacy.banded_noise.sensitivity`).
+- Banded noise costs who took part by the overlap of its own rounds in a run (`privacy.banded_matrix.sensitivity`).
 
 What a population is charged is the bill of its costliest user. It is never added to anything per example.
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from privacy.accountant import epsilon_of_groups
-from privacy.banded_noise import sensitivity
+from privacy.banded_matrix import sensitivity
 from privacy.errors import UnknownEventError
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privacy.banded_noise import BandedNoise, coefficients, sensitivity
+from privacy.banded_matrix import coefficients, sensitivity
+from privacy.banded_noise import BandedNoise
 from privacy.keyed_random import KeyedRandom
 
 KEY = bytes(range(32))
