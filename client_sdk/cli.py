@@ -204,6 +204,13 @@ def train(
         float | None,
         typer.Option(min=0.0, help="The most ε this device ever spends, whatever the server asks; default 10."),
     ] = None,
+    trust_server: Annotated[  # noqa: FBT002 - a flag on the command line
+        bool,
+        typer.Option(
+            "--trust-server",
+            help="Also send updates without noise of this device's own; the server adds it to the sum.",
+        ),
+    ] = False,
     interval_s: Annotated[float, typer.Option(min=1.0, help="Mean seconds between two looks for an update.")] = 3600.0,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Loopback port for Flower itself; 0: a free one.")] = 0,
     home: Home = DEFAULT_HOME,
@@ -220,6 +227,7 @@ def train(
         private_key=private_key,
         port=port,
         max_epsilon=max_epsilon,
+        trusts_server=trust_server,
     )
     raise typer.Exit(run_supernode(Device(home), membership, interval_s=interval_s))
 

@@ -39,7 +39,7 @@ def site_of(context: Context) -> TrainingSite:
     """Where this node trains.
 
     A real device says so in its node config: `home` (a `Device` home), `data` (a source of `model.open_source`), where
-    that source has several users `user`, and `max-epsilon`.
+    that source has several users `user`, `max-epsilon`, and `trust-server` (updates without noise of its own).
     A simulated one is number `partition-id` of the folder that `lamella fleet make` wrote (run config key `fleet`).
 
     Raises:
@@ -53,7 +53,10 @@ def site_of(context: Context) -> TrainingSite:
         user = str(context.node_config.get("user") or "")
         limit = float(context.node_config.get("max-epsilon", DEFAULT_MAX_EPSILON))
         tree = Device(Path(str(home))).active().tree
-        return TrainingSite(home=Path(str(home)), tree=tree, data=data, user=user, max_epsilon=limit)
+        trusts = context.node_config.get("trust-server") is True
+        return TrainingSite(
+            home=Path(str(home)), tree=tree, data=data, user=user, max_epsilon=limit, trusts_server=trusts
+        )
     fleet = str(context.run_config.get("fleet") or "")
     if not fleet:
         raise DeclinedError(
@@ -74,4 +77,5 @@ def simulated_site(fleet: Path, number: int) -> TrainingSite:
         data=f"jsonl:{fleet / 'data'}",
         user=users[number],
         max_epsilon=math.inf,  # a simulated person has no limit but the recipe's
+        trusts_server=True,  # and runs on the server's own machine
     )

@@ -66,6 +66,7 @@ class TrainingSite:
         data: A source specification of `model.open_source`.
         user: Whose examples of that source; empty: the only one there is.
         max_epsilon: The most that this device lets anyone spend in all, whatever the server asks for.
+        trusts_server: Whether this device sends updates without noise, for rounds whose noise the server adds.
     """
 
     home: Path
@@ -73,6 +74,7 @@ class TrainingSite:
     data: str
     user: str = ""
     max_epsilon: float = DEFAULT_MAX_EPSILON
+    trusts_server: bool = False
 
     @property
     def device_id(self) -> str:
@@ -146,7 +148,8 @@ def _charge(
     _require_sane(site, instructions, num_examples=num_examples)
     site.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     probability = instructions.sampling_probability_for(num_examples)
-    multiplier = _noise_multiplier(site.home, instructions, probability)
+    is_noisy = instructions.privacy_unit == "example"
+    multiplier = _noise_multiplier(site.home, instructions, probability) if is_noisy else 0.0
     contribution = Contribution(
         device_id=site.device_id,
         run_id=instructions.run_id,
@@ -163,9 +166,11 @@ def _charge(
     event = contribution.event(datetime.now(UTC))
     budget = PrivacyBudget(target_epsilon=instructions.target_epsilon, target_delta=instructions.target_delta)
     try:
-        require_affordable(budget, ledger.events(), event)
+        if is_noisy:
+            require_affordable(budget, ledger.events(), event)
     except BudgetExceededError as error:
         raise DeclinedError(f"privacy budget: {error}") from error
+    # Without noise too: towards the server these examples have no guarantee from now on, and the ledger says so.
     ledger.append(event)
     return contribution, DPSGDParameters(
         noise_multiplier=multiplier,
@@ -173,11 +178,19 @@ def _charge(
         sampling_probability=probability,
         steps=instructions.steps,
         expected_batch_size=probability * num_examples,
+        is_noisy=is_noisy,
     )
 
 
 def _require_sane(site: TrainingSite, instructions: RoundInstructions, *, num_examples: int) -> None:
     """Hold the server's wishes against this device's own limits: a server may be hostile, or badly set up."""
+    if instructions.privacy_unit == "user":
+        if not site.trusts_server:
+            raise DeclinedError(
+                "the round wants an update without noise of this device's own; its owner has not allowed that "
+                "(`lamella-device train --trust-server`)"
+            )
+        return
     if instructions.target_epsilon > site.max_epsilon:
         raise DeclinedError(
             f"the round may spend ε up to {instructions.target_epsilon:g}, this device allows {site.max_epsilon:g}"

@@ -32,6 +32,7 @@ class Membership:
         private_key: this node's key, where the SuperLink demands one.
         port: port on loopback that the SuperNode and its ClientApps talk through, with `/health`; 0: a free one.
         max_epsilon: the most ε this device lets anyone spend, whatever the server asks for; None: the default.
+        trusts_server: whether it also sends updates without noise of its own, for rounds whose noise the server adds.
     """
 
     superlink: str
@@ -41,6 +42,7 @@ class Membership:
     private_key: Path | None = None
     port: int = 0
     max_epsilon: float | None = None
+    trusts_server: bool = False
 
 
 def run_supernode(device: Device, membership: Membership, *, interval_s: float) -> int:
@@ -94,6 +96,7 @@ def _command(program: str, home: Path, membership: Membership) -> list[str]:
         "data": membership.data,
         "user": membership.user,
         "max-epsilon": membership.max_epsilon,
+        "trust-server": membership.trusts_server or None,
     }
     command = [program, "--superlink", membership.superlink, "--port", str(membership.port or _free_port())]
     command += [

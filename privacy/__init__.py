@@ -8,6 +8,7 @@ and Opacus), `privacy.audits` (scipy), `privacy.report` (matplotlib when a repor
 from privacy.contribution import LEAVES_THE_DEVICE, Contribution, RoundInstructions
 from privacy.errors import (
     AuditError,
+    BrokenChainError,
     BudgetExceededError,
     CalibrationError,
     ContributionError,
@@ -19,11 +20,13 @@ from privacy.errors import (
     UnknownEventError,
     UnsupportedModuleError,
 )
-from privacy.ledger import JsonlLedger, PrivacyEvent, PrivacyLedger
+from privacy.event import PrivacyEvent
+from privacy.ledger import JsonlLedger, PrivacyLedger
 
 __all__ = [
     "LEAVES_THE_DEVICE",
     "AuditError",
+    "BrokenChainError",
     "BudgetExceededError",
     "CalibrationError",
     "Contribution",

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 
 from privacy.accountant import ACCOUNTANT
 from privacy.budget import PrivacyBudget
-from privacy.errors import PrivacyError, ReportError
+from privacy.errors import BrokenChainError, PrivacyError, ReportError
 from privacy.ledger import JsonlLedger
 from privacy.report import AuditReport, build_report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from privacy.report.schema import UserCost
 
 _MAX_REPORT_BYTES = 64 * 1024 * 1024
 # Another version of the accountant may round its grid differently; a fault would be far larger.
@@ -39,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder: Path = parser.parse_args(arguments).folder
     try:
         differences = _compare(folder)
+    except BrokenChainError as error:
+        differences = [str(error)]
     except (PrivacyError, OSError) as error:
         sys.stderr.write(f"cannot recompute: {error}\n")
         return 2
@@ -58,6 +62,7 @@ def _compare(folder: Path) -> list[str]:
         events=events,
         target_delta=report.target_delta,
         budget=_budget(report),
+        user_budget=_user_budget(report),
         provenance=report.provenance,
     )
     sys.stdout.write(
@@ -66,6 +71,8 @@ def _compare(folder: Path) -> list[str]:
     differences: list[str] = []
     if hashlib.sha256(raw).hexdigest() != report.ledger_sha256:
         differences.append("ledger.jsonl is not the file that the report names (sha256)")
+    if report.ledger_head not in {None, again.ledger_head}:
+        differences.append("ledger.jsonl ends at another head than the report names")
     if again.verdict != report.verdict:
         differences.append(f"verdict: report {report.verdict}, recomputed {again.verdict}")
     reported, found = _figures(report), _figures(again)
@@ -79,6 +86,16 @@ def _budget(report: AuditReport) -> PrivacyBudget | None:
         return None
     try:
         return PrivacyBudget(target_epsilon=report.budget_epsilon, target_delta=report.budget_delta)
+    except ValueError as error:
+        raise ReportError(f"report.json: {error}") from error
+
+
+def _user_budget(report: AuditReport) -> PrivacyBudget | None:
+    users = report.users
+    if users is None or users.budget_epsilon is None:
+        return None
+    try:
+        return PrivacyBudget(target_epsilon=users.budget_epsilon, target_delta=users.target_delta)
     except ValueError as error:
         raise ReportError(f"report.json: {error}") from error
 
@@ -97,6 +114,15 @@ def _figures(report: AuditReport) -> dict[str, float]:
         **rounds,
         **{f"costliest device at delta {delta:g}": value for delta, value in report.curve},
         "maximum": report.epsilon_max,
+        **({} if report.users is None else _figures_of_users(report.users)),
+    }
+
+
+def _figures_of_users(users: UserCost) -> dict[str, float]:
+    return {
+        f"users of {users.population}": users.epsilon,
+        f"users of {users.population}, drawing known": users.epsilon_if_drawing_is_known,
+        f"rounds that users of {users.population} paid for": float(users.rounds),
     }
 
 

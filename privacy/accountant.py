@@ -21,7 +21,7 @@ from privacy.errors import UnknownEventError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from privacy.ledger import PrivacyEvent
+    from privacy.event import PrivacyEvent
 
 VALUE_DISCRETIZATION = 1e-3
 ACCOUNTANT = (
@@ -36,7 +36,7 @@ _MAX_BUCKETS = 250_000
 _SMALLEST_NOISE = 0.01
 
 # (sampling probability, noise multiplier, steps): what of an event its cost depends on.
-_Group = tuple[float, float, int]
+Group = tuple[float, float, int]
 
 
 def epsilon(events: Iterable[PrivacyEvent], *, target_delta: float) -> float:
@@ -52,14 +52,17 @@ def epsilon(events: Iterable[PrivacyEvent], *, target_delta: float) -> float:
 
 
 def epsilon_by_device(events: Iterable[PrivacyEvent], *, target_delta: float) -> dict[str, float]:
-    """ε of each device over its own events, by device id in sorted order.
+    """ε per example of each device over its own events, by device id in sorted order.
+
+    Events per user are another unit and are left to `privacy.user_level`.
 
     Raises:
         UnknownEventError: an event's mechanism or privacy unit cannot be accounted for.
     """
     by_device: dict[str, list[PrivacyEvent]] = {}
     for event in events:
-        by_device.setdefault(event.device_id, []).append(event)
+        if event.device_id is not None:
+            by_device.setdefault(event.device_id, []).append(event)
     return {device: epsilon(own, target_delta=target_delta) for device, own in sorted(by_device.items())}
 
 
@@ -78,13 +81,18 @@ def epsilon_of_steps(*, noise_multiplier: float, sampling_probability: float, st
     return _epsilon_of_groups(((sampling_probability, noise_multiplier, steps),), _checked_delta(target_delta))
 
 
+def epsilon_of_groups(groups: Iterable[Group], *, target_delta: float) -> float:
+    """ε of (sampling probability, noise multiplier, steps) composed, for units whose mechanisms come down to these."""
+    return _epsilon_of_groups(tuple(sorted(groups)), _checked_delta(target_delta))
+
+
 def _checked_delta(target_delta: float) -> float:
     if not 0 < target_delta < 1:
         raise ValueError(f"target_delta must lie between 0 and 1, not {target_delta}")
     return target_delta
 
 
-def _groups(events: Iterable[PrivacyEvent]) -> tuple[_Group, ...]:
+def _groups(events: Iterable[PrivacyEvent]) -> tuple[Group, ...]:
     """Equal steps together: composing n equal steps at once costs as much as composing one."""
     steps: dict[tuple[float, float], int] = {}
     for event in events:
@@ -98,7 +106,7 @@ def _groups(events: Iterable[PrivacyEvent]) -> tuple[_Group, ...]:
 
 
 @lru_cache(maxsize=4096)
-def _epsilon_of_groups(groups: tuple[_Group, ...], target_delta: float) -> float:
+def _epsilon_of_groups(groups: tuple[Group, ...], target_delta: float) -> float:
     if not groups:
         return 0.0
     smallest_noise = min(sigma for _, sigma, _ in groups)
@@ -116,14 +124,14 @@ def _epsilon_of_groups(groups: tuple[_Group, ...], target_delta: float) -> float
         interval = finest
 
 
-def _composed_epsilon(groups: tuple[_Group, ...], target_delta: float, interval: float) -> float:
+def _composed_epsilon(groups: tuple[Group, ...], target_delta: float, interval: float) -> float:
     return float(_composed(groups, interval).get_epsilon_for_delta(target_delta))
 
 
 # A distribution holds up to a megabyte, and making one takes a tenth of a second: keep what a report or a round asks
 # for again (other deltas, the same event with more events), but few enough for a small device.
 @lru_cache(maxsize=32)
-def _composed(groups: tuple[_Group, ...], interval: float) -> pld.PrivacyLossDistribution:
+def _composed(groups: tuple[Group, ...], interval: float) -> pld.PrivacyLossDistribution:
     """The privacy loss of all groups together."""
     return reduce(pld.PrivacyLossDistribution.compose, (_steps(*group, interval) for group in groups))
 
@@ -147,7 +155,7 @@ def _step(sampling_probability: float, noise_multiplier: float, interval: float)
     )
 
 
-def _closed_bound(groups: tuple[_Group, ...], target_delta: float) -> float:
+def _closed_bound(groups: tuple[Group, ...], target_delta: float) -> float:
     """An upper bound that needs no distribution: rho-zCDP, no credit for sampling (Bun, Steinke 2016, Prop. 1.3)."""
     rho = sum(steps / (2 * sigma**2) for _, sigma, steps in groups)
     return rho + 2 * math.sqrt(rho * math.log(1 / target_delta))

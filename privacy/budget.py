@@ -12,7 +12,7 @@ from privacy.errors import BudgetExceededError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from privacy.ledger import PrivacyEvent
+    from privacy.event import PrivacyEvent
 
 
 @dataclass(frozen=True, kw_only=True)

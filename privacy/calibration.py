@@ -49,6 +49,25 @@ def noise_multiplier_for(
     return _smallest_tick(cost, enough=enough, target=target_epsilon) / _TICKS_PER_UNIT
 
 
+def noise_of(tick: int) -> float:
+    """The noise multiplier that a tick stands for."""
+    return tick / _TICKS_PER_UNIT
+
+
+def least_tick(cost: Callable[[int], float], *, target: float) -> int:
+    """The smallest tick whose `cost` is at most `target`; `cost` falls with the tick and is dear to ask.
+
+    Raises:
+        CalibrationError: None is, up to the largest that is supported.
+    """
+    enough = _TICKS_PER_UNIT
+    while cost(enough) > target:
+        enough *= 2
+        if enough > _LARGEST_TICK:
+            raise CalibrationError(f"no noise multiplier up to {_LARGEST_TICK / _TICKS_PER_UNIT:g} is enough")
+    return _smallest_tick(cost, enough=enough, target=target)
+
+
 def _enough_without_sampling(target_epsilon: float, target_delta: float, steps: int) -> int:
     """A tick that surely suffices: rho + 2 sqrt(rho ln 1/δ) = ε at rho = steps / (2 σ²).
 

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
 from privacy.errors import ContributionError, InstructionsError
-from privacy.ledger import Delta, EventId, Identifier, PositiveFloat, PrivacyEvent, Probability, StepCount, new_event_id
+from privacy.event import (
+    Delta,
+    EventId,
+    Identifier,
+    PositiveFloat,
+    PrivacyEvent,
+    PrivacyUnit,
+    Probability,
+    StepCount,
+    new_event_id,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +36,9 @@ class RoundInstructions(BaseModel):
     run_id: Identifier
     server_round: int = Field(ge=0)
     base_hash: Sha256
-    privacy_unit: Literal["example"]
+    privacy_unit: PrivacyUnit = Field(
+        description="example: noise on the device; user: none there, the device trusts the server to add it"
+    )
     clipping_norm: PositiveFloat
     target_epsilon: float = Field(gt=0, le=1000, allow_inf_nan=False)
     target_delta: Delta

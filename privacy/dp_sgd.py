@@ -33,7 +33,8 @@ _log = logging.getLogger(__name__)
 class DPSGDParameters:
     """What the accountant must know of one round of training, and the divisor of the noisy sum.
 
-    `noise_multiplier` is the noise's standard deviation over `clipping_norm`; `expected_batch_size` is
+    `noise_multiplier` is the noise's standard deviation over `clipping_norm`. It is 0 only with `is_noisy` False,
+    said on purpose: then there is no guarantee here, and somebody else has to add noise. `expected_batch_size` is
     sampling_probability times the number of examples: a fixed number, because the size actually drawn is private.
     """
 
@@ -42,11 +43,14 @@ class DPSGDParameters:
     sampling_probability: float
     steps: int
     expected_batch_size: float
+    is_noisy: bool = True
 
     def __post_init__(self) -> None:
-        positive = (self.noise_multiplier, self.clipping_norm, self.expected_batch_size)
+        positive = (self.clipping_norm, self.expected_batch_size)
         if not all(0 < value < math.inf for value in positive):
-            raise ValueError(f"noise_multiplier, clipping_norm and expected_batch_size must be positive: {positive}")
+            raise ValueError(f"clipping_norm and expected_batch_size must be positive: {positive}")
+        if not 0 <= self.noise_multiplier < math.inf or (self.noise_multiplier > 0) != self.is_noisy:
+            raise ValueError(f"noise_multiplier must be positive, or 0 and is_noisy False: {self.noise_multiplier}")
         if not 0 < self.sampling_probability <= 1 or self.steps < 1:
             raise ValueError(
                 "sampling_probability must lie in (0, 1] and steps be positive: "

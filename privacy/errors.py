@@ -17,6 +17,10 @@ class LedgerError(PrivacyError):
     """The ledger file cannot be trusted as it stands: a person must look at it before anything more is released."""
 
 
+class BrokenChainError(LedgerError):
+    """A line of a ledger was changed, removed, moved or put in: release nothing, and find out who could write there."""
+
+
 class UnknownEventError(PrivacyError):
     """An event names a mechanism this version cannot account for: upgrade, or withdraw the release."""
 

@@ -3,68 +3,23 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import os
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol
-from uuid import uuid4
+from typing import TYPE_CHECKING, Protocol
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
-
+from privacy.chain import FIRST_HEAD, event_line, parse_chain
 from privacy.errors import LedgerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from privacy.event import PrivacyEvent
+
 _log = logging.getLogger(__name__)
 
-LINE_FORMAT = 1
 MAX_LEDGER_BYTES = 256 * 1024 * 1024
-MAX_LINE_BYTES = 8 * 1024
-
-
-Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$")]
-EventId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
-Probability = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-Delta = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-StepCount = Annotated[int, Field(ge=1, le=10_000_000)]
-
-
-def new_event_id() -> str:
-    """A fresh random identifier: 32 hexadecimal digits."""
-    return uuid4().hex
-
-
-class PrivacyEvent(BaseModel):
-    """One device's noisy training in one round: everything the accountant needs, and nothing about the data.
-
-    `sampling_probability` is the chance with which each example entered each step, independently (Poisson sampling).
-    `noise_multiplier` is the noise's standard deviation divided by `clipping_norm`; 0 is honest and costs ε = infinity.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    event_id: EventId = Field(default_factory=new_event_id)
-    run_id: Identifier
-    server_round: int = Field(ge=0)
-    device_id: Identifier
-    privacy_unit: Literal["example"] = "example"
-    mechanism: Literal["poisson_subsampled_gaussian"] = "poisson_subsampled_gaussian"
-    noise_multiplier: float = Field(ge=0, allow_inf_nan=False)
-    sampling_probability: Probability
-    steps: StepCount
-    clipping_norm: PositiveFloat
-    target_delta: Delta
-    recorded_at: AwareDatetime
-
-    @field_validator("recorded_at")
-    @classmethod
-    def _in_utc(cls, value: datetime) -> datetime:
-        return value.astimezone(UTC)
 
 
 class PrivacyLedger(Protocol):
@@ -80,7 +35,7 @@ class PrivacyLedger(Protocol):
 class JsonlLedger:
     """A ledger in one file of JSON lines, readable by its owner only, safe with several writers at once.
 
-    Each line is `{"event": {...}, "format": 1}`. The envelope leaves room for a later format with chained hashes.
+    Its lines are chained (`privacy.chain`): one that was changed, removed or moved is found by the next reading.
     """
 
     def __init__(self, path: Path) -> None:
@@ -92,16 +47,16 @@ class JsonlLedger:
         Raises:
             LedgerError: the event is already there, or the file cannot be trusted or written.
         """
-        line = event_line(event)
         with self._locked(write=True) as descriptor:
             raw = _read_all(descriptor, self.path)
             whole = _whole_lines(raw, self.path)
-            if any(known.event_id == event.event_id for known in _parse(whole, self.path)):
+            events, heads = parse_chain(whole, str(self.path))
+            if any(known.event_id == event.event_id for known in events):
                 raise LedgerError(f"event {event.event_id} is already in {self.path}; an event is recorded once")
             if len(whole) < len(raw):
                 # The torn line was never acknowledged, so nothing was released on its account.
                 os.ftruncate(descriptor, len(whole))
-            _write_all(descriptor, line)
+            _write_all(descriptor, event_line(event, previous=heads[-1] if heads else FIRST_HEAD))
             os.fsync(descriptor)
 
     def events(self, *, device_id: str | None = None) -> tuple[PrivacyEvent, ...]:
@@ -110,12 +65,23 @@ class JsonlLedger:
         Raises:
             LedgerError: a line other than a torn last one is not a valid event, or an event is there twice.
         """
+        events, _ = self._read()
+        return tuple(event for event in events if device_id is None or event.device_id == device_id)
+
+    def heads(self) -> tuple[str, ...]:
+        """The head of the chain after each event; the last one stands for the whole ledger.
+
+        Raises:
+            LedgerError: as `events`.
+        """
+        return self._read()[1]
+
+    def _read(self) -> tuple[tuple[PrivacyEvent, ...], tuple[str, ...]]:
         if not self.path.exists():
-            return ()
+            return (), ()
         with self._locked(write=False) as descriptor:
             whole = _whole_lines(_read_all(descriptor, self.path), self.path)
-        events = _parse(whole, self.path)
-        return tuple(event for event in events if device_id is None or event.device_id == device_id)
+        return parse_chain(whole, str(self.path))
 
     @contextmanager
     def _locked(self, *, write: bool) -> Iterator[int]:
@@ -137,37 +103,6 @@ class JsonlLedger:
             raise LedgerError(f"cannot use the ledger {self.path}: {error.strerror}") from error
         finally:
             os.close(descriptor)
-
-
-def event_line(event: PrivacyEvent) -> bytes:
-    """The ledger's line for `event`, newline included: the same bytes for the same event, always."""
-    envelope = {"event": event.model_dump(mode="json"), "format": LINE_FORMAT}
-    return json.dumps(envelope, sort_keys=True, separators=(",", ":"), allow_nan=False).encode() + b"\n"
-
-
-def _parse(raw: bytes, path: Path) -> tuple[PrivacyEvent, ...]:
-    events: dict[str, PrivacyEvent] = {}
-    for number, line in enumerate(raw.splitlines(), start=1):
-        event = _parse_line(line, f"{path}, line {number}")
-        if event.event_id in events:
-            raise LedgerError(f"{path}, line {number}: event {event.event_id} is recorded twice")
-        events[event.event_id] = event
-    return tuple(events.values())
-
-
-def _parse_line(line: bytes, where: str) -> PrivacyEvent:
-    if len(line) > MAX_LINE_BYTES:
-        raise LedgerError(f"{where}: {len(line)} bytes, more than the {MAX_LINE_BYTES} an event can need")
-    try:
-        envelope = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise LedgerError(f"{where}: not JSON; restore the file from a backup") from error
-    if not isinstance(envelope, dict) or set(envelope) != {"event", "format"} or envelope["format"] != LINE_FORMAT:
-        raise LedgerError(f'{where}: not a line of format {LINE_FORMAT} ({{"event": ..., "format": {LINE_FORMAT}}})')
-    try:
-        return PrivacyEvent.model_validate(envelope["event"])
-    except ValidationError as error:
-        raise LedgerError(f"{where}: not a privacy event: {error.errors(include_url=False)[:3]}") from error
 
 
 def _whole_lines(raw: bytes, path: Path) -> bytes:

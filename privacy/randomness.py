@@ -28,12 +28,16 @@ class RandomSource(Protocol):
         """`count` independent standard normal numbers; shape (count,)."""
 
 
-class SystemRandom:
-    """The kernel's cryptographic generator; normals in double precision (Box, Muller 1958)."""
+class BitSource:
+    """Numbers from random bits; normals in double precision (Box, Muller 1958)."""
+
+    def words(self, count: int) -> NDArray[np.uint64]:
+        """`count` words of 64 independent bits each; shape (count,)."""
+        raise NotImplementedError
 
     def uniforms(self, count: int) -> NDArray[np.float64]:
         """`count` independent numbers in [0, 1); shape (count,)."""
-        return (_words(count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        return (self.words(count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     def normals(self, count: int) -> NDArray[np.float64]:
         """`count` independent standard normal numbers; shape (count,).
@@ -44,12 +48,20 @@ class SystemRandom:
         for start in range(0, out.size, _CHUNK):  # chunks bound the memory that the intermediate arrays take
             part = out[start : start + _CHUNK]
             half = part.size // 2
-            words = _words(part.size).astype(np.float64)
+            words = self.words(part.size).astype(np.float64)
             radius = np.sqrt(-2.0 * np.log((words[:half] + 0.5) * _TWO_TO_MINUS_64))
             angle = words[half:] * (2.0 * np.pi * _TWO_TO_MINUS_64)
             np.multiply(radius, np.cos(angle), out=part[:half])
             np.multiply(radius, np.sin(angle), out=part[half:])
         return out[:count]
+
+
+class SystemRandom(BitSource):
+    """The kernel's cryptographic generator."""
+
+    def words(self, count: int) -> NDArray[np.uint64]:
+        """`count` words of 64 independent bits each; shape (count,)."""
+        return np.frombuffer(os.urandom(8 * count), dtype=np.uint64)
 
 
 class SeededRandom:
@@ -65,7 +77,3 @@ class SeededRandom:
     def normals(self, count: int) -> NDArray[np.float64]:
         """`count` repeatable standard normal numbers; shape (count,)."""
         return self._generator.standard_normal(count)
-
-
-def _words(count: int) -> NDArray[np.uint64]:
-    return np.frombuffer(os.urandom(8 * count), dtype=np.uint64)

@@ -11,12 +11,13 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from privacy.accountant import ACCOUNTANT, epsilon_by_device, epsilon_curve
+from privacy.chain import chained_lines
 from privacy.contribution import LEAVES_THE_DEVICE
 from privacy.errors import ReportError
-from privacy.ledger import event_line
 from privacy.report.costs import device_cost, device_series, events_of, round_costs, rounds_of
 from privacy.report.pages import to_html, to_markdown
 from privacy.report.schema import AuditReport
+from privacy.report.users import user_cost
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
 
     from privacy.audits.membership import MembershipResult
     from privacy.budget import PrivacyBudget
-    from privacy.ledger import PrivacyEvent
-    from privacy.report.schema import RunFacts, UtilityFigure
+    from privacy.event import PrivacyEvent
+    from privacy.report.schema import RunFacts, UserCost, UtilityFigure
 
 REPORT_FILES = ("report.html", "report.md", "report.json", "ledger.jsonl")
+Verdict = Literal["within_budget", "over_budget", "no_budget", "no_guarantee", "no_events"]
+_WORST_FIRST: tuple[Verdict, ...] = ("no_guarantee", "over_budget", "no_budget", "within_budget", "no_events")
 _LIBRARIES = ("lamella", "dp-accounting", "numpy", "scipy", "opacus", "torch", "flwr")
 _CURVE_DELTAS = tuple(10.0**-exponent for exponent in range(3, 11))
 
@@ -41,13 +44,14 @@ class ReportPaths(NamedTuple):
     ledger: Path
 
 
-def build_report(
+def build_report(  # noqa: PLR0913 - each is one part of the report
     *,
     title: str,
     run: RunFacts,
     events: Sequence[PrivacyEvent],
     target_delta: float,
     budget: PrivacyBudget | None,
+    user_budget: PrivacyBudget | None = None,
     membership: MembershipResult | None = None,
     utility: Sequence[UtilityFigure] = (),
     provenance: Mapping[str, str],
@@ -59,12 +63,14 @@ def build_report(
     Raises:
         UnknownEventError: an event cannot be accounted for.
     """
-    spent = tuple(events)
+    spent = tuple(event for event in events if event.privacy_unit == "example")
+    users = user_cost(events, user_budget)
     by_device = epsilon_by_device(spent, target_delta=target_delta)
     worst = max(by_device, key=lambda device: by_device[device], default=None)
     epsilon_max = by_device[worst] if worst is not None else 0.0
     deltas = sorted({*_CURVE_DELTAS, target_delta}, reverse=True)
     rounds = rounds_of(spent)
+    ledger, head = chained_lines(events)
     return AuditReport(
         title=title,
         created_at=datetime.now(UTC),
@@ -73,21 +79,23 @@ def build_report(
         target_delta=target_delta,
         budget_epsilon=None if budget is None else budget.target_epsilon,
         budget_delta=None if budget is None else budget.target_delta,
-        verdict=_verdict(spent, epsilon_max, budget),
+        verdict=_worst(_verdict(spent, epsilon_max, budget), _user_verdict(users)),
         epsilon_max=epsilon_max,
         worst_device=worst,
         devices=tuple(device_cost(device, by_device[device], spent) for device in by_device),
         rounds=round_costs(spent, rounds, target_delta),
         series=device_series(spent, rounds, by_device, target_delta),
         curve=tuple(zip(deltas, epsilon_curve(events_of(spent, worst), deltas), strict=True)),
+        users=users,
         membership=membership,
         utility=tuple(utility),
         leaves_the_device=LEAVES_THE_DEVICE,
         provenance=dict(provenance),
         software=_software(),
-        event_count=len(spent),
-        ledger_sha256=hashlib.sha256(_ledger_bytes(spent)).hexdigest(),
-        events=spent,
+        event_count=len(events),
+        ledger_sha256=hashlib.sha256(ledger).hexdigest(),
+        ledger_head=head,
+        events=tuple(events),
     )
 
 
@@ -103,7 +111,7 @@ def write_report(report: AuditReport, folder: Path) -> ReportPaths:
         to_html(report).encode(),
         to_markdown(report).encode(),
         report.to_json().encode(),
-        _ledger_bytes(report.events),
+        chained_lines(report.events)[0],
     )
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / name for name in REPORT_FILES]
@@ -117,9 +125,22 @@ def write_report(report: AuditReport, folder: Path) -> ReportPaths:
     return ReportPaths(*paths)
 
 
-def _verdict(
-    events: Sequence[PrivacyEvent], epsilon_max: float, budget: PrivacyBudget | None
-) -> Literal["within_budget", "over_budget", "no_budget", "no_guarantee", "no_events"]:
+def _worst(*verdicts: Verdict) -> Verdict:
+    """Each unit stands for itself: the report is as good as the worse of the two that were promised."""
+    return min(verdicts, key=_WORST_FIRST.index)
+
+
+def _user_verdict(users: UserCost | None) -> Verdict:
+    if users is None:
+        return "no_events"
+    if math.isinf(users.epsilon):
+        return "no_guarantee"
+    if users.budget_epsilon is None:
+        return "no_budget"
+    return "within_budget" if users.epsilon <= users.budget_epsilon else "over_budget"
+
+
+def _verdict(events: Sequence[PrivacyEvent], epsilon_max: float, budget: PrivacyBudget | None) -> Verdict:
     if not events:
         return "no_events"
     if math.isinf(epsilon_max):
@@ -129,10 +150,6 @@ def _verdict(
     # The budget is judged at its own delta, which need not be the report's.
     spent = max(epsilon_by_device(events, target_delta=budget.target_delta).values())
     return "within_budget" if spent <= budget.target_epsilon else "over_budget"
-
-
-def _ledger_bytes(events: Sequence[PrivacyEvent]) -> bytes:
-    return b"".join(event_line(event) for event in events)
 
 
 def _software() -> dict[str, str]:

@@ -10,7 +10,7 @@ from privacy.report.schema import DeviceCost, DeviceSeries, RoundCost
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from privacy.ledger import PrivacyEvent
+    from privacy.event import PrivacyEvent
 
 _DRAWN_DEVICES = 40
 _MAX_EVALUATIONS = 400

@@ -12,7 +12,7 @@ from privacy.report.sections import sections_of
 if TYPE_CHECKING:
     from privacy.audits.membership import MembershipResult
     from privacy.report.blocks import Tone
-    from privacy.report.schema import AuditReport
+    from privacy.report.schema import AuditReport, UserCost
 
 
 def document_of(report: AuditReport) -> Document:
@@ -31,12 +31,12 @@ def document_of(report: AuditReport) -> Document:
 
 
 def _headline(report: AuditReport) -> tuple[Tone, str]:
-    spent = f"ε = {number(report.epsilon_max)} at δ = {probability(report.target_delta)}"
+    spent = _spent(report)
     attack = None if report.membership is None else report.membership.verdict
     certain: dict[str, str] = {
         "no_events": "Nothing to report: the ledger holds no event.",
-        "no_guarantee": "No privacy guarantee: at least one device's update was trained without noise (ε = ∞).",
-        "over_budget": f"Over budget: {spent}; the budget was ε = {number(report.budget_epsilon)}.",
+        "no_guarantee": "No privacy guarantee: at least one update was made without noise (ε = ∞).",
+        "over_budget": f"Over budget: {spent}; the budget was {_budgets(report)}.",
     }
     if report.verdict in certain:
         return "bad", certain[report.verdict]
@@ -44,7 +44,7 @@ def _headline(report: AuditReport) -> tuple[Tone, str]:
         return "bad", f"The membership attack succeeds: trained examples can be traced ({spent})."
     if report.verdict == "no_budget":
         return "caution", f"No budget was set for this run. Spent: {spent}."
-    if strength_of(report.epsilon_max)[0] != "good":
+    if strength_of(max(report.epsilon_max, 0.0 if report.users is None else report.users.epsilon))[0] != "good":
         return "caution", f"Within budget, but the budget is weak: {spent}."
     endings: dict[Verdict | None, str] = {
         None: "Membership was not measured.",
@@ -54,7 +54,31 @@ def _headline(report: AuditReport) -> tuple[Tone, str]:
     return "good" if attack is Verdict.PASS else "caution", f"Within budget: {spent}. {endings[attack]}"
 
 
+def _spent(report: AuditReport) -> str:
+    """Each unit's ε in words; a report with one unit need not name it."""
+    found = []
+    if report.devices or report.users is None:
+        unit = " per example" if report.users is not None else ""
+        found.append(f"ε = {number(report.epsilon_max)} at δ = {probability(report.target_delta)}{unit}")
+    if report.users is not None:
+        found.append(f"ε = {number(report.users.epsilon)} at δ = {probability(report.users.target_delta)} per user")
+    return ", ".join(found)
+
+
+def _budgets(report: AuditReport) -> str:
+    found = [] if report.budget_epsilon is None else [number(report.budget_epsilon)]
+    if report.users is not None and report.users.budget_epsilon is not None:
+        found.append(f"{number(report.users.budget_epsilon)} per user")
+    return "ε = " + ", ".join(found)
+
+
 def _claim(report: AuditReport) -> str:
+    if not report.devices and report.users is not None:
+        return (
+            f"The releases are ({number(report.users.epsilon)}, {probability(report.users.target_delta)})-"
+            "differentially private for each user's whole contribution, for everyone who sees releases and not the "
+            "server's own records. Nothing is claimed towards the server, which saw the updates."
+        )
     if not report.devices:
         return "No device trained, so nothing is claimed."
     if math.isinf(report.epsilon_max):
@@ -77,6 +101,7 @@ def _cards(report: AuditReport) -> tuple[Card, ...]:
     done = report.run.rounds_completed
     return (
         Card("Privacy spent", f"ε = {number(report.epsilon_max, 2)}", f"costliest device, {strength}; {budget}", tone),
+        *([] if report.users is None else [_users_card(report.users)]),
         _membership_card(report.membership),
         Card(
             "Took part",
@@ -86,6 +111,15 @@ def _cards(report: AuditReport) -> tuple[Card, ...]:
         ),
         _utility_card(report),
     )
+
+
+def _users_card(users: UserCost) -> Card:
+    tone, strength = strength_of(users.epsilon)
+    budget = "no budget set" if users.budget_epsilon is None else f"budget {number(users.budget_epsilon, 2)}"
+    if users.budget_epsilon is not None and users.epsilon > users.budget_epsilon:
+        tone = "bad"
+    note = f"all users' whole contributions, {strength}; {budget} at δ = {probability(users.target_delta)}"
+    return Card("Privacy spent per user", f"ε = {number(users.epsilon, 2)}", note, tone)
 
 
 def _membership_card(result: MembershipResult | None) -> Card:

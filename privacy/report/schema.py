@@ -9,7 +9,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from privacy.audits.membership import MembershipResult  # noqa: TC001 - pydantic reads it
 from privacy.errors import ReportError
-from privacy.ledger import PrivacyEvent  # noqa: TC001 - pydantic reads it
+from privacy.event import Mechanism, PrivacyEvent  # noqa: TC001 - pydantic reads it
 
 Scalar = str | int | float | bool | None
 
@@ -88,10 +88,30 @@ class DeviceSeries(_Part):
     points: tuple[tuple[int, float], ...]
 
 
-class AuditReport(_Part):
-    """Everything the report says, in plain values; `format` counts the schema."""
+class UserCost(_Part):
+    """What the users of a population were charged; pairs are the smallest and the largest value."""
 
-    format: Literal[1] = 1
+    population: str
+    epsilon: float
+    epsilon_if_drawing_is_known: float
+    target_delta: float
+    budget_epsilon: float | None
+    rounds: int
+    mechanisms: tuple[Mechanism, ...]
+    noise_multipliers: tuple[float, float]
+    clipping_norms: tuple[float, float]
+    sampling_probabilities: tuple[float, float]
+    contributions: tuple[int, int]
+    participations: dict[int, int]
+
+
+class AuditReport(_Part):
+    """Everything the report says, in plain values; `format` counts the schema.
+
+    `ledger_head` is the head of the ledger's chain (`privacy.chain`); None in reports of format 1, which had no chain.
+    """
+
+    format: Literal[1, 2] = 2
     title: str
     created_at: AwareDatetime
     run: RunFacts
@@ -106,6 +126,7 @@ class AuditReport(_Part):
     rounds: tuple[RoundCost, ...]
     series: tuple[DeviceSeries, ...]
     curve: tuple[tuple[float, float], ...]
+    users: UserCost | None = None
     membership: MembershipResult | None
     utility: tuple[UtilityFigure, ...]
     leaves_the_device: tuple[tuple[str, str], ...]
@@ -113,6 +134,7 @@ class AuditReport(_Part):
     software: dict[str, str]
     event_count: int
     ledger_sha256: str
+    ledger_head: str | None = None
     events: tuple[PrivacyEvent, ...] = Field(default=(), exclude=True, repr=False)
 
     @property
@@ -134,4 +156,6 @@ class AuditReport(_Part):
         try:
             return cls.model_validate_json(raw)
         except ValidationError as error:
-            raise ReportError(f"not a privacy report of format 1: {error.errors(include_url=False)[:3]}") from error
+            raise ReportError(
+                f"not a privacy report of format 1 or 2: {error.errors(include_url=False)[:3]}"
+            ) from error

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from privacy.audits.membership import CLAIMED_AT_FPR, CLAIMED_RATE, MEMBERS_NEEDED
 from privacy.report.blocks import Bullets, Code, Figure, Paragraph, Section, Table, number, probability
-from privacy.report.statements import ASSUMPTIONS, LIMITS, TRUST
+from privacy.report.statements import ASSUMPTIONS, LIMITS, PER_EXAMPLE_ONLY, TRUST, USER_IS_A_DEVICE
+from privacy.report.users import users_section
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,13 +30,14 @@ def sections_of(report: AuditReport) -> tuple[Section, ...]:
         _mechanism(report),
         _sampling(report),
         _spent(report),
+        *(() if report.users is None else (users_section(report.users),)),
         _assumptions(report),
         _left_the_device(report),
         _membership(report),
         _utility(report),
         _incidents(report),
         _provenance(report),
-        _limits(),
+        _limits(report),
         _recompute(report),
     )
 
@@ -354,8 +356,9 @@ def _provenance(report: AuditReport) -> Section:
     )
 
 
-def _limits() -> Section:
-    return Section("Limits", (Bullets(LIMITS),))
+def _limits(report: AuditReport) -> Section:
+    unit = ("", PER_EXAMPLE_ONLY) if report.users is None else ("", USER_IS_A_DEVICE)
+    return Section("Limits", (Bullets((unit, *LIMITS)),))
 
 
 def _recompute(report: AuditReport) -> Section:

@@ -66,10 +66,14 @@ ASSUMPTIONS = (
     ),
 )
 
+PER_EXAMPLE_ONLY = "It gives no guarantee per person or per device, only per example."
+USER_IS_A_DEVICE = (
+    "The guarantee per user is one per device, trusts the server, and counts only the rounds of this ledger. Who was "
+    "drawn in a round is in the ledger: where sampling is credited, keep the ledger from those who see the releases."
+)
 LIMITS = (
     ("", "This report is not signed. Check its origin and the ledger's hash by another way."),
     ("", "It trusts that devices ran the stated code. A tampered device harms only its own examples."),
-    ("", "It gives no guarantee per person or per device, only per example."),
     ("", "The membership test is one attack on one sample. Failing to find a leak is no proof that there is none."),
     ("", "Extraction and reconstruction attacks were not measured."),
 )

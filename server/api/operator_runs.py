@@ -7,7 +7,7 @@ from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel
 
 from delta_updates.manifest import ModelName
-from privacy.ledger import PrivacyEvent
+from privacy.event import PrivacyEvent
 from server.api.examples import EVENT_ID, HEALTH, MODEL, PRIVACY_EVENT, ROUND, RUN, answer, page
 from server.api.problems import declare
 from server.api.services import Page, PageLimit, ServicesDep, Viewer, page_of

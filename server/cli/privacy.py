@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.cli import privacy_plan
+from server.cli import privacy_ledger, privacy_plan
 from server.cli.console import Service, console, open_service, problems
 from server.federation.recipe import Recipe
 
@@ -21,6 +21,8 @@ _NOT_A_PARAMETER = {"fleet", "run-name", "resume-run"}
 app = typer.Typer(no_args_is_help=True, help="Plan what a run costs; write a run's privacy report, recompute one.")
 app.command()(privacy_plan.epsilon)
 app.command()(privacy_plan.plan)
+app.command()(privacy_ledger.ledger)
+app.command()(privacy_ledger.budget)
 
 
 @app.command()
@@ -58,6 +60,7 @@ def report(
             events=service.registry.privacy_events(model=run.model),
             target_delta=recipe.target_delta,
             budget=PrivacyBudget(target_epsilon=recipe.target_epsilon, target_delta=recipe.target_delta),
+            user_budget=service.registry.user_budget(run.model),
             membership=membership,
             utility=_utility(release),
             provenance=_provenance(run, release),
@@ -165,7 +168,8 @@ def _membership(
     from server.federation.bases import tree_of
     from server.federation.fleet import training_examples_of
 
-    took_part = {event.device_id for event in service.registry.privacy_events(model=run.model)}
+    events = service.registry.privacy_events(model=run.model)
+    took_part = {event.device_id for event in events if event.device_id} | {d for e in events for d in e.devices or ()}
     members = training_examples_of(Path(recipe.fleet), took_part, max_examples=recipe.max_examples, limit=limit)
     others = held_out_examples(open_source(recipe.data), limit=len(members))
     members = members[: len(others)]

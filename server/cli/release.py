@@ -202,9 +202,7 @@ def _candidate(service: Service, run: RunRecord, *, gate: Gate, above: int) -> t
             facts={
                 "run": run.run_id,
                 "rounds": len(released),
-                "privacy_unit": "example",
-                "epsilon": round(_largest_epsilon(service, run.model, recipe.target_delta), 4),
-                "target_delta": recipe.target_delta,
+                **_privacy_facts(service, run.model, recipe),
                 "held_out_loss": round(losses[0], 6),
                 "parent_held_out_loss": round(losses[1], 6),
                 "evaluation": name,
@@ -243,9 +241,18 @@ def _measurements(
     return losses, evaluation.name, evaluation.expected_logits(adapter)
 
 
-def _largest_epsilon(service: Service, model: str, target_delta: float) -> float:
+def _privacy_facts(service: Service, model: str, recipe: Recipe) -> dict[str, str | float]:
+    """What the ledger says of the units that the run protects. `epsilon` is per example where that is one of them."""
     from privacy.accountant import epsilon_by_device
+    from privacy.user_level import epsilon_by_population
 
-    return max(
-        epsilon_by_device(service.registry.privacy_events(model=model), target_delta=target_delta).values(), default=0.0
-    )
+    events = service.registry.privacy_events(model=model)
+    facts: dict[str, str | float] = {"privacy_unit": "example" if recipe.has_example_level else "user"}
+    if recipe.has_user_level:
+        spent = epsilon_by_population(events, target_delta=recipe.user_target_delta).get(model, 0.0)
+        facts |= {"user_epsilon": round(spent, 4), "user_target_delta": recipe.user_target_delta}
+        facts |= {"epsilon": round(spent, 4), "target_delta": recipe.user_target_delta}
+    if recipe.has_example_level:
+        largest = max(epsilon_by_device(events, target_delta=recipe.target_delta).values(), default=0.0)
+        facts |= {"epsilon": round(largest, 4), "target_delta": recipe.target_delta}
+    return facts

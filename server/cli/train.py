@@ -62,6 +62,8 @@ def federated(
         "adapter-format": adapter_format,
         "data": data,
     }
+    if superlink is not None and resume is None:
+        chosen["privacy-mode"] = "both"  # for a fleet; `--set privacy-mode=...` decides otherwise
     recipe = _recipe(service, chosen, setting or [], resume=resume)
     from server.federation.flower import start_run, wait_until_listening
 
@@ -220,18 +222,26 @@ class _RoundView:
         ended = self.ended()  # asked first: rounds that were written before the end are then all shown
         for row in self._service.registry.rounds(self._run_id)[self._shown :]:
             self._shown += 1
-            epsilon = self._spent()
+            spent = self._spent()
             loss = "-" if row.held_out_loss is None else f"{row.held_out_loss:.4f}"
-            facts = f"loss {loss}  replies {row.replies}/{self._recipe.cohort}  ε {epsilon:.2f}"
+            facts = f"loss {loss}  replies {row.replies}/{self._recipe.cohort}  {spent}"
             self._progress.console.print(f"  round {row.server_round}: {row.status}  {facts}")
             for node, why in row.failures.items():
                 self._progress.console.print(f"    node {node}: {why}", style="yellow", highlight=False, markup=False)
             self._progress.update(self._task, completed=row.server_round, facts=facts)
         return ended and ended[0]
 
-    def _spent(self) -> float:
-        """The largest ε that any device of this model has spent so far, over all runs."""
+    def _spent(self) -> str:
+        """The largest ε that has been spent so far, over all runs of this model, for each unit that is protected."""
         from privacy.accountant import epsilon_by_device
+        from privacy.user_level import epsilon_by_population
 
-        events = self._service.registry.privacy_events(model=self._recipe.model)
-        return max(epsilon_by_device(events, target_delta=self._recipe.target_delta).values(), default=0.0)
+        recipe, told = self._recipe, []
+        events = self._service.registry.privacy_events(model=recipe.model)
+        if recipe.has_example_level:
+            by_device = epsilon_by_device(events, target_delta=recipe.target_delta)
+            told.append(f"ε {max(by_device.values(), default=0.0):.2f}")
+        if recipe.has_user_level:
+            by_population = epsilon_by_population(events, target_delta=recipe.user_target_delta)
+            told.append(f"ε per user {by_population.get(recipe.model, 0.0):.2f}")
+        return "  ".join(told)

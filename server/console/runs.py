@@ -16,7 +16,7 @@ from server.federation.health import RoundHealth, RunHealth
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from privacy.ledger import PrivacyEvent
+    from privacy.event import PrivacyEvent
 
 router = APIRouter(route_class=ConsoleRoute)
 _PAGE: Final = 50
@@ -67,18 +67,19 @@ def epsilon_by_round(events: Sequence[PrivacyEvent], *, target_delta: float) -> 
     """
     from privacy.accountant import epsilon  # noqa: PLC0415 - takes a second to load
 
+    events = [event for event in events if event.privacy_unit == "example"]
     rounds = sorted({event.server_round for event in events})
     every = max(1, -(-len(rounds) // _MAX_POINTS))
     chosen = set(rounds[::-1][::every])
-    by_device: dict[str, list[PrivacyEvent]] = {}
-    weights: dict[str, float] = {}
+    by_device: dict[str | None, list[PrivacyEvent]] = {}
+    weights: dict[str | None, float] = {}
     curve = []
     for server_round in rounds:
         for event in (e for e in events if e.server_round == server_round):
             by_device.setdefault(event.device_id, []).append(event)
             weights[event.device_id] = weights.get(event.device_id, 0.0) + _weight(event)
         if server_round in chosen:
-            heaviest = max(weights, key=lambda device: (weights[device], device))
+            heaviest = max(weights, key=lambda device: (weights[device], device or ""))
             curve.append((server_round, epsilon(by_device[heaviest], target_delta=target_delta)))
     return curve
 

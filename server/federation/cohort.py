@@ -49,3 +49,12 @@ def wait_for_nodes(
 def draw_cohort(nodes: Sequence[int], *, size: int, rng: random.Random) -> tuple[int, ...]:
     """Draw `size` distinct devices uniformly (all of them when fewer are connected), sorted."""
     return tuple(sorted(rng.sample(list(nodes), min(size, len(nodes)))))
+
+
+def draw_poisson(nodes: Sequence[int], *, probability: float, rng: random.Random) -> tuple[int, ...]:
+    """Draw each device independently with the same probability, sorted; nobody at all is a possible draw.
+
+    A device that is not connected would not answer if it were drawn, so it need not be asked: it is a dropout either
+    way. Nobody is drawn in its place.
+    """
+    return tuple(sorted(node for node in nodes if rng.random() < probability))

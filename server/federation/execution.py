@@ -65,13 +65,15 @@ def execute_run(grid: Grid, context: Context) -> None:
         registry.finish_run(run.run_id, status="failed", reason=f"{type(error).__name__}: {error}"[:500])
         raise
     registry.finish_run(run.run_id, status="completed")
+    registry.forget_noise_key(run.run_id)  # nobody can subtract the noise any more; a run that failed may go on
 
 
 def _open_run(recipe: Recipe, registry: Registry, *, flower_run_id: int) -> RunRecord:
     """The run to go on with, or a new one that starts from the newest release of the model."""
     if recipe.resume_run:
         run = registry.run(recipe.resume_run)
-        fixed = ("model", "rank", "alpha", "targets", "clipping_norm", "local_steps", "batch_size", "strategy")
+        fixed = ["model", "rank", "alpha", "targets", "clipping_norm", "local_steps", "batch_size", "strategy"]
+        fixed += ["privacy_mode", "cohort_sampling", "user_clipping_norm", "noise_bands"]
         then = Recipe.from_run_config(run.recipe)
         changed = [key for key in fixed if getattr(then, key) != getattr(recipe, key)]
         if changed:

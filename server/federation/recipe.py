@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from model.adapter_format import AdapterFormat  # noqa: TC001 - pydantic reads it at run time
 from server.errors import RecipeError
 from server.federation.rule import AggregationName, AggregationRule
+from server.federation.user_recipe import UserLevelRecipe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,7 +21,7 @@ def _kebab(name: str) -> str:
     return name.replace("_", "-")
 
 
-class Recipe(BaseModel):
+class Recipe(UserLevelRecipe):
     """A federated run's settings; every field is a key of the Flower run config in kebab-case."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=_kebab, populate_by_name=True)
@@ -108,6 +109,12 @@ class Recipe(BaseModel):
         problem = next(filter(None, problems), None)
         if problem is not None:
             raise ValueError(f"aggregation {self.aggregation}: {problem}. Raise `quorum`, or choose another rule")
+        if self.has_user_level and self.aggregation != "mean":
+            # One user can move a median, or what Krum chooses, by more than a clipping norm.
+            raise ValueError(
+                f"privacy-mode {self.privacy_mode} adds noise for a sum of clipped updates; "
+                f"how far one user moves {self.aggregation} is another matter. Use aggregation mean"
+            )
         unknown = set(self.target_names) - set(ADAPTER_TARGETS)
         if unknown or not self.target_names:
             raise ValueError(f"targets must name some of {', '.join(ADAPTER_TARGETS)}; got {self.targets!r}")

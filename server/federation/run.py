@@ -12,15 +12,17 @@ from safetensors.numpy import load, save
 
 from privacy import PrivacyError, PrivacyEvent, RoundInstructions
 from privacy.budget import PrivacyBudget, require_affordable
+from privacy.randomness import RandomSource, SystemRandom
 from server.errors import FederationError
 from server.federation.adapter import ADAPTER, OPTIMIZER
 from server.federation.aggregation import Aggregate, aggregate
-from server.federation.cohort import draw_cohort, wait_for_nodes
+from server.federation.cohort import draw_cohort, draw_poisson, wait_for_nodes
 from server.federation.exchange import Exchange, exchange
 from server.federation.norms import norm_report
 from server.federation.optimizer import ServerOptimizer
 from server.federation.refusals import RefusalKind, Refused, count_kinds, reasons_by_node
 from server.federation.replies import Accepted, AdapterState, update_norm
+from server.federation.user_start import open_user_level
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,9 +53,11 @@ class FederatedRun:
     rng: random.Random = field(default_factory=random.SystemRandom)
     now: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
+    noise: RandomSource = field(default_factory=SystemRandom)
     next_round: int = 1
 
     def __post_init__(self) -> None:
+        self._users = open_user_level(self.recipe, run_id=self.run_id, registry=self.registry, random=self.noise)
         self._optimizer = ServerOptimizer(self.recipe.strategy, self.recipe.server_learning_rate)
 
     def resume(self) -> None:
@@ -70,6 +74,7 @@ class FederatedRun:
 
         Raises:
             FederationError: No round of this run brought a usable result, or too many in a row were void.
+            BudgetExceededError: The next round could charge the model's users more than they have left.
         """
         void_in_a_row = 0
         for server_round in range(self.next_round, self.recipe.num_server_rounds + 1):
@@ -92,6 +97,8 @@ class FederatedRun:
     def _run_round(self, server_round: int) -> bool:
         """Run one round and write it down; False when it was void."""
         started = self.now()
+        if self._users is not None:
+            self._users.require_affordable(server_round)
         nodes = wait_for_nodes(
             self.grid,
             minimum=self.recipe.quorum,
@@ -102,7 +109,7 @@ class FederatedRun:
         instructions = self._instructions(server_round)
         result = exchange(
             self.grid,
-            draw_cohort(nodes, size=self.recipe.cohort, rng=self.rng),
+            self._draw(nodes, server_round),
             instructions=instructions,
             adapter=self.adapter,
             max_norm=self.recipe.max_update_norm,
@@ -112,21 +119,42 @@ class FederatedRun:
         )
         result = self._within_budget(self._without_replays(result))
         recorded_at = datetime.now(UTC)
-        # A void round's devices have spent their budget all the same: their events are kept.
-        events = [a.contribution.event(recorded_at) for a in result.accepted]
+        # A void round's devices have spent their budget all the same: their events are kept. So are those of devices
+        # that the user level leaves out: the server has seen their updates.
+        examples = [a.contribution.event(recorded_at) for a in result.accepted if self.recipe.has_example_level]
+        result = self._admitted(result, server_round)
         is_void = len(result.accepted) < self.recipe.quorum
-        combined = None if is_void else aggregate(result.accepted, self.recipe.aggregation_rule)
+        combined = None if is_void else self._aggregate(result.accepted, server_round)
         loss = None if combined is None else self._advance(combined)
-        self._record(
-            server_round,
-            is_void=is_void,
-            replies=len(result.accepted),
-            failures=reasons_by_node(result.refused),
-            loss=loss,
-            events=events,
-            facts={"seconds": round(self.now() - started, 3)} | _health_facts(result, combined, self.recipe),
-        )
+        facts = {"seconds": round(self.now() - started, 3)} | _health_facts(result, combined, self.recipe)
+        self._record(server_round, result, is_void=is_void, loss=loss, examples=examples, facts=facts)
         return not is_void
+
+    def _draw(self, nodes: Sequence[int], server_round: int) -> tuple[int, ...]:
+        """Who is asked in this round."""
+        if self._users is not None:
+            nodes = self._users.eligible(nodes, server_round)
+        if self.recipe.has_user_level and self.recipe.cohort_sampling == "poisson":
+            return draw_poisson(nodes, probability=self.recipe.sampling_probability, rng=self.rng)
+        return draw_cohort(nodes, size=self.recipe.cohort, rng=self.rng)
+
+    def _admitted(self, result: Exchange, server_round: int) -> Exchange:
+        """Leave out contributions of devices that have taken part as often, or as lately, as the user level allows."""
+        if self._users is None:
+            return result
+        refused = {}
+        for item in result.accepted:
+            reason = self._users.refusal(item.contribution.device_id, server_round)
+            if reason is not None:
+                refused[item.node_id] = Refused(item.node_id, RefusalKind.OVER_BUDGET, reason)
+        accepted = tuple(item for item in result.accepted if item.node_id not in refused)
+        return Exchange(accepted, (*result.refused, *refused.values()))
+
+    def _aggregate(self, accepted: Sequence[Accepted], server_round: int) -> Aggregate:
+        """The round's update; with a user level the noisy one, which alone may leave this round."""
+        if self._users is None:
+            return aggregate(accepted, self.recipe.aggregation_rule)
+        return Aggregate(self._users.average(accepted, self.adapter, server_round))
 
     def _without_replays(self, result: Exchange) -> Exchange:
         """Leave out contributions whose privacy event is in the ledger: each event is charged once."""
@@ -141,6 +169,8 @@ class FederatedRun:
 
     def _within_budget(self, result: Exchange) -> Exchange:
         """Leave out contributions that their device could not afford: each device checks too, but is not believed."""
+        if not self.recipe.has_example_level:
+            return result
         budget = PrivacyBudget(target_epsilon=self.recipe.target_epsilon, target_delta=self.recipe.target_delta)
         now = datetime.now(UTC)
         affordable: list[Accepted] = []
@@ -164,14 +194,15 @@ class FederatedRun:
     def _record(
         self,
         server_round: int,
+        result: Exchange,
         *,
         is_void: bool,
-        replies: int,
-        failures: dict[str, str],
         loss: float | None,
-        events: Sequence[PrivacyEvent],
+        examples: Sequence[PrivacyEvent],
         facts: dict[str, object],
     ) -> None:
+        users = self._users
+        event = None if users is None else users.event(result.accepted, server_round)
         artifacts = {}
         if not is_void:
             # Artifacts first: a row never points at bytes that are not there.
@@ -183,13 +214,16 @@ class FederatedRun:
             self.run_id,
             server_round,
             status="void" if is_void else "released",
-            replies=replies,
-            failures=failures,
+            replies=len(result.accepted),
+            failures=reasons_by_node(result.refused),
             held_out_loss=loss,
-            events=events,
+            events=[*examples, *([] if event is None else [event])],
             artifacts=artifacts,
-            facts=facts,
+            facts=facts | ({} if users is None else users.facts()),
+            known_user_events=None if users is None else users.known_events,
         )
+        if users is not None:
+            users.recorded(event, result.accepted, server_round)
 
     def _instructions(self, server_round: int) -> RoundInstructions:
         recipe = self.recipe
@@ -197,7 +231,7 @@ class FederatedRun:
             run_id=self.run_id,
             server_round=server_round,
             base_hash=self.base_hash,
-            privacy_unit="example",
+            privacy_unit="example" if recipe.has_example_level else "user",
             clipping_norm=recipe.clipping_norm,
             target_epsilon=recipe.target_epsilon,
             target_delta=recipe.target_delta,

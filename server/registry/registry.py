@@ -17,6 +17,7 @@ from server.registry.devices import DeviceTransactions
 from server.registry.fleet import FleetTransactions
 from server.registry.migrations import upgrade
 from server.registry.operators import OperatorTransactions
+from server.registry.privacy import PrivacyTransactions
 from server.registry.rollouts import RolloutTransactions
 from server.registry.runs import RunTransactions
 from server.registry.transactions import make_engine
@@ -42,6 +43,7 @@ class Registry(
     OperatorTransactions,
     AuditTransactions,
     DdiTransactions,
+    PrivacyTransactions,
 ):
     """What exists and what happened: from versions, rollouts, runs and devices to operators and the audit log.
 

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from sqlalchemy import select, tuple_
 
-from privacy.ledger import PrivacyEvent
+from privacy.event import PrivacyEvent
 from server.errors import ConflictError, InvalidRecordError, NotFoundError
+from server.registry.privacy import chain_events, require_user_events
+from server.registry.privacy_tables import PrivacyChainRow
 from server.registry.records import RoundRecord, RunRecord
 from server.registry.tables import PrivacyEventRow, RoundRow, RunRow, VersionRow
 from server.registry.transactions import Transactions, require_json
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
+    from privacy.event import PrivacyUnit
     from server.registry.records import RunStatus
 
 _MOST_IDS = 500  # in one query; SQLite binds 999 values in its older builds
@@ -111,14 +114,17 @@ class RunTransactions(Transactions):
         events: Sequence[PrivacyEvent],
         artifacts: Mapping[str, str],
         facts: Mapping[str, Any],
+        known_user_events: int | None = None,
     ) -> None:
         """Write down a finished round: its privacy events and its adapter, all or nothing.
+
+        `known_user_events` is how many events per user the caller knew when it checked their budget.
 
         A run that had failed and goes on is running again.
 
         Raises:
             NotFoundError: There is no such run.
-            ConflictError: The round, or one of its events, is recorded already.
+            ConflictError: The round, or one of its events, is recorded already; or another run has charged the users.
             InvalidRecordError: An event is of another round, or a value is not finite or has no JSON.
         """
         _check_round(run_id, server_round, held_out_loss, events)
@@ -128,6 +134,8 @@ class RunTransactions(Transactions):
             if session.get(RoundRow, (run_id, server_round)) is not None:
                 raise ConflictError(f"Round {server_round} of {run_id!r} is recorded already.")
             _refuse_known_events(session, events)
+            if known_user_events is not None:
+                require_user_events(session, run.model, known_user_events)
             run.status, run.reason, run.finished_at = "running", "", None
             session.add(
                 RoundRow(
@@ -143,7 +151,10 @@ class RunTransactions(Transactions):
                 )
             )
             session.flush()
-            session.add_all(_event_row(event) for event in events)
+            rows = [_event_row(event) for event in events]
+            session.add_all(rows)
+            session.flush()
+            chain_events(session, run.model, rows, events)
 
     def known_events(self, event_ids: Sequence[str]) -> frozenset[str]:
         """Those of the privacy events that are recorded already, for whatever run and device."""
@@ -174,10 +185,13 @@ class RunTransactions(Transactions):
         run_id: str | None = None,
         device_id: str | None = None,
         model: str | None = None,
+        privacy_unit: PrivacyUnit | None = None,
         after: str | None = None,
         limit: int | None = None,
     ) -> tuple[PrivacyEvent, ...]:
         """Privacy events in the order in which they were recorded; ``after`` is the last event id of a page.
+
+        Those of a ``device_id`` are per example; who took part in an event per user is in the event.
 
         Raises:
             NotFoundError: There is no event ``after``.
@@ -189,6 +203,9 @@ class RunTransactions(Transactions):
             query = query.where(PrivacyEventRow.device_id == device_id)
         if model is not None:
             query = query.join(RunRow, RunRow.run_id == PrivacyEventRow.run_id).where(RunRow.model == model)
+        if privacy_unit is not None:
+            query = query.join(PrivacyChainRow, PrivacyChainRow.position == PrivacyEventRow.position)
+            query = query.where(PrivacyChainRow.privacy_unit == privacy_unit)
         with self._read() as session:
             if after is not None:
                 position = session.scalar(select(PrivacyEventRow.position).where(PrivacyEventRow.event_id == after))
@@ -229,8 +246,8 @@ def _event_row(event: PrivacyEvent) -> PrivacyEventRow:
         event_id=event.event_id,
         run_id=event.run_id,
         server_round=event.server_round,
-        device_id=event.device_id,
-        event=event.model_dump_json(),
+        device_id=event.device_id or "",
+        event=event.model_dump_json(exclude_none=True),
     )
 
 

@@ -39,6 +39,23 @@ def test_a_simulated_run_is_watched_recorded_and_leaves_no_process(service):
     assert all(len(ledger.read_text(encoding="utf-8").splitlines()) == 1 for ledger in ledgers)
 
 
+def test_a_run_that_protects_users_as_well_charges_both_and_its_ledger_is_one_chain(service, tmp_path):
+    options = ("--rounds", "2", "--set", "privacy-mode=both", "--set", "user-target-epsilon=6")
+    shown = service.train(*options)
+    assert "ε per user" in shown
+    events = json.loads(service.lamella("privacy", "ledger", "chat", "--json"))["events"]
+    assert events == 2 * (2 + 1)
+    budget = json.loads(service.lamella("privacy", "budget", "chat", "--json"))
+    assert (budget["budget_epsilon"], budget["rounds"]) == (6.0, 2)
+    assert 5.5 < budget["epsilon"] <= 6.0
+    (run,) = service.runs()
+    service.lamella("privacy", "report", run["run_id"], "--out", str(tmp_path / "report"), "--audit-examples", "0")
+    assert "The report holds" in service.lamella("privacy", "recompute", str(tmp_path / "report"))
+    # The users' budget is spent: another run of the same model does not start.
+    told = service.train("--rounds", "2", "--set", "privacy-mode=both", "--set", "user-target-epsilon=9", expect=1)
+    assert "have a budget of epsilon 6" in told
+
+
 def test_a_run_whose_devices_all_decline_fails_with_exit_code_1_and_says_why(service):
     told = service.train("--rounds", "1", "--set", "target-delta=0.5", "--set", "max-void-rounds=0", expect=1)
     assert "failed" in told

@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from delta_updates import FileEntry, VersionManifest, base_hash, tree_hash
-from privacy.ledger import PrivacyEvent
+from privacy.event import PrivacyEvent
 from server.artifacts import LocalArtifactStore, open_artifacts
 from server.config import Settings
 from server.publishing import Gate, create_candidate, import_base, publish
@@ -109,6 +109,24 @@ def make_event(
         steps=20,
         clipping_norm=1.0,
         target_delta=1e-5,
+        recorded_at=datetime(2026, 3, 1, tzinfo=UTC),
+    )
+
+
+def make_user_event(run_id: str, server_round: int, *devices: str) -> PrivacyEvent:
+    return PrivacyEvent(
+        run_id=run_id,
+        server_round=server_round,
+        privacy_unit="user",
+        population=MODEL,
+        devices=devices,
+        cohort_rule="fixed",
+        mechanism="gaussian_capped",
+        noise_multiplier=2.0,
+        sampling_probability=1.0,
+        steps=1,
+        clipping_norm=1.0,
+        target_delta=1e-6,
         recorded_at=datetime(2026, 3, 1, tzinfo=UTC),
     )
 

@@ -1,6 +1,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -96,6 +97,21 @@ def test_a_base_that_computes_on_rounded_inputs_is_trained_with_hooks_only(site,
         train_round(site, instructions(tree), adapter(tree))
     assert site.ledger.events() == ()
     train_round(site, instructions(tree, gradients="hooks"), adapter(tree))
+
+
+def test_an_update_without_noise_leaves_only_where_the_owner_trusts_the_server(site, tree):
+    asked = instructions(tree, privacy_unit="user")
+    with pytest.raises(DeclinedError, match="--trust-server"):
+        train_round(site, asked, adapter(tree))
+    assert site.ledger.events() == ()
+    trusting = replace(site, trusts_server=True)
+    contribution, update = train_round(trusting, asked, adapter(tree))
+    assert contribution.noise_multiplier == 0
+    assert all(np.isfinite(tensor).all() for tensor in update.values())
+    assert epsilon(site.ledger.events(), target_delta=1e-5) == math.inf
+    # Towards the server nothing is left to protect, and the ledger does not forget it.
+    with pytest.raises(DeclinedError, match="privacy budget"):
+        train_round(trusting, instructions(tree, server_round=2), adapter(tree))
 
 
 def test_epsilon_adds_up_over_rounds_and_the_budget_ends_it(site, tree):

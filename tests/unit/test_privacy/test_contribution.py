@@ -72,7 +72,7 @@ def test_configs_are_flat_and_of_plain_types() -> None:
         ("run_id", "x" * 129),
         ("run_id", "<script>"),
         ("base_hash", "AB" * 32),
-        ("privacy_unit", "user"),
+        ("privacy_unit", "group"),
         ("clipping_norm", 0.0),
         ("clipping_norm", math.nan),
         ("target_epsilon", math.inf),

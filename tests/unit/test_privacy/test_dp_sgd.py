@@ -405,6 +405,8 @@ def test_a_loss_over_the_whole_batch_is_refused() -> None:
     "changes",
     [
         {"noise_multiplier": 0.0},
+        {"noise_multiplier": 1.0, "is_noisy": False},
+        {"noise_multiplier": -1.0, "is_noisy": False},
         {"noise_multiplier": math.nan},
         {"clipping_norm": -1.0},
         {"clipping_norm": math.inf},

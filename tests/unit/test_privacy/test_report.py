@@ -24,6 +24,7 @@ from privacy.report.costs import _evaluated
 from privacy.report.document import document_of
 from privacy.report.pages import to_html, to_markdown
 from privacy.report.render import html_of
+from privacy.user_level import user_epsilon
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -370,9 +371,9 @@ def test_json_is_strict_also_without_a_guarantee() -> None:
     def refuse(constant: str) -> None:
         raise AssertionError(constant)
 
-    assert json.loads(raw, parse_constant=refuse)["format"] == 1
+    assert json.loads(raw, parse_constant=refuse)["format"] == 2
     with pytest.raises(ReportError, match="not a privacy report"):
-        AuditReport.from_json(raw.replace('"format": 1', '"format": 2', 1))
+        AuditReport.from_json(raw.replace('"format": 2', '"format": 3', 1))
 
 
 def test_several_runs_are_kept_apart_and_all_charged() -> None:
@@ -397,3 +398,73 @@ def test_long_runs_evaluate_evenly_spread_rounds() -> None:
     many = _evaluated(1000, 100)
     assert {0, 999} <= many
     assert len(many) == 4
+
+
+def user_event(server_round: int, **changes: object) -> PrivacyEvent:
+    values: dict[str, object] = {
+        "run_id": "run-1",
+        "server_round": server_round,
+        "privacy_unit": "user",
+        "population": "chat",
+        "devices": ("device-0", "device-1"),
+        "cohort_rule": "fixed",
+        "mechanism": "gaussian_capped",
+        "noise_multiplier": 2.0,
+        "sampling_probability": 1.0,
+        "steps": 1,
+        "clipping_norm": 1.0,
+        "target_delta": 1e-6,
+        "recorded_at": datetime(2026, 3, 1, tzinfo=UTC),
+    }
+    return PrivacyEvent.model_validate({**values, **changes})
+
+
+USER_BUDGET = PrivacyBudget(target_epsilon=6.0, target_delta=1e-6)
+
+
+def test_users_are_beside_examples_and_never_in_the_same_figure() -> None:
+    users = [user_event(n) for n in (1, 2, 3)]
+    alone = make_report()
+    report = make_report(events=(*EVENTS, *users), user_budget=USER_BUDGET)
+    assert report.devices == alone.devices
+    assert report.epsilon_max == alone.epsilon_max
+    assert report.rounds == alone.rounds
+    assert report.users is not None
+    assert report.users.epsilon == user_epsilon(users, target_delta=1e-6)
+    assert report.users.participations == {3: 2}
+    text = to_markdown(report)
+    assert "per example" in text
+    assert "The guarantee per user" in text
+    assert "only per example" not in text
+    assert "only per example" in to_markdown(alone)
+    assert AuditReport.from_json(report.to_json()).users == report.users
+
+
+@pytest.mark.parametrize(
+    ("events", "verdict"),
+    [
+        ([user_event(1)], "within_budget"),
+        ([user_event(n) for n in range(9)], "over_budget"),
+        ([user_event(1, noise_multiplier=0.0)], "no_guarantee"),
+    ],
+)
+def test_the_verdict_is_the_worse_of_the_two_units(events: list[PrivacyEvent], verdict: str) -> None:
+    for others in ((), EVENTS):
+        report = make_report(events=(*others, *events), user_budget=USER_BUDGET)
+        assert report.verdict == verdict
+        page = document_of(report)
+        assert (page.tone == "bad") == (verdict != "within_budget")
+        assert "per user" in page.headline or verdict == "no_guarantee"
+
+
+def test_a_ledger_of_another_head_and_more_noise_for_users_are_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_report(make_report(events=(*EVENTS, user_event(1)), user_budget=USER_BUDGET), tmp_path)
+    assert main(["recompute", str(tmp_path)]) == 0
+    path = tmp_path / "report.json"
+    told = json.loads(path.read_text())
+    told["users"]["epsilon"] /= 2
+    path.write_text(json.dumps(told))
+    assert main(["recompute", str(tmp_path)]) == 1
+    assert "DIFFERS  users of chat" in capsys.readouterr().out

@@ -8,7 +8,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from simulators.postgresql import PostgresServer
-from simulators.server_home import make_manifest, release
+from simulators.server_home import make_event, make_manifest, make_user_event, release
 from sqlalchemy import inspect
 
 from delta_updates import Outcome, OutcomeReport
@@ -36,6 +36,38 @@ def test_the_migrations_go_down_and_up_again(registry: Registry) -> None:
         upgrade(connection)
     assert set(inspect(registry._engine).get_table_names()) == {"alembic_version", *Base.metadata.tables}
     assert registry.add_candidate(make_manifest()).number == 1
+
+
+def test_events_from_before_chains_are_chained_as_new_ones_are(registry: Registry) -> None:
+    version = registry.add_candidate(make_manifest())
+    for name in ("one", "two"):
+        registry.create_run(
+            name,
+            model=version.model,
+            recipe={},
+            base_version=1,
+            base_hash=version.manifest.base_hash,
+            parent_version=None,
+        )
+    for name, server_round in (("one", 1), ("two", 1), ("one", 2)):
+        registry.record_round(
+            name,
+            server_round,
+            status="released",
+            replies=1,
+            failures={},
+            held_out_loss=None,
+            events=[make_event(name, server_round), make_user_event(name, server_round, "a", "b")],
+            artifacts={},
+            facts={},
+        )
+    heads = registry.verify_privacy_chain(version.model)
+    assert len(heads) == 6
+    with registry._connection() as connection:
+        downgrade(connection, "0007")
+        upgrade(connection)
+    assert registry.verify_privacy_chain(version.model) == heads
+    assert len(registry.privacy_events(model=version.model, privacy_unit="user")) == 3
 
 
 def test_opening_again_keeps_what_is_there(any_settings: Settings) -> None:

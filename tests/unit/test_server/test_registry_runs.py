@@ -3,7 +3,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from simulators.server_home import MODEL, Clock, make_event, make_manifest
 
-from privacy.ledger import PrivacyEvent
+from privacy.event import PrivacyEvent
 from server.errors import ConflictError, InvalidRecordError, NotFoundError, RegistryError
 from server.registry import Registry, RunRecord
 

@@ -1,0 +1,136 @@
+"""ε per user, from the events of one population alone.
+
+Two users' datasets are neighbours when one user's whole contribution, in all rounds and runs, is added or removed.
+
+- A Poisson-sampled sum costs every user the same, whether drawn or not (amplification by sampling).
+- A sum over a fixed cohort costs only who took part, once for each participation, with no credit for chance.
+- Banded noise costs who took part by the overlap of its own rounds in a run (`privacy.banded_matrix.sensitivity`).
+
+What a population is charged is the bill of its costliest user. It is never added to anything per example.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from privacy.accountant import epsilon_of_groups
+from privacy.banded_matrix import sensitivity
+from privacy.errors import UnknownEventError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from privacy.accountant import Group
+    from privacy.event import PrivacyEvent
+
+# Of a run's banded noise: the run, the noise multiplier, the bands.
+_Band = tuple[str, float, int]
+
+
+@dataclass
+class _Bill:
+    """What one user pays for on its own: plain sums by noise multiplier, and rounds of banded noise."""
+
+    sums: Counter[float] = field(default_factory=Counter)
+    bands: dict[_Band, list[int]] = field(default_factory=dict)
+
+    def after(self, event: PrivacyEvent) -> _Bill:
+        """The bill once this user took part in `event` as well."""
+        if event.bands is None:
+            return _Bill(self.sums + Counter([event.noise_multiplier]), self.bands)
+        key = (event.run_id, event.noise_multiplier, event.bands)
+        return _Bill(self.sums, self.bands | {key: [*self.bands.get(key, []), event.server_round]})
+
+
+class UserBills:
+    """Every user's bill, kept event by event.
+
+    Args:
+        events: What is charged already.
+        is_drawing_secret: Against whom: True, who sees releases only; False, who knows who was drawn in each round
+            (the operator, a reader of this ledger, whoever watches the network). Sampling amplifies nothing then.
+
+    Raises:
+        UnknownEventError: An event is not per user, is of another population, or cannot be accounted for.
+    """
+
+    def __init__(self, events: Iterable[PrivacyEvent] = (), *, is_drawing_secret: bool = True) -> None:
+        self._is_drawing_secret = is_drawing_secret
+        self._population: str | None = None
+        self._noise_of_bands: dict[tuple[str, int], float] = {}
+        self._shared: Counter[tuple[float, float]] = Counter()
+        self._own: dict[str, _Bill] = {}
+        self.participations: Counter[str] = Counter()
+        for event in events:
+            self.add(event)
+
+    def add(self, event: PrivacyEvent) -> None:
+        """Charge one more event."""
+        self._require_known(event)
+        devices = event.devices or ()
+        self.participations.update(devices)
+        if self._is_shared(event):
+            self._shared[event.sampling_probability, event.noise_multiplier] += 1
+            return
+        for device in devices:
+            self._own[device] = self._own.get(device, _Bill()).after(event)
+
+    def users(self) -> tuple[str | None, ...]:
+        """Everybody with a bill of their own, and None for a user who was never drawn."""
+        return (*self._own, None)
+
+    def groups_of(self, user: str | None, *, then: PrivacyEvent | None = None) -> tuple[Group, ...]:
+        """A user's bill in the accountant's terms, sorted; with `then`, once it took part in that as well."""
+        own, shared = self._own.get(user or "", _Bill()), self._shared
+        if then is not None and self._is_shared(then):
+            shared = shared + Counter([(then.sampling_probability, then.noise_multiplier)])
+        elif then is not None:
+            own = own.after(then)
+        steps = Counter({(1.0, noise): count for noise, count in own.sums.items()})
+        for (_, noise, bands), rounds in own.bands.items():
+            steps[1.0, noise / sensitivity(rounds, bands=bands)] += 1
+        steps.update(shared)
+        return tuple(sorted((q, noise, count) for (q, noise), count in steps.items()))
+
+    def epsilon(self, *, target_delta: float) -> float:
+        """ε of the costliest user."""
+        bills = {self.groups_of(user) for user in self.users()}
+        return max(epsilon_of_groups(groups, target_delta=target_delta) for groups in bills)
+
+    def _is_shared(self, event: PrivacyEvent) -> bool:
+        return event.mechanism == "poisson_subsampled_gaussian" and self._is_drawing_secret
+
+    def _require_known(self, event: PrivacyEvent) -> None:
+        self._population = self._population or event.population
+        if event.population is None or event.population != self._population:
+            raise UnknownEventError(
+                f"event {event.event_id}: cannot be charged to the users of {self._population!r} "
+                f"(it is per {event.privacy_unit}, population {event.population!r})"
+            )
+        if event.bands is None:
+            return
+        noise = self._noise_of_bands.setdefault((event.run_id, event.bands), event.noise_multiplier)
+        if noise != event.noise_multiplier:
+            raise UnknownEventError(
+                f"event {event.event_id}: cannot account for banded noise that changed within run {event.run_id}"
+            )
+
+
+def user_epsilon(events: Iterable[PrivacyEvent], *, target_delta: float, is_drawing_secret: bool = True) -> float:
+    """ε of the costliest user of one population at `target_delta`, after all `events`; see `UserBills`.
+
+    Raises:
+        UnknownEventError: An event is not per user, is of another population, or cannot be accounted for.
+    """
+    return UserBills(events, is_drawing_secret=is_drawing_secret).epsilon(target_delta=target_delta)
+
+
+def epsilon_by_population(events: Iterable[PrivacyEvent], *, target_delta: float) -> dict[str, float]:
+    """ε of each population's costliest user, by population in sorted order; events per example are left out."""
+    found: dict[str, UserBills] = {}
+    for event in events:
+        if event.population is not None:
+            found.setdefault(event.population, UserBills()).add(event)
+    return {name: bills.epsilon(target_delta=target_delta) for name, bills in sorted(found.items())}

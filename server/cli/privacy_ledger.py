@@ -1,0 +1,105 @@
+"""`lamella privacy ledger` and `budget`: the chain of events, and what a model's users may be charged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from server.cli.auditing import audited
+from server.cli.console import Service, console, open_service
+from server.errors import DatabaseError, RecipeError
+
+if TYPE_CHECKING:
+    from privacy.budget import PrivacyBudget
+
+
+def ledger(
+    model: Annotated[str, typer.Argument(help="The model; its runs share one ledger.")],
+    out: Annotated[Path | None, typer.Option(help="Write the ledger there, as JSON lines.")] = None,
+    head: Annotated[
+        str, typer.Option(help="A head from before (a report's ledger_head): it must be in the chain.")
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Verify the chain of a model's privacy events, and export them; exits with 1 when anything was changed."""
+    from privacy.chain import FIRST_HEAD, chained_lines
+
+    service = open_service()
+    events = service.registry.privacy_events(model=model)
+    heads = (FIRST_HEAD, *service.registry.verify_privacy_chain(model))
+    if head and head not in heads:
+        raise DatabaseError(
+            f"The ledger of {model!r} never had the head {head[:12]}...: events were cut off, or all of it was made "
+            "anew. Release nothing; compare it with the ledger that came with the head."
+        )
+    if out is not None:
+        out.write_bytes(chained_lines(events)[0])
+    since = len(heads) - 1 - heads.index(head) if head else None
+    facts = {"model": model, "events": len(heads) - 1, "head": heads[-1], "events_since_head": since}
+    if as_json:
+        console.print_json(json.dumps(facts))
+        return
+    told = f", {since} of them since the given head" if head else ""
+    console.print(f"{facts['events']} events{told}; the chain holds. Head: {heads[-1]}", soft_wrap=True)
+
+
+def budget(
+    model: Annotated[str, typer.Argument(help="The model whose users are meant.")],
+    epsilon: Annotated[float | None, typer.Option(help="Set it: what all runs together may charge a user.")] = None,
+    delta: Annotated[float | None, typer.Option(help="Set it: δ, far below one over the number of users.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Show what a model's users may be charged and have been, or set it; the first run per user sets it otherwise."""
+    service = open_service()
+    limit = service.registry.user_budget(model)
+    if epsilon is not None or delta is not None:
+        limit = _changed(limit, epsilon, delta)
+        with audited(
+            service.registry, "privacy.budget", f"{model}: {limit.target_epsilon:g} at {limit.target_delta:g}"
+        ):
+            service.registry.set_user_budget(model, limit)
+    facts = _facts(service, model, limit)
+    if as_json:
+        console.print_json(json.dumps(facts))
+    elif limit is None:
+        console.print(f"No budget per user is set for {model}; the first run with privacy-mode user or both sets it.")
+    else:
+        console.print(
+            f"Users of {model}: ε {facts['epsilon']:.3f} of {limit.target_epsilon:g} spent "
+            f"at δ = {limit.target_delta:g}, in {facts['rounds']} rounds "
+            f"(for who knows who was drawn: {facts['epsilon_if_drawing_is_known']:.3f}).",
+            soft_wrap=True,
+        )
+
+
+def _changed(limit: PrivacyBudget | None, epsilon: float | None, delta: float | None) -> PrivacyBudget:
+    from privacy.budget import PrivacyBudget
+
+    epsilon = epsilon if epsilon is not None or limit is None else limit.target_epsilon
+    delta = delta if delta is not None or limit is None else limit.target_delta
+    if epsilon is None or delta is None:
+        raise RecipeError("There is no budget yet: give both --epsilon and --delta.")
+    try:
+        return PrivacyBudget(target_epsilon=epsilon, target_delta=delta)
+    except ValueError as error:
+        raise RecipeError(f"{error}.") from None
+
+
+def _facts(service: Service, model: str, limit: PrivacyBudget | None) -> dict[str, float | str | None]:
+    from privacy.user_level import user_epsilon
+
+    events = service.registry.privacy_events(model=model, privacy_unit="user")
+    delta = None if limit is None else limit.target_delta
+    return {
+        "model": model,
+        "budget_epsilon": None if limit is None else limit.target_epsilon,
+        "delta": delta,
+        "rounds": len(events),
+        "epsilon": None if delta is None else user_epsilon(events, target_delta=delta),
+        "epsilon_if_drawing_is_known": None
+        if delta is None
+        else user_epsilon(events, target_delta=delta, is_drawing_secret=False),
+    }

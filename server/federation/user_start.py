@@ -1,0 +1,98 @@
+"""The user level at a run's start, or where it was left: its budget, noise, key and bound."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from privacy.banded_noise import BandedNoise
+from privacy.budget import PrivacyBudget
+from privacy.keyed_random import KEY_BYTES
+from privacy.user_budget import require_users_affordable, user_noise_for
+from privacy.user_level import UserBills
+from server.errors import RecipeError
+from server.federation.user_level import NEXT_CLIPPING_NORM, UserLevel
+from server.federation.user_plan import adaptive_clipping_of, plan_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from privacy.randomness import RandomSource
+    from server.federation.recipe import Recipe
+    from server.registry import Registry
+
+
+def open_user_level(recipe: Recipe, *, run_id: str, registry: Registry, random: RandomSource) -> UserLevel | None:
+    """The user level of a run, at its start or where it was left; None where the recipe has none.
+
+    Raises:
+        RecipeError: The recipe does not fit the budget that the model's users have, or its own numbers.
+        CalibrationError, BudgetExceededError: Too little of the budget is left for the rounds that are planned.
+    """
+    if not recipe.has_user_level:
+        return None
+    events = registry.privacy_events(model=recipe.model, privacy_unit="user")
+    own = [event for event in events if event.run_id == run_id]
+    rounds = registry.rounds(run_id)
+    budget, spent = _budget(recipe, registry), UserBills(events)
+    level = UserLevel(
+        recipe=recipe,
+        run_id=run_id,
+        budget=budget,
+        # A run that goes on keeps its noise: the plan was made with it, and banded noise must not change.
+        noise_multiplier=own[-1].noise_multiplier if own else _noise_multiplier(recipe, budget, spent),
+        spent=spent,
+        known_events=len(events),
+        banded=_banded(recipe, run_id, registry),
+        clipping_norm=_clipping_norm(recipe, [r.facts for r in rounds]),
+        random=random,
+        last_round={device: event.server_round for event in own for device in event.devices or ()},
+    )
+    _require_consistent(level)
+    return level
+
+
+def _noise_multiplier(recipe: Recipe, budget: PrivacyBudget, spent: UserBills) -> float:
+    """The noise of a new run, with which all its rounds stay within what is left of the budget."""
+    plan = plan_of(recipe)
+    if recipe.user_noise_multiplier == 0:
+        return user_noise_for(budget, plan, spent)
+    require_users_affordable(budget, plan, spent, noise_multiplier=recipe.user_noise_multiplier)
+    return recipe.user_noise_multiplier
+
+
+def _budget(recipe: Recipe, registry: Registry) -> PrivacyBudget:
+    """The budget that the model's users have; the first run that protects them sets it."""
+    asked = PrivacyBudget(target_epsilon=recipe.user_target_epsilon, target_delta=recipe.user_target_delta)
+    there = registry.user_budget(recipe.model)
+    if there is None:
+        registry.set_user_budget(recipe.model, asked)
+    elif there != asked:
+        raise RecipeError(
+            f"The users of {recipe.model!r} have a budget of epsilon {there.target_epsilon:g} at delta "
+            f"{there.target_delta:g}; the recipe says {asked.target_epsilon:g} at {asked.target_delta:g}. Correct "
+            f"user-target-epsilon and user-target-delta, or change it: `lamella privacy budget {recipe.model}`."
+        )
+    return asked
+
+
+def _banded(recipe: Recipe, run_id: str, registry: Registry) -> BandedNoise | None:
+    if recipe.noise_bands == 1:
+        return None
+    key = registry.noise_key(run_id, fresh=os.urandom(KEY_BYTES))
+    return BandedNoise(key, bands=recipe.noise_bands)
+
+
+def _clipping_norm(recipe: Recipe, facts: Sequence[Mapping[str, object]]) -> float:
+    kept = facts[-1].get(NEXT_CLIPPING_NORM) if facts else None
+    return float(kept) if isinstance(kept, (int, float)) else recipe.user_clipping_norm
+
+
+def _require_consistent(level: UserLevel) -> None:
+    rule = adaptive_clipping_of(level.recipe)
+    if rule is None:
+        return
+    try:
+        rule.noise_multiplier_of_sum(level.noise_multiplier)
+    except ValueError as error:
+        raise RecipeError(f"clipping-bit-noise does not fit: {error}.") from None

@@ -1,0 +1,43 @@
+"""Tables about privacy beside the events themselves: their chain, budgets of populations, and keys of noise."""
+
+from __future__ import annotations
+
+from datetime import datetime  # noqa: TC003 - SQLAlchemy reads annotations
+
+from sqlalchemy import ForeignKey, String, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from server.registry.tables import DIGEST, IDENTIFIER, MODEL_NAME, Base
+
+
+class PrivacyChainRow(Base):
+    """Where an event stands in its model's chain, and the chain's head after it (`privacy.chain`)."""
+
+    __tablename__ = "privacy_chain"
+    __table_args__ = (UniqueConstraint("model", "sequence"),)
+
+    position: Mapped[int] = mapped_column(ForeignKey("privacy_events.position"), primary_key=True, autoincrement=False)
+    model: Mapped[str] = mapped_column(MODEL_NAME)
+    sequence: Mapped[int]
+    privacy_unit: Mapped[str] = mapped_column(String(16))
+    head: Mapped[str] = mapped_column(DIGEST)
+
+
+class PrivacyBudgetRow(Base):
+    """What the users of a model may ever be charged."""
+
+    __tablename__ = "privacy_budgets"
+
+    population: Mapped[str] = mapped_column(MODEL_NAME, ForeignKey("models.name"), primary_key=True)
+    target_epsilon: Mapped[float]
+    target_delta: Mapped[float]
+    set_at: Mapped[datetime]
+
+
+class NoiseKeyRow(Base):
+    """The key that a run's banded noise comes from: with it the noise could be subtracted. Gone when the run ends."""
+
+    __tablename__ = "noise_keys"
+
+    run_id: Mapped[str] = mapped_column(IDENTIFIER, ForeignKey("runs.run_id"), primary_key=True)
+    key: Mapped[str] = mapped_column(DIGEST)

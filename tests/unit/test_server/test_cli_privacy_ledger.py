@@ -1,0 +1,109 @@
+"""`lamella privacy ledger` and `budget`: what the chain proves, and who changed a budget."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from simulators.server_home import MODEL, make_event, make_manifest, make_user_event
+from typer.testing import CliRunner
+
+from privacy import JsonlLedger
+from privacy.user_level import user_epsilon
+from server.cli.main import app
+from server.config import Settings
+from server.errors import DatabaseError, NotFoundError, RecipeError
+from server.registry import Registry
+
+
+@pytest.fixture
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
+    """A model whose two rounds were charged to both units."""
+    monkeypatch.setenv("LAMELLA_HOME", str(tmp_path / "home"))
+    opened = Registry.open(Settings(home=tmp_path / "home"))
+    base = opened.add_candidate(make_manifest())
+    opened.create_run(
+        "run", model=MODEL, recipe={}, base_version=1, base_hash=base.manifest.base_hash, parent_version=None
+    )
+    for server_round in (1, 2):
+        record(opened, server_round)
+    yield opened
+    opened.close()
+
+
+def record(registry: Registry, server_round: int) -> None:
+    registry.record_round(
+        "run",
+        server_round,
+        status="released",
+        replies=2,
+        failures={},
+        held_out_loss=2.0,
+        events=[make_event("run", server_round), make_user_event("run", server_round, "a", f"b{server_round}")],
+        artifacts={},
+        facts={},
+    )
+
+
+def run(*arguments: str) -> str:
+    done = CliRunner().invoke(app, ["privacy", *arguments], env={"COLUMNS": "200"})
+    if done.exception is not None:
+        raise done.exception
+    return done.stdout
+
+
+def test_the_exported_ledger_has_the_registrys_head(registry: Registry, tmp_path: Path) -> None:
+    out = tmp_path / "ledger.jsonl"
+    facts = json.loads(run("ledger", MODEL, "--out", str(out), "--json"))
+    assert facts["events"] == 4
+    ledger = JsonlLedger(out)
+    assert ledger.events() == registry.privacy_events(model=MODEL)
+    assert ledger.heads()[-1] == facts["head"]
+    record(registry, 3)
+    assert json.loads(run("ledger", MODEL, "--head", facts["head"], "--json"))["events_since_head"] == 2
+    assert "2 of them since" in run("ledger", MODEL, "--head", facts["head"])
+
+
+def test_a_changed_event_or_a_cut_end_is_found(registry: Registry) -> None:
+    head = json.loads(run("ledger", MODEL, "--json"))["head"]
+    with registry.engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM privacy_chain WHERE position = 4")
+        connection.exec_driver_sql("DELETE FROM privacy_events WHERE position = 4")
+    assert "3 events" in run("ledger", MODEL)  # a sound chain: only the head from before tells
+    with pytest.raises(DatabaseError, match="never had the head"):
+        run("ledger", MODEL, "--head", head)
+    with registry.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE privacy_events SET event = replace(event, '2.0', '20.0') WHERE position = 2")
+    with pytest.raises(DatabaseError, match="at or before event 2"):
+        run("ledger", MODEL)
+
+
+def test_a_budget_is_set_by_somebody_and_shows_what_is_spent(registry: Registry) -> None:
+    assert "No budget per user is set" in run("budget", MODEL)
+    with pytest.raises(RecipeError, match="give both"):
+        run("budget", MODEL, "--epsilon", "4")
+    run("budget", MODEL, "--epsilon", "4", "--delta", "1e-6")
+    facts = json.loads(run("budget", MODEL, "--epsilon", "5", "--json"))
+    users = registry.privacy_events(model=MODEL, privacy_unit="user")
+    assert (facts["budget_epsilon"], facts["delta"], facts["rounds"]) == (5.0, 1e-6, 2)
+    assert facts["epsilon"] == user_epsilon(users, target_delta=1e-6) > 0
+    assert "of 5 spent at" in run("budget", MODEL)
+    changes = [entry for entry in registry.audit_log() if entry.action == "privacy.budget"]
+    assert [entry.subject for entry in changes if entry.outcome == "done"] == [
+        f"{MODEL}: 5 at 1e-06",
+        f"{MODEL}: 4 at 1e-06",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("nothing", "--epsilon", "1", "--delta", "1e-6"), NotFoundError),
+        ((MODEL, "--epsilon", "0", "--delta", "1e-6"), RecipeError),
+        ((MODEL, "--epsilon", "1", "--delta", "2"), RecipeError),
+    ],
+)
+def test_what_cannot_be_a_budget_is_refused(registry: Registry, arguments: tuple[str, ...], error: type) -> None:
+    with pytest.raises(error):
+        run("budget", *arguments)
+    assert registry.user_budget(MODEL) is None
