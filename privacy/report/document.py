@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from privacy.audits.membership import CLAIMED_AT_FPR, Verdict
+from privacy.audits.finding import Verdict
+from privacy.audits.membership import CLAIMED_AT_FPR
 from privacy.report.blocks import Card, Document, number, probability, strength_of
 from privacy.report.sections import sections_of
 
