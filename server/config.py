@@ -89,6 +89,10 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="How much worse, in nats, a candidate's held-out loss may be than its parent's.",
     )
+    require_audit: bool = Field(
+        default=False,
+        description="Release no run that `lamella privacy audit` has not looked at. A failed audit always stops it.",
+    )
     require_device_keys: bool = Field(
         default=False,
         description="Answer only devices that sign their requests; older agents show a credential.",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.cli import privacy_ledger, privacy_plan
+from server.cli import privacy_audit, privacy_ledger, privacy_plan
 from server.cli.console import Service, console, open_service, problems
 from server.federation.recipe import Recipe
 
@@ -23,6 +23,7 @@ app.command()(privacy_plan.epsilon)
 app.command()(privacy_plan.plan)
 app.command()(privacy_ledger.ledger)
 app.command()(privacy_ledger.budget)
+app.command()(privacy_audit.audit)
 
 
 @app.command()
