@@ -49,8 +49,9 @@ def report(
     release = next(
         (v for v in service.registry.versions(run.model) if v.run_id == run_id and v.state == "released"), None
     )
-    membership = None
-    if audit_examples and recipe.fleet and any(r.status == "released" for r in rounds):
+    known = service.registry.audit_findings(run_id)
+    membership = next((one.detail for one in known if one.detail is not None), None)
+    if membership is None and audit_examples and recipe.fleet and any(r.status == "released" for r in rounds):
         with console.status("Measuring membership inference on the simulated fleet ..."):
             membership = _membership(service, run, recipe, rounds, limit=audit_examples)
     with console.status("Recomputing ε from the ledger and drawing ..."):
@@ -63,6 +64,7 @@ def report(
             budget=PrivacyBudget(target_epsilon=recipe.target_epsilon, target_delta=recipe.target_delta),
             user_budget=service.registry.user_budget(run.model),
             membership=membership,
+            findings=[one.finding for one in known],
             utility=_utility(release),
             provenance=_provenance(run, release),
         )
