@@ -16,8 +16,10 @@ from privacy.errors import (
     LedgerError,
     PrivacyError,
     ReportError,
+    StatementError,
     TrainingError,
     UnknownEventError,
+    UnreadableKeyError,
     UnsupportedModuleError,
 )
 from privacy.event import PrivacyEvent
@@ -39,7 +41,9 @@ __all__ = [
     "PrivacyLedger",
     "ReportError",
     "RoundInstructions",
+    "StatementError",
     "TrainingError",
     "UnknownEventError",
+    "UnreadableKeyError",
     "UnsupportedModuleError",
 ]

@@ -24,7 +24,7 @@ def document_of(report: AuditReport) -> Document:
         f"Written {report.created_at:%Y-%m-%d %H:%M} UTC.",
         tone=tone,
         headline=headline,
-        claim=_claim(report),
+        claim=claim_of(report),
         cards=_cards(report),
         sections=sections_of(report),
     )
@@ -72,7 +72,8 @@ def _budgets(report: AuditReport) -> str:
     return "ε = " + ", ".join(found)
 
 
-def _claim(report: AuditReport) -> str:
+def claim_of(report: AuditReport) -> str:
+    """What is promised, in one sentence or two."""
     if not report.devices and report.users is not None:
         return (
             f"The releases are ({number(report.users.epsilon)}, {probability(report.users.target_delta)})-"

@@ -273,7 +273,7 @@ def finish_and_check(home: Home, folder: Path) -> None:
 @pytest.mark.slow
 def test_a_cut_at_any_step_leaves_nothing_half_released(prepared: Path, tmp_path: Path) -> None:
     operations = count_operations(copy_of(prepared, tmp_path / "clean"))
-    assert len(operations) == 18, operations
+    assert len(operations) == 22, operations
     for cut_at in range(1, len(operations) + 1):
         home, fuse = copy_of(prepared, tmp_path / f"cut-{cut_at}"), Fuse(cut_at)
         with pytest.raises(PowerCutError):
