@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.cli import privacy_ledger, privacy_plan
+from server.cli import privacy_ledger, privacy_plan, privacy_statement
 from server.cli.console import Service, console, open_service, problems
 from server.federation.recipe import Recipe
 
@@ -20,6 +20,8 @@ app.command()(privacy_plan.epsilon)
 app.command()(privacy_plan.plan)
 app.command()(privacy_ledger.ledger)
 app.command()(privacy_ledger.budget)
+app.command()(privacy_statement.statement)
+app.command()(privacy_statement.verify)
 
 
 @app.command()

@@ -7,15 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from simulators.server_home import MODEL, Home, make_event, make_user_event
+from simulators.server_home import MODEL, Home, make_event, make_user_event, write_adapter
 from simulators.tuf_client import folder_getter, updater_for
 from sqlalchemy import text
+from typer.testing import CliRunner
 
 from privacy import PrivacyEvent
+from privacy.__main__ import main
 from privacy.attestation import PrivacyStatement, statement_path, unseal
 from privacy.budget import PrivacyBudget
-from server.errors import DatabaseError, GateRefusedError, PublishingError
-from server.publishing import Gate, publish
+from server.cli.main import app
+from server.errors import DatabaseError, GateRefusedError, NotFoundError, PublishingError
+from server.publishing import Gate, create_candidate, publish
 from server.registry import VersionRecord
 from server.signing import SignedMetadata
 
@@ -50,13 +53,11 @@ def record(home: Home, run_id: str, events: Iterable[PrivacyEvent], **recipe: ob
 
 def candidate_of(home: Home, run_id: str, *, seed: int = 1) -> VersionRecord:
     """A candidate that a run made."""
-    made = home.candidate(seed, parent=1)
-    with home.registry._connection() as connection:
-        connection.execute(
-            text("UPDATE versions SET run_id = :run WHERE model = :model AND number = :number"),
-            {"run": run_id, "model": MODEL, "number": made.number},
-        )
-    return home.registry.version(MODEL, made.number)
+    adapter = home.folder / f"adapter-{seed}"
+    write_adapter(adapter, seed=seed)
+    return create_candidate(
+        home.registry, home.artifacts, model=MODEL, adapter=adapter, parent=1, facts={}, run_id=run_id
+    )
 
 
 def release(home: Home, number: int, *, max_epsilon: float = 10.0) -> VersionRecord:
@@ -263,3 +264,24 @@ def test_older_versions_retire_with_their_statements(home: Home) -> None:
     # The newest, and the one that the channel offered until now.
     assert signed == {f"manifests/{MODEL}/{n}.json" for n in (3, 4)} | {statement_path(MODEL, n) for n in (3, 4)}
     assert home.metadata.signed_versions(MODEL) == {3, 4}
+
+
+def test_an_auditor_is_given_a_folder_that_verifies_by_itself(
+    trained: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    release(trained, candidate_of(trained, RUN).number)
+    folder, settings = trained.folder / "for-the-auditor", trained.settings
+    environment = {"LAMELLA_HOME": str(settings.home), "LAMELLA_OFFLINE_KEYS": str(settings.offline_keys)}
+    told = CliRunner().invoke(app, ["privacy", "statement", MODEL, "--out", str(folder)], env=environment)
+    assert told.exit_code == 0, told.output
+    assert {path.name for path in folder.iterdir()} == {
+        *("statement.json", "report.json", "report.html", "report.md", "ledger.jsonl", "manifest.json")
+    }
+    (key,) = settings.offline_keys.glob("releases-*.pub")
+    assert main(["verify", str(folder), "--key", str(key)]) == 0
+    (folder / "manifest.json").write_bytes(trained.registry.version(MODEL, 1).manifest.to_bytes())
+    checked = CliRunner().invoke(app, ["privacy", "verify", str(folder), "--key", str(key)])
+    assert checked.exit_code == 1
+    assert "not the release that the statement is about" in checked.output + capsys.readouterr().out
+    absent = CliRunner().invoke(app, ["privacy", "statement", MODEL, "--version", "9"], env=environment)
+    assert isinstance(absent.exception, NotFoundError)
