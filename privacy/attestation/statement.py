@@ -7,18 +7,18 @@ so that an older device can read a newer statement: a later field may add to a p
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from privacy.errors import StatementError
 
-STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
-PREDICATE_TYPE = "urn:lamella:privacy-statement:1"
+STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
+PREDICATE_TYPE: Final = "urn:lamella:privacy-statement:1"
 # A larger one says nothing: below it, publishing one in a thousand people whole would be allowed.
-MAX_DELTA = 1e-3
+MAX_DELTA: Final = 1e-3
 
-_SUFFIX = ".privacy.json"
+_SUFFIX: Final = ".privacy.json"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Words = Annotated[str, Field(max_length=1_000)]
