@@ -41,6 +41,10 @@ def verify(folder: Path, *, key: Path) -> list[str]:
         differences.append("report.json is not the file that the statement names (sha256)")
     if AuditReport.from_json(report).verdict != statement.predicate.verdict:
         differences.append(f"verdict: stated {statement.predicate.verdict}, report.json has another")
+    if {finding.part: str(finding.verdict) for finding in AuditReport.from_json(report).findings} != {
+        audit.part: audit.verdict for audit in statement.predicate.audits
+    }:
+        differences.append("the audits' verdicts differ from those in report.json")
     if hashlib.sha256(read_bounded(folder / "ledger.jsonl")).hexdigest() != evidence.ledger_sha256:
         differences.append("ledger.jsonl is not the file that the statement names (sha256)")
     differences += differences_from(statement, JsonlLedger(folder / "ledger.jsonl").events())
@@ -62,4 +66,5 @@ def _tell(statement: PrivacyStatement) -> None:
         f"per {one.privacy_unit}: ε = {one.epsilon:.4f} at δ = {one.delta:g}, against {one.holds_against}"
         for one in statement.predicate.guarantees
     ]
+    lines += [f"audit {audit.part}: {audit.verdict}" for audit in statement.predicate.audits]
     sys.stdout.write("\n".join(lines) + "\n\n")

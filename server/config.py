@@ -95,6 +95,10 @@ class Settings(BaseSettings):
         description="What the ε of a release's signed privacy statement may not exceed, in any unit; inf: only budgets "
         "count.",
     )
+    require_audit: bool = Field(
+        default=False,
+        description="Release no run that `lamella privacy audit` has not looked at. A failed audit always stops it.",
+    )
     require_device_keys: bool = Field(
         default=False,
         description="Answer only devices that sign their requests; older agents show a credential.",

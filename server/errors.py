@@ -122,6 +122,10 @@ class FederationError(ServerError):
     """A federated run cannot start or go on; the registry keeps what was reached."""
 
 
+class AuditingError(ServerError):
+    """A run cannot be audited as asked; what was measured before is kept."""
+
+
 class RecipeError(FederationError):
     """The run config is wrong, or contradicts the run that it should resume."""
 

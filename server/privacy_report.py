@@ -36,7 +36,7 @@ def report_of_run(
         artifacts: Where its adapters are.
         run: The run.
         version: What was released of it, or is about to be.
-        membership: The measured attack, if there was one.
+        membership: The attack as just measured; what the run's audit has found, unless given.
 
     Raises:
         RecipeError: The run's recipe does not parse.
@@ -45,6 +45,8 @@ def report_of_run(
     from server.federation.recipe import Recipe  # noqa: PLC0415 - Flower, which no base needs
 
     recipe, rounds = Recipe.from_run_config(run.recipe), registry.rounds(run.run_id)
+    known = registry.audit_findings(run.run_id)
+    measured = next((one.detail for one in known if one.detail is not None), None)
     return build_report(
         title=f"Privacy report: {run.model}, run {run.run_id}",
         run=_facts_of_run(registry, artifacts, run, recipe, rounds, version),
@@ -52,7 +54,8 @@ def report_of_run(
         target_delta=recipe.target_delta,
         budget=PrivacyBudget(target_epsilon=recipe.target_epsilon, target_delta=recipe.target_delta),
         user_budget=registry.user_budget(run.model),
-        membership=membership,
+        membership=membership or measured,
+        findings=[one.finding for one in known],
         utility=_utility(version),
         provenance=_provenance(run, version),
     )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from delta_updates import DeltaError, apply_package, build_package
 from delta_updates.workers import usable_cores
+from privacy.audits import Verdict
 from server.errors import ArtifactDamagedError, ConflictError, GateRefusedError, PublishingError
 from server.files import locked, make_folder
 from server.registry.records import GateResult, PackageRecord
@@ -111,6 +112,7 @@ def publish(  # noqa: PLR0913 - what it works on, then what to do, each by its n
     on_step: OnStep | None = None,
     launch: Launch = AT_ONCE,
     max_epsilon: float = DEFAULT_MAX_EPSILON,
+    is_audit_required: bool = False,
 ) -> PublishResult:
     """Release a candidate; publishing a half-published one finishes it, a released one changes nothing.
 
@@ -125,6 +127,7 @@ def publish(  # noqa: PLR0913 - what it works on, then what to do, each by its n
         on_step: Called before each step with what is done, how many steps are done, and how many there are.
         launch: Who gets it first; all devices of the stable channel at once unless it says otherwise.
         max_epsilon: What the ε of its signed privacy statement may not exceed, in any unit.
+        is_audit_required: Release no run that was never audited. One whose audit failed is never released.
 
     Raises:
         GateRefusedError: A gate failed; the candidate is rejected and the registry keeps the reason.
@@ -137,6 +140,7 @@ def publish(  # noqa: PLR0913 - what it works on, then what to do, each by its n
         record = registry.version(model, version)
         if record.state != "released":
             _pass_gate(registry, record, gate)
+            _require_audit(registry, record, is_audit_required=is_audit_required)
             _require_newest(registry, record)
             metadata.unlock_releases()
             statement = StatementGate(registry, artifacts, metadata, max_epsilon).pass_(record)
@@ -252,6 +256,25 @@ def _pass_gate(registry: Registry, record: VersionRecord, gate: GateResult | Non
     if not gate.is_passed:
         registry.reject(record.model, record.number, gate.reason)
         raise GateRefusedError(f"v{record.number} of {record.model!r} is rejected: {gate.reason}.")
+
+
+def _require_audit(registry: Registry, record: VersionRecord, *, is_audit_required: bool) -> None:
+    """Refuse a run whose own audit says that it does not keep what its ledger promises."""
+    if record.run_id is None:
+        return
+    findings = [known.finding for known in registry.audit_findings(record.run_id)]
+    failed = [finding for finding in findings if finding.verdict is Verdict.FAIL]
+    again = f"`lamella privacy audit {record.run_id}` measures again, `lamella privacy report {record.run_id}` explains"
+    if failed:
+        reasons = "; ".join(f"{finding.part}: {finding.reason}" for finding in failed)
+        raise GateRefusedError(
+            f"v{record.number} of {record.model!r} is not released: its audit failed ({reasons}). {again}."
+        )
+    if is_audit_required and not findings:
+        raise GateRefusedError(
+            f"v{record.number} of {record.model!r} is not released: this service wants every run audited first "
+            f"(LAMELLA_REQUIRE_AUDIT), and {record.run_id} never was. {again}."
+        )
 
 
 def _require_newest(registry: Registry, record: VersionRecord) -> None:

@@ -7,7 +7,15 @@ import math
 from typing import TYPE_CHECKING, Final
 
 from privacy.accountant import epsilon_by_device
-from privacy.attestation.statement import Evidence, Guarantee, Predicate, PrivacyStatement, ReleaseFacts, Subject
+from privacy.attestation.statement import (
+    AuditVerdict,
+    Evidence,
+    Guarantee,
+    Predicate,
+    PrivacyStatement,
+    ReleaseFacts,
+    Subject,
+)
 from privacy.chain import chained_lines
 from privacy.report.document import claim_of
 from privacy.user_level import user_epsilon
@@ -44,6 +52,7 @@ def statement_of(
             verdict=report.verdict,
             claim=claim_of(report),
             guarantees=_guarantees(report),
+            audits=tuple(AuditVerdict(part=finding.part, verdict=finding.verdict.value) for finding in report.findings),
             evidence=Evidence(
                 ledger_sha256=report.ledger_sha256,
                 ledger_head=chained_lines(report.events)[1],

@@ -25,6 +25,8 @@ def excess_over(max_epsilon: float, statement: PrivacyStatement) -> str | None:
             return f"its δ = {guarantee.delta:g} {unit} is above {MAX_DELTA:g}, which protects nobody"
         if guarantee.epsilon > max_epsilon:
             return f"it states ε = {guarantee.epsilon:.4g} {unit} (δ = {guarantee.delta:g}), above {max_epsilon:g}"
+    if failed := [audit.part for audit in statement.predicate.audits if audit.verdict == "fail"]:
+        return f"its audit failed ({', '.join(failed)})"
     if statement.predicate.evidence.events and not statement.predicate.guarantees:
         return "it names events but promises nothing"
     return None

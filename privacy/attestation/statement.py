@@ -82,6 +82,13 @@ class Evidence(_Part):
     accountant: Words
 
 
+class AuditVerdict(_Part):
+    """What one audit of the run came to; its figures are in the report."""
+
+    part: Annotated[str, Field(max_length=64)]
+    verdict: Literal["pass", "fail", "inconclusive"]
+
+
 class Predicate(_Part):
     """The part of the statement that in-toto leaves to us."""
 
@@ -89,6 +96,7 @@ class Predicate(_Part):
     verdict: Literal["within_budget", "over_budget", "no_budget", "no_guarantee", "no_events"]
     claim: Words
     guarantees: Annotated[tuple[Guarantee, ...], Field(max_length=2)]
+    audits: Annotated[tuple[AuditVerdict, ...], Field(max_length=64)] = ()
     evidence: Evidence
     issued_at: AwareDatetime
 

@@ -1,5 +1,14 @@
 """Attacks on our own releases, each returning a measured value, its interval and how to read it."""
 
-from privacy.audits.membership import MembershipResult, OperatingPoint, membership_audit
+from privacy.audits.finding import Finding, Verdict, worst_verdict
+from privacy.audits.membership import MembershipResult, OperatingPoint, membership_audit, membership_finding
 
-__all__ = ["MembershipResult", "OperatingPoint", "membership_audit"]
+__all__ = [
+    "Finding",
+    "MembershipResult",
+    "OperatingPoint",
+    "Verdict",
+    "membership_audit",
+    "membership_finding",
+    "worst_verdict",
+]

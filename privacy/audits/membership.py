@@ -9,13 +9,13 @@ S&P 2022), not on average.
 from __future__ import annotations
 
 import math
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 from scipy import stats
 
+from privacy.audits.finding import CONFIDENCE, Finding, Interval, Verdict, clopper_pearson, one_sided
 from privacy.errors import AuditError
 
 if TYPE_CHECKING:
@@ -28,24 +28,12 @@ if TYPE_CHECKING:
 CLAIMED_RATE = 0.003
 CLAIMED_AT_FPR = 0.001
 TARGET_FPRS = (CLAIMED_AT_FPR, 0.01)
-CONFIDENCE = 0.95
 # Fewer members cannot prove the claim even if the attack finds none: (1 - rate)^n must fall below 5%.
 MEMBERS_NEEDED = math.ceil(math.log(1 - CONFIDENCE) / math.log(1 - CLAIMED_RATE))
 _BOOTSTRAP_RESAMPLES = 1000
 _HISTOGRAM_BINS = 40
 # The rate at which `power` is stated: what guessing alone achieves at the claimed false-positive rate.
 _TRUE_RATE_FOR_POWER = CLAIMED_AT_FPR
-
-
-Interval = tuple[float, float]
-
-
-class Verdict(StrEnum):
-    """What the measurement says about the claim."""
-
-    PASS = "pass"  # noqa: S105 - a verdict, not a password
-    FAIL = "fail"
-    INCONCLUSIVE = "inconclusive"
 
 
 class OperatingPoint(BaseModel):
@@ -158,21 +146,38 @@ def membership_audit(
     )
 
 
-def clopper_pearson(hits: int, trials: int, *, confidence: float = CONFIDENCE) -> Interval:
-    """The exact two-sided interval of a proportion: covers any truth with at least `confidence`.
+def membership_finding(result: MembershipResult, *, control: str = "") -> Finding:
+    """The measurement as one finding among others.
 
-    Source: Clopper, Pearson, "The Use of Confidence or Fiducial Limits", Biometrika 1934.
+    Args:
+        result: What `membership_audit` answered.
+        control: What the positive control was, in words.
     """
-    tail = (1 - confidence) / 2
-    low = float(stats.beta.ppf(tail, hits, trials - hits + 1)) if hits > 0 else 0.0
-    high = float(stats.beta.ppf(1 - tail, hits + 1, trials - hits)) if hits < trials else 1.0
-    return low, high
+    point = result.claimed_point
+    return Finding(
+        part="membership",
+        question="Can one tell from the release whether an example was trained on?",
+        verdict=result.verdict,
+        reason=result.reason,
+        measured=point.true_positive_rate,
+        unit=f"share of members found at {CLAIMED_AT_FPR:.1%} false alarms",
+        interval=point.true_positive_interval,
+        claimed=CLAIMED_RATE,
+        sample_size=result.members + result.non_members,
+        sample=f"{result.members} members and {result.non_members} others",
+        control=control or "none was run",
+        is_control_caught=result.is_control_caught,
+        power=f"proves the claim in {result.power:.0%} of cases when the attack truly does no better than guessing",
+        reading=f"below {CLAIMED_RATE:.1%} is the claim; a guess finds {CLAIMED_AT_FPR:.1%}",
+        facts={"auc": result.calibrated.auc, "upper_bound": result.upper_bound}
+        | ({} if result.control is None else {"control_auc": result.control.auc}),
+    )
 
 
 def power_to_pass(*, members: int, true_rate: float = _TRUE_RATE_FOR_POWER) -> float:
     """The chance that `members` members suffice to prove the claim when the attack truly finds `true_rate` of them."""
     most_hits = -1
-    while most_hits < members and _one_sided(most_hits + 1, members)[1] < CLAIMED_RATE:
+    while most_hits < members and one_sided(most_hits + 1, members)[1] < CLAIMED_RATE:
         most_hits += 1
     return float(stats.binom.cdf(most_hits, members, true_rate)) if most_hits >= 0 else 0.0
 
@@ -181,8 +186,8 @@ def _judge(
     point: OperatingPoint, members: int, non_members: int, *, is_control_caught: bool | None
 ) -> tuple[Verdict, str, float]:
     """Verdict, reason, and the one-sided upper bound it rests on."""
-    low, high = _one_sided(point.hits, members)
-    chance = _one_sided(point.false_positives, non_members)[1]
+    low, high = one_sided(point.hits, members)
+    chance = one_sided(point.false_positives, non_members)[1]
     found = f"{point.hits} of {members} members found at {point.false_positives} of {non_members} false positives"
     if low > max(CLAIMED_RATE, chance):
         return Verdict.FAIL, f"{found}: at least {low:.2%} with 95% confidence, above {CLAIMED_RATE:.1%}", high
@@ -204,11 +209,6 @@ def _judge(
         reason = f"{found}: below {CLAIMED_RATE:.1%}, but the attack missed the control, a run without noise"
         return Verdict.INCONCLUSIVE, reason, high
     return Verdict.PASS, f"{found}: at most {high:.2%} with 95% confidence, and the control was caught", high
-
-
-def _one_sided(hits: int, trials: int) -> Interval:
-    """Two bounds that each hold with 95% confidence (not jointly)."""
-    return clopper_pearson(hits, trials, confidence=2 * CONFIDENCE - 1)
 
 
 def _paired(losses: Sequence[float], base_losses: Sequence[float], who: str) -> tuple[Floats, Floats]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from privacy.audits.membership import MembershipResult
+    from privacy.audits import Finding, MembershipResult
     from privacy.budget import PrivacyBudget
     from privacy.event import PrivacyEvent
     from privacy.report.schema import RunFacts, UserCost, UtilityFigure
@@ -53,6 +53,7 @@ def build_report(  # noqa: PLR0913 - each is one part of the report
     budget: PrivacyBudget | None,
     user_budget: PrivacyBudget | None = None,
     membership: MembershipResult | None = None,
+    findings: Sequence[Finding] = (),
     utility: Sequence[UtilityFigure] = (),
     provenance: Mapping[str, str],
 ) -> AuditReport:
@@ -88,6 +89,7 @@ def build_report(  # noqa: PLR0913 - each is one part of the report
         curve=tuple(zip(deltas, epsilon_curve(events_of(spent, worst), deltas), strict=True)),
         users=users,
         membership=membership,
+        findings=tuple(findings),
         utility=tuple(utility),
         leaves_the_device=LEAVES_THE_DEVICE,
         provenance=dict(provenance),

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from privacy.audits.membership import CLAIMED_AT_FPR, Verdict
+from privacy.audits.finding import Verdict, worst_verdict
+from privacy.audits.membership import CLAIMED_AT_FPR
 from privacy.report.blocks import Card, Document, number, probability, strength_of
 from privacy.report.sections import sections_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from privacy.audits import Finding
     from privacy.audits.membership import MembershipResult
     from privacy.report.blocks import Tone
     from privacy.report.schema import AuditReport, UserCost
@@ -40,6 +44,9 @@ def _headline(report: AuditReport) -> tuple[Tone, str]:
     }
     if report.verdict in certain:
         return "bad", certain[report.verdict]
+    failed = [finding.part for finding in report.findings if finding.verdict is Verdict.FAIL]
+    if failed and failed != ["membership"]:
+        return "bad", f"An audit failed ({', '.join(failed)}): the figures below do not hold as they stand."
     if attack is Verdict.FAIL:
         return "bad", f"The membership attack succeeds: trained examples can be traced ({spent})."
     if report.verdict == "no_budget":
@@ -104,6 +111,7 @@ def _cards(report: AuditReport) -> tuple[Card, ...]:
         Card("Privacy spent", f"ε = {number(report.epsilon_max, 2)}", f"costliest device, {strength}; {budget}", tone),
         *([] if report.users is None else [_users_card(report.users)]),
         _membership_card(report.membership),
+        *([_audits_card(report.findings)] if report.findings else []),
         Card(
             "Took part",
             f"{len(report.devices)} of {report.run.devices_enrolled} devices",
@@ -131,6 +139,15 @@ def _membership_card(result: MembershipResult | None) -> Card:
     low, high = point.true_positive_interval
     note = f"finds {point.true_positive_rate:.2%} [{low:.2%}, {high:.2%}] at {CLAIMED_AT_FPR:.1%} false alarms"
     return Card("Membership attack", str(result.verdict), note, tones[result.verdict])
+
+
+def _audits_card(findings: Sequence[Finding]) -> Card:
+    worst = worst_verdict(findings)
+    tones: dict[Verdict | None, Tone] = {Verdict.PASS: "good", Verdict.FAIL: "bad", Verdict.INCONCLUSIVE: "caution"}
+    passed = sum(finding.verdict is Verdict.PASS for finding in findings)
+    failed = sum(finding.verdict is Verdict.FAIL for finding in findings)
+    undecided = len(findings) - passed - failed
+    return Card("Audits", f"{passed} of {len(findings)} pass", f"{failed} fail, {undecided} inconclusive", tones[worst])
 
 
 def _utility_card(report: AuditReport) -> Card:

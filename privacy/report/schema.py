@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from privacy.audits.membership import MembershipResult  # noqa: TC001 - pydantic reads it
+from privacy.audits import Finding, MembershipResult  # noqa: TC001 - pydantic reads it
 from privacy.errors import ReportError
 from privacy.event import Mechanism, PrivacyEvent  # noqa: TC001 - pydantic reads it
 
@@ -128,6 +128,7 @@ class AuditReport(_Part):
     curve: tuple[tuple[float, float], ...]
     users: UserCost | None = None
     membership: MembershipResult | None
+    findings: tuple[Finding, ...] = ()
     utility: tuple[UtilityFigure, ...]
     leaves_the_device: tuple[tuple[str, str], ...]
     provenance: dict[str, str]

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from privacy.audits.membership import CLAIMED_AT_FPR, CLAIMED_RATE, MEMBERS_NEEDED
+from privacy.report.audits import audits_section
 from privacy.report.blocks import Bullets, Code, Figure, Paragraph, Section, Table, number, probability
 from privacy.report.statements import ASSUMPTIONS, LIMITS, PER_EXAMPLE_ONLY, TRUST, USER_IS_A_DEVICE
 from privacy.report.users import users_section
@@ -33,6 +34,7 @@ def sections_of(report: AuditReport) -> tuple[Section, ...]:
         *(() if report.users is None else (users_section(report.users),)),
         _assumptions(report),
         _left_the_device(report),
+        audits_section(report.findings),
         _membership(report),
         _utility(report),
         _incidents(report),
@@ -358,7 +360,10 @@ def _provenance(report: AuditReport) -> Section:
 
 def _limits(report: AuditReport) -> Section:
     unit = ("", PER_EXAMPLE_ONLY) if report.users is None else ("", USER_IS_A_DEVICE)
-    return Section("Limits", (Bullets((unit, *LIMITS)),))
+    measured = {finding.part for finding in report.findings}
+    missing = [name for name in ("exposure", "reconstruction") if name not in measured]
+    unmeasured = (("", f"Not measured: {' and '.join(missing)}."),) if missing else ()
+    return Section("Limits", (Bullets((unit, *LIMITS, *unmeasured)),))
 
 
 def _recompute(report: AuditReport) -> Section:

@@ -75,5 +75,5 @@ LIMITS = (
     ("", "This report is not signed. Check its origin and the ledger's hash by another way."),
     ("", "It trusts that devices ran the stated code. A tampered device harms only its own examples."),
     ("", "The membership test is one attack on one sample. Failing to find a leak is no proof that there is none."),
-    ("", "Extraction and reconstruction attacks were not measured."),
+    ("", "An audit that passes has not been refuted; that is all it can say."),
 )

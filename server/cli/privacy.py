@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.cli import privacy_ledger, privacy_plan, privacy_statement
+from server.cli import privacy_audit, privacy_ledger, privacy_plan, privacy_statement
 from server.cli.console import Service, console, open_service, problems
 from server.federation.recipe import Recipe
 
@@ -20,6 +20,7 @@ app.command()(privacy_plan.epsilon)
 app.command()(privacy_plan.plan)
 app.command()(privacy_ledger.ledger)
 app.command()(privacy_ledger.budget)
+app.command()(privacy_audit.audit)
 app.command()(privacy_statement.statement)
 app.command()(privacy_statement.verify)
 
@@ -47,8 +48,9 @@ def report(
     release = next(
         (v for v in service.registry.versions(run.model) if v.run_id == run_id and v.state == "released"), None
     )
-    membership = None
-    if audit_examples and recipe.fleet and any(r.status == "released" for r in rounds):
+    known = service.registry.audit_findings(run_id)
+    membership = next((one.detail for one in known if one.detail is not None), None)
+    if membership is None and audit_examples and recipe.fleet and any(r.status == "released" for r in rounds):
         with console.status("Measuring membership inference on the simulated fleet ..."):
             membership = _membership(service, run, recipe, rounds, limit=audit_examples)
     with console.status("Recomputing ε from the ledger and drawing ..."):

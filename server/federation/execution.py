@@ -53,7 +53,7 @@ def execute_run(grid: Grid, context: Context) -> None:
             run_id=run.run_id,
             recipe=recipe,
             base_hash=run.base_hash,
-            adapter=_first_adapter(settings, registry, artifacts, run=run, tree=tree, lora=lora),
+            adapter=first_adapter(settings, registry, artifacts, run=run, tree=tree, lora=lora),
             grid=grid,
             registry=registry,
             artifacts=artifacts,
@@ -90,7 +90,7 @@ def _open_run(recipe: Recipe, registry: Registry, *, flower_run_id: int) -> RunR
     )
 
 
-def _first_adapter(
+def first_adapter(
     settings: Settings,
     registry: Registry,
     artifacts: ArtifactStore,

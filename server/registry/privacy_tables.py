@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime  # noqa: TC003 - SQLAlchemy reads annotations
+from typing import Any
 
 from sqlalchemy import ForeignKey, String, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
@@ -41,3 +42,16 @@ class NoiseKeyRow(Base):
 
     run_id: Mapped[str] = mapped_column(IDENTIFIER, ForeignKey("runs.run_id"), primary_key=True)
     key: Mapped[str] = mapped_column(DIGEST)
+
+
+class AuditFindingRow(Base):
+    """What an audit found about a run, the last time it was asked; ``detail`` is what a report draws."""
+
+    __tablename__ = "audit_findings"
+
+    run_id: Mapped[str] = mapped_column(IDENTIFIER, ForeignKey("runs.run_id"), primary_key=True)
+    part: Mapped[str] = mapped_column(String(64), primary_key=True)
+    asked_for: Mapped[str] = mapped_column(String(64))
+    finding: Mapped[dict[str, Any]]
+    detail: Mapped[dict[str, Any] | None]
+    recorded_at: Mapped[datetime]

@@ -10,6 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from server.errors import DatabaseError
 from server.files import locked, make_folder
 from server.registry.audit import AuditTransactions
+from server.registry.audit_findings import AuditFindingTransactions
 from server.registry.channels import ChannelTransactions
 from server.registry.ddi import DdiTransactions
 from server.registry.device_policies import PolicyTransactions
@@ -45,6 +46,7 @@ class Registry(
     AuditTransactions,
     DdiTransactions,
     PrivacyTransactions,
+    AuditFindingTransactions,
     StatementTransactions,
 ):
     """What exists and what happened: from versions, rollouts, runs and devices to operators and the audit log.

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 from simulators.power_cut import Fuse, FusedRegistry, FusedStore, PowerCutError
-from simulators.server_home import MODEL, Home, offline_keys, open_home
+from simulators.server_home import MODEL, Home, offline_keys, open_home, write_adapter
 from simulators.tuf_client import folder_getter, updater_for
 
 from delta_updates import apply_package, scan_tree, tree_hash
+from privacy.audits import Finding, Verdict
 from server.errors import ArtifactDamagedError, ConflictError, GateRefusedError, PublishingError
-from server.publishing import Gate, GateResult, PublishResult, evaluate, publish
+from server.publishing import Gate, GateResult, PublishResult, create_candidate, evaluate, publish
 from server.registry import Registry
 from server.signing import Lifetimes, SignedMetadata
 
@@ -305,3 +306,72 @@ def test_two_publishers_of_one_version_agree(prepared: Path, tmp_path: Path) -> 
     assert first == second
     require_offered_versions_are_whole(home, tmp_path / "check")
     home.registry.close()
+
+
+def finding(verdict: Verdict) -> Finding:
+    return Finding(
+        part="noise-example",
+        question="Is there as much noise as the ledger says?",
+        verdict=verdict,
+        reason="the noise was 0.016 times what was promised",
+        measured=0.016,
+        unit="times",
+        interval=(0.015, 0.017),
+        sample_size=100,
+        sample="100 values",
+        control="none",
+        is_control_caught=None,
+        power="all",
+        reading="1 is promised",
+    )
+
+
+def audited_candidate(home: Home) -> int:
+    """A candidate of a run that is in the registry."""
+    home.base()
+    home.publish(1, loss=None)
+    base = home.registry.version(MODEL, 1)
+    home.registry.create_run(
+        "run", model=MODEL, recipe={"model": MODEL}, base_version=1, base_hash=base.manifest.base_hash, parent_version=1
+    )
+    adapter = home.folder / "audited"
+    write_adapter(adapter, seed=7)
+    return create_candidate(
+        home.registry, home.artifacts, model=MODEL, adapter=adapter, parent=1, facts={}, run_id="run"
+    ).number
+
+
+def publish_audited(home: Home, number: int, *, is_audit_required: bool = False) -> PublishResult:
+    return publish(
+        home.registry,
+        home.artifacts,
+        home.metadata,
+        model=MODEL,
+        version=number,
+        gate=Gate(margin=0.1).judge(candidate_loss=1.0, parent_loss=2.0),
+        work=home.settings.work_dir,
+        is_audit_required=is_audit_required,
+    )
+
+
+def test_a_run_whose_audit_failed_is_never_released(tmp_path):
+    home = open_home(tmp_path)
+    number = audited_candidate(home)
+    home.registry.record_findings("run", "example", [finding(Verdict.FAIL)])
+    with pytest.raises(GateRefusedError, match=r"audit failed \(noise-example: the noise was 0\.016"):
+        publish_audited(home, number)
+    assert home.registry.version(MODEL, number).state == "candidate"
+    # Measured again, after the fault was mended: the new finding takes the old one's place.
+    home.registry.record_findings("run", "example", [finding(Verdict.PASS)])
+    assert publish_audited(home, number).version.state == "released"
+
+
+def test_a_service_may_want_every_run_audited_before_its_release(tmp_path):
+    home = open_home(tmp_path)
+    number = audited_candidate(home)
+    with pytest.raises(GateRefusedError, match="never was"):
+        publish_audited(home, number, is_audit_required=True)
+    home.registry.record_findings("run", "example", [finding(Verdict.INCONCLUSIVE)])
+    assert publish_audited(home, number, is_audit_required=True).version.state == "released"
+    (known,) = home.registry.audit_findings("run")
+    assert (known.asked_for, known.finding.verdict, known.detail) == ("example", Verdict.INCONCLUSIVE, None)

@@ -1,0 +1,332 @@
+"""The audit of one run: its parts, each done once and written down before the next."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors.numpy import load, load_file, save_file
+
+from model import EncodedExample
+from privacy.accountant import epsilon
+from privacy.audits import Finding, MembershipResult, membership_audit, membership_finding
+from privacy.audits.canaries import canary_findings
+from privacy.audits.exposure import exposure_finding
+from privacy.audits.reconstruction import Attempt, attempt, reconstruction_finding
+from privacy.audits.user_canaries import user_canary_run
+from privacy.calibration import noise_multiplier_for
+from privacy.dp_sgd import DPSGDParameters
+from privacy.mechanism import noisy_average, size_of
+from privacy.randomness import SystemRandom
+from privacy.user_level import UserBills, user_epsilon
+from server.auditing.people import People, people_of
+from server.auditing.replay import Replay
+from server.auditing.secret_text import make_secrets, planted
+from server.auditing.trainer import LocalTraining, parameters_of, without_dp
+from server.errors import AuditingError
+from server.evaluation import HeldOutEvaluation
+from server.federation.adapter import ADAPTER, lora_of
+from server.federation.bases import tree_of
+from server.federation.execution import first_adapter
+from server.federation.recipe import Recipe
+from server.files import make_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from privacy.event import PrivacyEvent
+    from server.artifacts import ArtifactStore
+    from server.auditing.plan import AuditPlan
+    from server.config import Settings
+    from server.federation.replies import AdapterState
+    from server.registry import Registry, RunRecord
+
+    OnStep = Callable[[str, int, int], None]
+
+_FEW_WORDS = 3
+
+
+def open_audit(
+    settings: Settings, registry: Registry, artifacts: ArtifactStore, run_id: str, plan: AuditPlan
+) -> RunAudit:
+    """Get ready to audit a run.
+
+    Raises:
+        NotFoundError: There is no such run.
+        AuditingError: No round of it brought a result: there is nothing to audit.
+    """
+    run = registry.run(run_id)
+    released = [r for r in registry.rounds(run_id) if r.status == "released"]
+    if not released:
+        raise AuditingError(f"No round of {run_id} brought a result, so there is nothing to audit.")
+    recipe = Recipe.from_run_config(run.recipe)
+    tree = tree_of(settings, registry, artifacts, model=run.model, version=run.base_version)
+    start = first_adapter(settings, registry, artifacts, run=run, tree=tree, lora=lora_of(recipe))
+    return RunAudit(
+        run=run,
+        recipe=recipe,
+        plan=plan,
+        tree=tree,
+        events=registry.privacy_events(run_id=run_id),
+        start=start,
+        result=load(artifacts.read_bytes(released[-1].artifacts[ADAPTER])),
+        work=settings.work_dir / "audits" / run_id,
+    )
+
+
+@dataclass(frozen=True)
+class RunAudit:
+    """What there is of a run, and the parts of its audit."""
+
+    run: RunRecord
+    recipe: Recipe
+    plan: AuditPlan
+    tree: Path
+    events: Sequence[PrivacyEvent]
+    start: AdapterState
+    result: AdapterState
+    work: Path
+
+    def reason_to_skip(self, part: str) -> str | None:
+        """Why a part says nothing about this run; None: it does."""
+        if part == "user" and not self.recipe.has_user_level:
+            return "this run promises nothing to whole users"
+        if part == "example" and not self.recipe.has_example_level:
+            return "this run promises nothing per example: the server is trusted with updates"
+        if part in {"membership", "exposure"} and not self.people.is_real:
+            return "the text that devices trained on is theirs; this part runs on simulated fleets"
+        if part == "reconstruction" and not self._first_layer_factors:
+            return "no adapter reads the embeddings directly (targets without q_proj, k_proj and v_proj)"
+        return None
+
+    def user(self, on_step: OnStep) -> tuple[Finding, ...]:
+        """The noisy sum over users, with canary devices."""
+        events = [event for event in self.events if event.privacy_unit == "user"]
+        bills = UserBills(events)
+        most = max((bills.participations[name] for name in bills.users() if name is not None), default=1)
+        on_step("canary devices", 0, 2)
+        run = user_canary_run(events, canaries=self.plan.canaries, participations=most, random=self._random(1))
+        on_step("canary devices, without noise", 1, 2)
+        control = user_canary_run(
+            events, canaries=self.plan.canaries, participations=most, random=self._random(2), is_faulty=True
+        )
+        delta = self.recipe.user_target_delta
+        claimed = user_epsilon(events, target_delta=delta)
+        return canary_findings(run, control, unit="user", claimed_epsilon=claimed, target_delta=delta)
+
+    def example(self, on_step: OnStep) -> tuple[Finding, ...]:
+        """DP-SGD on the costliest device, with gradient canaries."""
+        own, delta = self._costliest, self.recipe.target_delta
+        examples = self.training.encode(self.people.examples[own[0].device_id or ""])
+        promised = [parameters_of(event, num_examples=len(examples)) for event in own]
+        found = [
+            self.training.canaries(
+                self.start,
+                examples,
+                promised,
+                canaries=self.plan.canaries,
+                random=self._random(3 + is_faulty),
+                is_faulty=is_faulty,
+                on_step=lambda done, total, text=text: on_step(text, done, total),  # type: ignore[misc]
+            )
+            for is_faulty, text in ((False, "canaries in DP-SGD"), (True, "canaries, without DP"))
+        ]
+        claimed = epsilon(own, target_delta=delta)
+        return canary_findings(found[0], found[1], unit="example", claimed_epsilon=claimed, target_delta=delta)
+
+    def reconstruction(self, on_step: OnStep) -> tuple[Finding, ...]:
+        """Words of one short text of each of some devices, read out of its update."""
+        inputs, random = self.training.first_inputs(), self._random(5)
+        texts = self._short_texts(random)
+        stated = self._of_one_example()
+        attempts: list[Attempt] = []
+        control: list[Attempt] = []
+        exact = []
+        for number, (encoded, words) in enumerate(texts):
+            on_step("reading words out of updates", number, len(texts))
+            sent = self._as_seen(self.training.update(self.result, [encoded], stated))
+            exact.append(self.training.update(self.result, [encoded], without_dp(stated)))
+            attempts.append(attempt(self._rows(sent), inputs, words))
+            control.append(attempt(self._rows(exact[-1]), inputs, words))
+        total = {name: np.sum([update[name] for update in exact], axis=0) for name in self.start}
+        everything = [word for _, words in texts for word in words]
+        summed = [attempt(self._rows(total), inputs, everything)]
+        return (reconstruction_finding(attempts, control, summed, vocabulary=len(inputs)),)
+
+    def membership(self, on_step: OnStep) -> tuple[Finding, MembershipResult]:
+        """Who was trained on, by the release; the control is the same run without DP."""
+        control = self._control(on_step)
+        members = self.people.in_turn(self._devices, limit=self.plan.members)
+        others = self.people.others[: max(len(members), self.plan.members)]
+        on_step("losses of members and others", 0, 1)
+        evaluation = HeldOutEvaluation(self.tree, data=self.recipe.data, examples=1, max_length=self.recipe.max_length)
+        inside, outside = evaluation.encode(members), evaluation.encode(others)
+        inside_base, outside_base = evaluation.losses_of_base(inside), evaluation.losses_of_base(outside)
+
+        def measured(adapter: AdapterState, positive: MembershipResult | None) -> MembershipResult:
+            lora = lora_of(self.recipe)
+            return membership_audit(
+                member_losses=evaluation.losses(adapter, lora, inside),
+                member_base_losses=inside_base,
+                non_member_losses=evaluation.losses(adapter, lora, outside),
+                non_member_base_losses=outside_base,
+                positive_control=positive,
+            )
+
+        result = measured(self.result, measured(control, None))
+        on_step("losses of members and others", 1, 1)
+        return membership_finding(result, control="the same run on the same text without noise and clipping"), result
+
+    def exposure(self, on_step: OnStep) -> tuple[Finding, ...]:
+        """Secrets in the text of some devices: does the run, done again with them, remember any?"""
+        adapters = (self._replayed(on_step, has_dp=True), self._control(on_step))
+        losses = []
+        for number, adapter in enumerate(adapters):
+            on_step("losses of secrets", number, len(adapters))
+            losses.append(self._losses_of_secrets(adapter))
+        return (exposure_finding(losses[0], losses[1], repeats=self.plan.repeats),)
+
+    @cached_property
+    def people(self) -> People:
+        """Whose text this audit works on."""
+        return people_of(self.recipe, self._devices)
+
+    @cached_property
+    def training(self) -> LocalTraining:
+        """The base, loaded for training."""
+        return LocalTraining.open(self.recipe, self.tree)
+
+    @cached_property
+    def _devices(self) -> frozenset[str]:
+        return frozenset(
+            name for e in self.events for name in ([e.device_id] if e.device_id is not None else e.devices or ())
+        )
+
+    @cached_property
+    def _costliest(self) -> list[PrivacyEvent]:
+        """The events of the device that pays most, of those whose text is here."""
+        delta = self.recipe.target_delta
+        own: dict[str, list[PrivacyEvent]] = {}
+        for event in self.events:
+            if event.device_id is not None and event.device_id in self.people.examples:
+                own.setdefault(event.device_id, []).append(event)
+        if not own:
+            raise AuditingError(f"None of the devices of {self.run.run_id} is in its simulated fleet any more.")
+        return max(own.values(), key=lambda events: epsilon(events, target_delta=delta))
+
+    @cached_property
+    def _secrets(self) -> tuple[Any, ...]:
+        return make_secrets(self.plan.secrets, candidates=self.plan.candidates, random=self._random(6))
+
+    def _control(self, on_step: OnStep) -> AdapterState:
+        return self._replayed(on_step, has_dp=False)
+
+    def _replayed(self, on_step: OnStep, *, has_dp: bool) -> AdapterState:
+        """The run again, with secrets; kept on disk, since two parts and a second try need it."""
+        plan = f"{self.plan.secrets},{self.plan.repeats},{self.plan.candidates},{self.plan.seed}"
+        name = f"{'with' if has_dp else 'without'}-dp-{hashlib.sha256(plan.encode()).hexdigest()[:12]}.safetensors"
+        kept = self.work / name
+        if kept.exists():
+            return load_file(kept)
+        text = "the run again, with secrets" if has_dp else "the run again, with secrets, without DP"
+        replay = Replay(
+            recipe=self.recipe,
+            events=self.events,
+            people=self.people,
+            training=self.training,
+            start=self.start,
+            secrets=planted(self._secrets, sorted(self.people.examples), repeats=self.plan.repeats),
+        )
+        adapter = replay.run(has_dp=has_dp, on_step=lambda done, total: on_step(text, done, total))
+        make_folder(self.work)
+        unfinished = kept.with_suffix(".part")
+        save_file(adapter, unfinished)
+        unfinished.replace(kept)
+        return adapter
+
+    def _losses_of_secrets(self, adapter: AdapterState) -> np.ndarray[Any, np.dtype[np.float64]]:
+        evaluation = HeldOutEvaluation(self.tree, data=self.recipe.data, examples=1, max_length=self.recipe.max_length)
+        everything = [candidate for secret in self._secrets for candidate in secret.candidates]
+        losses = evaluation.losses(adapter, lora_of(self.recipe), evaluation.encode(everything))
+        if len(losses) != len(everything):
+            raise AuditingError(f"max-length {self.recipe.max_length} is too short for a secret; nothing to measure.")
+        return np.asarray(losses, dtype=np.float64).reshape(len(self._secrets), -1)
+
+    @cached_property
+    def _first_layer_factors(self) -> tuple[str, ...]:
+        """Factors A of the first layer that read the embeddings."""
+        names = [f".{target}." for target in ("q_proj", "k_proj", "v_proj")]
+        return tuple(
+            name
+            for name in sorted(self.start)
+            if "layers.0." in name and name.endswith("lora_a") and any(part in name for part in names)
+        )
+
+    def _rows(self, update: AdapterState) -> np.ndarray[Any, np.dtype[np.float32]]:
+        return np.concatenate([update[name] for name in self._first_layer_factors])
+
+    def _short_texts(self, random: np.random.Generator) -> list[tuple[EncodedExample, tuple[int, ...]]]:
+        """Examples cut to as many different words as the factors have rows: the attacker's best case."""
+        most = max(_FEW_WORDS, 3 * sum(len(self.start[name]) for name in self._first_layer_factors) // 4)
+        everything = [example for own in self.people.examples.values() for example in own]
+        found: list[tuple[EncodedExample, tuple[int, ...]]] = []
+        for index in random.permutation(len(everything)):
+            cut = [_first_words(encoded, most) for encoded in self.training.encode([everything[index]])]
+            found += [(encoded, words) for encoded, words in cut if len(words) >= _FEW_WORDS]
+            if len(found) >= self.plan.attempts:
+                break
+        if not found:
+            raise AuditingError("No example is long enough to be read out of an update.")
+        return found
+
+    def _of_one_example(self) -> DPSGDParameters:
+        """What a device with one example does: it is in every step, and the noise is calibrated for that."""
+        recipe, has_noise = self.recipe, self.recipe.has_example_level
+        noise = 0.0
+        if has_noise:
+            noise = noise_multiplier_for(
+                target_epsilon=recipe.target_epsilon,
+                target_delta=recipe.target_delta,
+                sampling_probability=1.0,
+                steps=recipe.local_steps * recipe.participations,
+            )
+        return DPSGDParameters(
+            noise_multiplier=noise,
+            clipping_norm=recipe.clipping_norm,
+            sampling_probability=1.0,
+            steps=recipe.local_steps,
+            expected_batch_size=1.0,
+            is_noisy=has_noise,
+        )
+
+    def _as_seen(self, update: AdapterState) -> AdapterState:
+        """Where devices add no noise, the server is trusted: the attacker sees the noisy sum of one."""
+        if self.recipe.has_example_level:
+            return update
+        event = next(event for event in self.events if event.privacy_unit == "user")
+        shapes = {name: tensor.shape for name, tensor in update.items()}
+        found = noisy_average(
+            [update],
+            shapes=shapes,
+            clipping_norm=event.clipping_norm,
+            noise_multiplier=event.noise_multiplier,
+            expected_contributions=1,
+            unit_noise=SystemRandom().normals(size_of(shapes)),
+        )
+        return {name: tensor.astype(np.float32) for name, tensor in found.items()}
+
+    def _random(self, stream: int) -> np.random.Generator:
+        return np.random.default_rng([self.plan.seed, stream])
+
+
+def _first_words(encoded: EncodedExample, most: int) -> tuple[EncodedExample, tuple[int, ...]]:
+    """The beginning of a completion with at most so many different words to read, and these."""
+    tokens, words, end = encoded.token_ids[encoded.loss_start - 1 :], set[int](), 0
+    while end + 1 < len(tokens) and len(words | {tokens[end]}) <= most:
+        words.add(tokens[end])
+        end += 1
+    return EncodedExample(tokens[: max(end, 1) + 1], 1), tuple(sorted(words))

@@ -1,0 +1,198 @@
+"""The parts of a run's audit on a tiny model: what each finds, what it leaves out, and what a fault changes."""
+
+import json
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+from simulators.models import write_base_version
+
+from model import LoRAConfig, ModelConfig, initial_adapter
+from privacy import PrivacyEvent
+from privacy.audits import Finding, MembershipResult, Verdict
+from server.auditing import AuditPlan, RunAudit
+from server.auditing.secret_text import make_secrets, planted
+from server.errors import AuditingError
+from server.federation.recipe import Recipe
+from server.registry import RunRecord
+
+PLAN = AuditPlan(members=60, canaries=300, attempts=4, secrets=3, repeats=2, candidates=12)
+STARTED = datetime(2026, 1, 1, tzinfo=UTC)
+DEVICES = 3
+
+
+def silent(_what: str, _done: int, _total: int) -> None:
+    return None
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A simulated fleet of three people with text of their own, and people who are held out."""
+    home = tmp_path_factory.mktemp("auditing")
+    fleet = home / "fleet"
+    write_base_version(fleet / "tree")
+    (fleet / "data" / "held_out").mkdir(parents=True)
+    for n in range(DEVICES + 2):
+        lines = [
+            {"prompt": f"question {i} of {n}", "completion": f"so {i} and {n} are {i * n} to me"} for i in range(40)
+        ]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        where = fleet / "data" / ("held_out" if n >= DEVICES else "")
+        (where / f"user{n}.jsonl").write_text(text, encoding="utf-8")
+        if n < DEVICES:
+            (fleet / "devices" / str(n)).mkdir(parents=True)
+            (fleet / "devices" / str(n) / "training_id").write_text(f"device{n}", encoding="ascii")
+    users = {"users": [f"user{n}" for n in range(DEVICES)], "data": "x"}
+    (fleet / "fleet.json").write_text(json.dumps(users), encoding="utf-8")
+    return home
+
+
+def example_event(device: int, server_round: int, *, noise: float = 1.0) -> PrivacyEvent:
+    return PrivacyEvent(
+        run_id="run",
+        server_round=server_round,
+        device_id=f"device{device}",
+        noise_multiplier=noise,
+        sampling_probability=0.3,
+        steps=4,
+        clipping_norm=1.0,
+        target_delta=1e-5,
+        recorded_at=STARTED,
+    )
+
+
+def user_event(server_round: int) -> PrivacyEvent:
+    return PrivacyEvent(
+        run_id="run",
+        server_round=server_round,
+        privacy_unit="user",
+        population="chat",
+        devices=("device0", "device1"),
+        cohort_rule="fixed",
+        mechanism="gaussian_capped",
+        noise_multiplier=2.0,
+        sampling_probability=1.0,
+        steps=1,
+        clipping_norm=0.5,
+        target_delta=1e-5,
+        recorded_at=STARTED,
+    )
+
+
+def audit_of(folder, *, events, has_fleet=True, **recipe) -> RunAudit:
+    fleet = folder / "fleet"
+    values = {"rank": 8, "alpha": 16.0, "local_steps": 4, "batch_size": 8, "max_length": 32, "max_examples": 40}
+    where = {"fleet": str(fleet)} if has_fleet else {}
+    chosen = Recipe(model="chat", data=f"jsonl:{fleet / 'data'}", **(values | where | recipe))
+    config = ModelConfig.from_json((fleet / "tree" / "base" / "config.json").read_bytes())
+    lora = LoRAConfig(rank=chosen.rank, alpha=chosen.alpha, dropout=0.0, targets=chosen.target_names)
+    random = np.random.default_rng(0)
+    start = {
+        name: tensor.numpy() + 0.02 * random.standard_normal(tensor.shape).astype(np.float32)
+        for name, tensor in initial_adapter(config, lora, seed=0).items()
+    }
+    run = RunRecord(
+        run_id="run",
+        model="chat",
+        recipe=chosen.to_run_config(),
+        base_version=1,
+        base_hash="a" * 64,
+        parent_version=1,
+        status="completed",
+        reason="",
+        started_at=STARTED,
+        finished_at=STARTED,
+    )
+    return RunAudit(
+        run=run,
+        recipe=chosen,
+        plan=PLAN,
+        tree=fleet / "tree",
+        events=events,
+        start=start,
+        result=start,
+        work=folder / "work",
+    )
+
+
+@pytest.fixture
+def audit(folder) -> RunAudit:
+    return audit_of(folder, events=[example_event(device, number) for number in (1, 2) for device in range(2)])
+
+
+def verdicts(findings: tuple[Finding, ...]) -> dict[str, Verdict]:
+    return {finding.part: finding.verdict for finding in findings}
+
+
+def test_dp_sgd_with_canaries_on_the_costliest_device(audit: RunAudit) -> None:
+    found = verdicts(audit.example(silent))
+    assert found.pop("one-run-example") is not Verdict.FAIL
+    assert found == {"noise-example": Verdict.PASS, "clipping-example": Verdict.PASS}
+
+
+@pytest.mark.slow
+def test_both_ways_to_per_example_gradients_can_be_audited(folder) -> None:
+    audit = audit_of(folder, events=[example_event(0, 1)], gradients="hooks")
+    assert verdicts(audit.example(silent))["noise-example"] is Verdict.PASS
+
+
+def test_words_are_read_out_of_updates_without_noise_alone(audit: RunAudit) -> None:
+    (finding,) = audit.reconstruction(silent)
+    assert finding.facts["control"] > 0.9
+    assert finding.measured < 0.2
+    assert finding.verdict is not Verdict.FAIL
+
+
+def test_an_update_that_its_server_may_see_is_judged_by_what_leaves_the_server(folder) -> None:
+    audit = audit_of(folder, events=[user_event(1)], privacy_mode="user", user_target_epsilon=8.0, max_participations=1)
+    (finding,) = audit.reconstruction(silent)
+    assert finding.measured < 0.2 < finding.facts["control"]
+
+
+def test_the_sum_over_users_with_canary_devices(folder) -> None:
+    events = [example_event(0, 1), user_event(1), user_event(2)]
+    audit = audit_of(folder, events=events, privacy_mode="both", user_target_epsilon=8.0, max_participations=2)
+    found = verdicts(audit.user(silent))
+    assert found["noise-user"] is Verdict.PASS
+    assert found["clipping-user"] is not Verdict.FAIL
+
+
+def test_membership_and_exposure_share_the_run_without_dp(audit: RunAudit) -> None:
+    steps: list[str] = []
+    finding, detail = audit.membership(lambda what, _done, _total: steps.append(what))
+    assert isinstance(detail, MembershipResult)
+    assert detail.control is not None
+    assert finding.sample_size == detail.members + detail.non_members
+    assert any("without DP" in what for what in steps)
+    again: list[str] = []
+    (exposure,) = audit.exposure(lambda what, _done, _total: again.append(what))
+    assert not any("without DP" in what for what in again)  # it lies on disk: a command that was stopped goes on
+    assert exposure.sample_size == PLAN.secrets
+
+
+def test_a_run_of_a_real_fleet_leaves_out_what_needs_its_text(folder) -> None:
+    audit = audit_of(folder, events=[example_event(0, 1)], has_fleet=False)
+    assert audit.reason_to_skip("user") is not None
+    assert "simulated" in str(audit.reason_to_skip("membership"))
+    assert audit.reason_to_skip("example") is None
+    assert verdicts(audit.example(silent))["noise-example"] is Verdict.PASS  # on the text of people who stand in
+
+
+def test_no_adapter_on_the_first_layer_s_inputs_leaves_reconstruction_out(folder) -> None:
+    audit = audit_of(folder, events=[example_event(0, 1)], targets="down_proj")
+    assert "embeddings" in str(audit.reason_to_skip("reconstruction"))
+
+
+def test_a_fleet_whose_devices_are_gone_is_said(folder) -> None:
+    event = example_event(0, 1).model_copy(update={"device_id": "somebody-else"})
+    with pytest.raises(AuditingError, match="simulated fleet"):
+        audit_of(folder, events=[event]).example(silent)
+
+
+def test_secrets_are_different_and_stand_in_some_devices_text() -> None:
+    secrets = make_secrets(4, candidates=10, random=np.random.default_rng(0))
+    for secret in secrets:
+        assert len({secret.answer, *secret.others}) == 10
+        assert secret.candidates[0] == secret.example
+    stands = planted(secrets, ["a", "b"], repeats=3)
+    assert {device: len(examples) for device, examples in stands.items()} == {"a": 6, "b": 6}
