@@ -17,7 +17,7 @@ from privacy.attestation.statement import (
     Subject,
 )
 from privacy.chain import chained_lines
-from privacy.report.document import claim_of
+from privacy.report.claim import claim_of
 from privacy.user_level import user_epsilon
 
 if TYPE_CHECKING:
