@@ -131,12 +131,15 @@ class _PrivateOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
         self._random = random
 
     def add_noise(self) -> None:
-        """Set each gradient to its clipped sum plus noise, added in double precision before rounding to float32."""
+        """Set each gradient to its clipped sum plus noise, over the batch size; in double precision, then rounded."""
         stddev = self.noise_multiplier * self.max_grad_norm
         for parameter in self.params:
             noise = torch.from_numpy(self._random.normals(parameter.numel())).view_as(parameter)
-            total = parameter.summed_grad.double() + stddev * noise.to(parameter.device)
-            parameter.grad = total.to(parameter.dtype)
+            total = noise.to(parameter.device).mul_(stddev).add_(parameter.summed_grad)
+            parameter.grad = total.div_(self.expected_batch_size).to(parameter.dtype)
+
+    def scale_grad(self) -> None:
+        """Nothing more: `add_noise` has divided already, before it rounded."""
 
 
 class _Batches(Generic[T]):
