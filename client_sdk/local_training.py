@@ -148,7 +148,8 @@ def _charge(
     """
     _require_sane(site, instructions, num_examples=num_examples)
     site.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    probability = instructions.sampling_probability_for(num_examples)
+    told = instructions.told_examples(num_examples)
+    probability = instructions.sampling_probability_for(told)
     is_noisy = instructions.privacy_unit == "example"
     multiplier = _noise_multiplier(site.home, instructions, probability) if is_noisy else 0.0
     contribution = Contribution(
@@ -156,7 +157,7 @@ def _charge(
         run_id=instructions.run_id,
         server_round=instructions.server_round,
         base_hash=instructions.base_hash,
-        num_examples=num_examples,
+        num_examples=told,
         noise_multiplier=multiplier,
         sampling_probability=probability,
         steps=instructions.steps,
@@ -178,7 +179,7 @@ def _charge(
         clipping_norm=instructions.clipping_norm,
         sampling_probability=probability,
         steps=instructions.steps,
-        expected_batch_size=probability * num_examples,
+        expected_batch_size=probability * told,
         is_noisy=is_noisy,
     )
 

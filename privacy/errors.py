@@ -45,6 +45,10 @@ class AuditError(PrivacyError):
     """The measurements given to an audit cannot support any statement: measure again."""
 
 
+class SecureSumError(PrivacyError):
+    """A secure sum cannot go on as asked: too few members are left, or somebody does not keep to the protocol."""
+
+
 class ReportError(PrivacyError):
     """A report folder is incomplete, unreadable or contradicts its own ledger."""
 

@@ -65,7 +65,7 @@ NUMERICS = (
     ),
     (
         "Random numbers.",
-        ("Sampling and noise come from the operating system's cryptographic generator."),
+        "Sampling and noise come from ChaCha20 streams; the operating system's cryptographic generator draws each key.",
     ),
     (
         "Floating point.",

@@ -10,22 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors.numpy import load, load_file, save_file
 
-from model import EncodedExample
 from privacy.accountant import epsilon
 from privacy.audits import Finding, MembershipResult, membership_audit, membership_finding
 from privacy.audits.canaries import canary_findings
 from privacy.audits.exposure import exposure_finding
-from privacy.audits.reconstruction import Attempt, attempt, reconstruction_finding
 from privacy.audits.user_canaries import user_canary_run
-from privacy.calibration import noise_multiplier_for
-from privacy.dp_sgd import DPSGDParameters
-from privacy.mechanism import noisy_average, size_of
-from privacy.randomness import SystemRandom
 from privacy.user_level import UserBills, user_epsilon
 from server.auditing.people import People, people_of
+from server.auditing.reading import Reading, first_layer_factors
 from server.auditing.replay import Replay
 from server.auditing.secret_text import make_secrets, planted
-from server.auditing.trainer import LocalTraining, parameters_of, without_dp
+from server.auditing.trainer import LocalTraining, parameters_of
 from server.errors import AuditingError
 from server.evaluation import HeldOutEvaluation
 from server.federation.adapter import ADAPTER, lora_of
@@ -46,8 +41,6 @@ if TYPE_CHECKING:
     from server.registry import Registry, RunRecord
 
     OnStep = Callable[[str, int, int], None]
-
-_FEW_WORDS = 3
 
 
 def open_audit(
@@ -99,7 +92,7 @@ class RunAudit:
             return "this run promises nothing per example: the server is trusted with updates"
         if part in {"membership", "exposure"} and not self.people.is_real:
             return "the text that devices trained on is theirs; this part runs on simulated fleets"
-        if part == "reconstruction" and not self._first_layer_factors:
+        if part == "reconstruction" and not first_layer_factors(self.start):
             return "no adapter reads the embeddings directly (targets without q_proj, k_proj and v_proj)"
         return None
 
@@ -140,22 +133,10 @@ class RunAudit:
 
     def reconstruction(self, on_step: OnStep) -> tuple[Finding, ...]:
         """Words of one short text of each of some devices, read out of its update."""
-        inputs, random = self.training.first_inputs(), self._random(5)
-        texts = self._short_texts(random)
-        stated = self._of_one_example()
-        attempts: list[Attempt] = []
-        control: list[Attempt] = []
-        exact = []
-        for number, (encoded, words) in enumerate(texts):
-            on_step("reading words out of updates", number, len(texts))
-            sent = self._as_seen(self.training.update(self.result, [encoded], stated))
-            exact.append(self.training.update(self.result, [encoded], without_dp(stated)))
-            attempts.append(attempt(self._rows(sent), inputs, words))
-            control.append(attempt(self._rows(exact[-1]), inputs, words))
-        total = {name: np.sum([update[name] for update in exact], axis=0) for name in self.start}
-        everything = [word for _, words in texts for word in words]
-        summed = [attempt(self._rows(total), inputs, everything)]
-        return (reconstruction_finding(attempts, control, summed, vocabulary=len(inputs)),)
+        reading = Reading(self.recipe, self.training, self.result, self.events)
+        everything = [example for own in self.people.examples.values() for example in own]
+        texts = reading.short_texts(everything, count=self.plan.attempts, random=self._random(5))
+        return (reading.finding(texts, lambda done, total: on_step("reading words out of updates", done, total)),)
 
     def membership(self, on_step: OnStep) -> tuple[Finding, MembershipResult]:
         """Who was trained on, by the release; the control is the same run without DP."""
@@ -256,77 +237,5 @@ class RunAudit:
             raise AuditingError(f"max-length {self.recipe.max_length} is too short for a secret; nothing to measure.")
         return np.asarray(losses, dtype=np.float64).reshape(len(self._secrets), -1)
 
-    @cached_property
-    def _first_layer_factors(self) -> tuple[str, ...]:
-        """Factors A of the first layer that read the embeddings."""
-        names = [f".{target}." for target in ("q_proj", "k_proj", "v_proj")]
-        return tuple(
-            name
-            for name in sorted(self.start)
-            if "layers.0." in name and name.endswith("lora_a") and any(part in name for part in names)
-        )
-
-    def _rows(self, update: AdapterState) -> np.ndarray[Any, np.dtype[np.float32]]:
-        return np.concatenate([update[name] for name in self._first_layer_factors])
-
-    def _short_texts(self, random: np.random.Generator) -> list[tuple[EncodedExample, tuple[int, ...]]]:
-        """Examples cut to as many different words as the factors have rows: the attacker's best case."""
-        most = max(_FEW_WORDS, 3 * sum(len(self.start[name]) for name in self._first_layer_factors) // 4)
-        everything = [example for own in self.people.examples.values() for example in own]
-        found: list[tuple[EncodedExample, tuple[int, ...]]] = []
-        for index in random.permutation(len(everything)):
-            cut = [_first_words(encoded, most) for encoded in self.training.encode([everything[index]])]
-            found += [(encoded, words) for encoded, words in cut if len(words) >= _FEW_WORDS]
-            if len(found) >= self.plan.attempts:
-                break
-        if not found:
-            raise AuditingError("No example is long enough to be read out of an update.")
-        return found
-
-    def _of_one_example(self) -> DPSGDParameters:
-        """What a device with one example does: it is in every step, and the noise is calibrated for that."""
-        recipe, has_noise = self.recipe, self.recipe.has_example_level
-        noise = 0.0
-        if has_noise:
-            noise = noise_multiplier_for(
-                target_epsilon=recipe.target_epsilon,
-                target_delta=recipe.target_delta,
-                sampling_probability=1.0,
-                steps=recipe.local_steps * recipe.participations,
-            )
-        return DPSGDParameters(
-            noise_multiplier=noise,
-            clipping_norm=recipe.clipping_norm,
-            sampling_probability=1.0,
-            steps=recipe.local_steps,
-            expected_batch_size=1.0,
-            is_noisy=has_noise,
-        )
-
-    def _as_seen(self, update: AdapterState) -> AdapterState:
-        """Where devices add no noise, the server is trusted: the attacker sees the noisy sum of one."""
-        if self.recipe.has_example_level:
-            return update
-        event = next(event for event in self.events if event.privacy_unit == "user")
-        shapes = {name: tensor.shape for name, tensor in update.items()}
-        found = noisy_average(
-            [update],
-            shapes=shapes,
-            clipping_norm=event.clipping_norm,
-            noise_multiplier=event.noise_multiplier,
-            expected_contributions=1,
-            unit_noise=SystemRandom().normals(size_of(shapes)),
-        )
-        return {name: tensor.astype(np.float32) for name, tensor in found.items()}
-
     def _random(self, stream: int) -> np.random.Generator:
         return np.random.default_rng([self.plan.seed, stream])
-
-
-def _first_words(encoded: EncodedExample, most: int) -> tuple[EncodedExample, tuple[int, ...]]:
-    """The beginning of a completion with at most so many different words to read, and these."""
-    tokens, words, end = encoded.token_ids[encoded.loss_start - 1 :], set[int](), 0
-    while end + 1 < len(tokens) and len(words | {tokens[end]}) <= most:
-        words.add(tokens[end])
-        end += 1
-    return EncodedExample(tokens[: max(end, 1) + 1], 1), tuple(sorted(words))
