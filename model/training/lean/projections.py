@@ -170,7 +170,7 @@ def _keep_per_example(
 ) -> None:
     """Add each example's own gradient of A and B to their `grad_sample`, (B, *shape)."""
     for (projection, gradient), rows, parts in zip(adapted, reduced, back, strict=True):
-        a, b = projection.branch or ()
+        a, b = cast("tuple[Tensor, Tensor]", projection.branch)
         for example, own in _by_example(stream, parts, z):
             _keep(a, example, own, size=len(stream.order))
         for example, own in _by_example(stream, rows, gradient):
