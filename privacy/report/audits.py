@@ -25,7 +25,9 @@ def audits_section(report: AuditReport) -> Section:
     """The findings and the membership attack; without any, what that means."""
     findings = report.findings
     if not findings:
-        unaudited = "Not audited. `lamella privacy audit RUN` puts the mechanisms and the result to the test."
+        unaudited = (
+            "Not audited. The command “lamella privacy audit RUN” puts the mechanisms and the result to the test."
+        )
         return Section(_TITLE, (Paragraph(unaudited), *membership_blocks(report)))
     return Section(
         _TITLE,

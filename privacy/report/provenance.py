@@ -35,9 +35,9 @@ def _how_to_check(report: AuditReport) -> tuple[Block, ...]:
     library = next((f" 'dp-accounting=={v}'" for name, v in report.software.items() if name == "dp-accounting"), "")
     return (
         Paragraph(
-            "The ledger beside this page is all it takes. `recompute` computes every ε from it again and compares with "
+            "The ledger beside this page is all it takes. “recompute” computes every ε from it again and compares with "
             "report.json. A release's report has a signed statement beside it (statement.json: an in-toto statement "
-            "that names this report and its ledger by hash): `verify` checks its signature, too, with the public half "
+            "that names this report and its ledger by hash): “verify” checks its signature, too, with the public half "
             "of the releases key. Both exit with 1 when anything differs, and need no network and no model."
         ),
         Code(

@@ -73,7 +73,7 @@ def users_blocks(cost: UserCost) -> tuple[Block, ...]:
                 ("noise multiplier (noise in the sum / clipping norm)", _span(cost.noise_multipliers)),
                 ("clipping norm of a contribution", _span(cost.clipping_norms)),
                 ("sampling probability (1: no credit taken)", _span(cost.sampling_probabilities)),
-                ("contributions in a round", _span(cost.contributions)),
+                ("contributions in a round", _span(cost.contributions, digits=0)),
             ),
             is_text=True,
         ),
@@ -95,6 +95,6 @@ def _claim(cost: UserCost) -> str:
     )
 
 
-def _span(values: tuple[float, float]) -> str:
-    low, high = (number(value, 4) for value in values)
+def _span(values: tuple[float, float], *, digits: int = 4) -> str:
+    low, high = (number(value, digits) for value in values)
     return low if low == high else f"{low} to {high}"
