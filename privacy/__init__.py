@@ -17,8 +17,10 @@ from privacy.errors import (
     PrivacyError,
     ReportError,
     SecureSumError,
+    StatementError,
     TrainingError,
     UnknownEventError,
+    UnreadableKeyError,
     UnsupportedModuleError,
 )
 from privacy.event import PrivacyEvent
@@ -41,7 +43,9 @@ __all__ = [
     "ReportError",
     "RoundInstructions",
     "SecureSumError",
+    "StatementError",
     "TrainingError",
     "UnknownEventError",
+    "UnreadableKeyError",
     "UnsupportedModuleError",
 ]

@@ -51,7 +51,7 @@ class RoundInstructions(BaseModel):
     rank: int = Field(ge=1, le=4096)
     alpha: PositiveFloat
     targets: tuple[TargetName, ...] = Field(min_length=1, max_length=32, strict=False)
-    gradients: Literal["direct", "hooks"] = Field(
+    gradients: Literal["direct", "hooks", "loop"] = Field(
         description="how per-example gradients are made; equal in what they are"
     )
 

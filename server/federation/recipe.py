@@ -82,10 +82,11 @@ class Recipe(UserLevelRecipe, SecureSumRecipe):
     batch_size: Annotated[int, Field(ge=1, le=4096, description="Expected examples per step (Poisson sampled).")] = 16
     learning_rate: Annotated[float, Field(gt=0, le=10, description="Step size on the device (SGD, momentum).")] = 0.02
     gradients: Annotated[
-        Literal["direct", "hooks"],
+        Literal["direct", "hooks", "loop"],
         Field(
             description="Per-example gradients: `direct`, in the adapter's own backward pass (less time and memory; "
-            "bfloat16 where the processor has it), or `hooks`, by Opacus in float32."
+            "bfloat16 where the processor has it); `loop`, one example at a time (least memory); or `hooks`, by Opacus "
+            "in float32. The same in what they are."
         ),
     ] = "direct"
     max_length: Annotated[int, Field(ge=8, le=4096, description="Tokens per example; longer ones are cut.")] = 64
