@@ -45,6 +45,17 @@ class Found:
     is_time_bound: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Question:
+    """What a device asks, and of whom."""
+
+    registry: Registry
+    signed: Signed
+    device_id: str
+    query: UpdateQuery
+    room: Room
+
+
 def find_way(registry: Registry, signed: Signed, device_id: str, query: UpdateQuery, room: Room) -> Found:
     """What a device is to be offered now.
 
@@ -52,59 +63,48 @@ def find_way(registry: Registry, signed: Signed, device_id: str, query: UpdateQu
         NotFoundError: There is no such device.
         ConflictError: No package fits on its disk.
     """
+    asked = _Question(registry=registry, signed=signed, device_id=device_id, query=query, room=room)
     with registry.reading():
         case = registry.device_case(device_id, installed_version=query.installed_version)
         if not case.due:
-            return _found(registry, signed, device_id, query, room, explained(case))
+            return _found(asked, explained(case))
     # Reports wait to be counted, which is written.
     decided = explain(registry, device_id, installed_version=query.installed_version)
     with registry.reading():
-        return _found(registry, signed, device_id, query, room, decided)
+        return _found(asked, decided)
 
 
-def _found(
-    registry: Registry, signed: Signed, device_id: str, query: UpdateQuery, room: Room, decided: Explanation
-) -> Found:
-    way = None
-    if decided.version is not None:
-        way = _way(registry, signed, device_id, query, room, decided.version, decided.rollout_id)
+def _found(asked: _Question, decided: Explanation) -> Found:
+    way = None if decided.version is None else _way(asked, decided.version, decided.rollout_id)
     return Found(way=way, is_time_bound=decided.is_time_bound)
 
 
-def _way(
-    registry: Registry,
-    signed: Signed,
-    device_id: str,
-    query: UpdateQuery,
-    room: Room,
-    number: int,
-    rollout_id: int | None,
-) -> Way | None:
+def _way(asked: _Question, number: int, rollout_id: int | None) -> Way | None:
+    registry, query = asked.registry, asked.query
     version = registry.version(query.model, number)
     if has_nothing_to_do(query, version):
         return None
     source = _source(registry, query, version)
-    packages = registry.packages(query.model, number)
-    package, missing = _package(query, version, source, packages, room)
+    package, missing = _package(query, version, source, registry.packages(query.model, number), asked.room)
     if package is None:
         return None
-    is_known = source is not None and source.manifest.tree_hash == query.installed_hash
-    chain: Chain = ()
-    if source is not None and is_known and not query.only_full:
-        # Where the package itself does not fit, a longer way may.
-        limit = package.length if missing == 0 else None
-        chain = _chain(registry, signed, source, version, room, limit=limit)
+    # Where the package itself does not fit, a longer way may.
+    chain = _chain(asked, source, version, limit=None if missing else package.length)
     if missing and not chain:
-        raise ConflictError(
-            f"v{number} does not fit on this device's disk: {missing} more bytes ({missing / 1e6:.1f} MB) must be free "
-            "for its smallest package. Free some space and ask again."
-        )
+        raise _too_full(number, missing)
     return Way(
         version=version,
         package=package,
         chain=chain,
         rollout_id=rollout_id,
-        open_offer=registry.open_offer(device_id, package_path=package.path, rollout_id=rollout_id),
+        open_offer=registry.open_offer(asked.device_id, package_path=package.path, rollout_id=rollout_id),
+    )
+
+
+def _too_full(number: int, missing: int) -> ConflictError:
+    return ConflictError(
+        f"v{number} does not fit on this device's disk: {missing} more bytes ({missing / 1e6:.1f} MB) must be free "
+        "for its smallest package. Free some space and ask again."
     )
 
 
@@ -142,30 +142,31 @@ def _package(
     return choose(usable), min(map(missing, usable), default=0)
 
 
-def _chain(
-    registry: Registry,
-    signed: Signed,
-    source: VersionRecord,
-    version: VersionRecord,
-    room: Room,
-    *,
-    limit: int | None,
-) -> Chain:
+def _chain(asked: _Question, source: VersionRecord | None, version: VersionRecord, *, limit: int | None) -> Chain:
     """Deltas that reach the same version with fewer than ``limit`` bytes, and that fit; empty when none do."""
-    deltas = registry.deltas(version.model)
+    if source is None or source.manifest.tree_hash != asked.query.installed_hash or asked.query.only_full:
+        return ()
+    path = _cheapest(asked, source, version, limit=limit)
+    made = [asked.registry.version(version.model, delta.version) for delta in path]
+    trees = [one.manifest for one in (source, *made)]
+    return () if asked.room.missing(path, trees) else tuple(zip(path, made, strict=True))
+
+
+def _cheapest(
+    asked: _Question, source: VersionRecord, version: VersionRecord, *, limit: int | None
+) -> Sequence[PackageRecord]:
+    """The cheapest chain of versions that are all signed now; empty when it is not fewer than ``limit`` bytes."""
+    deltas = asked.registry.deltas(version.model)
     path = cheapest_chain(deltas, source=source.number, target=version.number)
     if not _is_cheaper(path, limit):
         return ()
     # A device refuses a step whose manifest is not signed any more.
-    known = signed.signed_versions(version.model)
-    if not all(delta.version in known for delta in path):
-        left = [delta for delta in deltas if delta.version in known]
-        path = cheapest_chain(left, source=source.number, target=version.number)
-        if not _is_cheaper(path, limit):
-            return ()
-    made = [registry.version(version.model, delta.version) for delta in path]
-    trees = [one.manifest for one in (source, *made)]
-    return () if room.missing(path, trees) else tuple(zip(path, made, strict=True))
+    known = asked.signed.signed_versions(version.model)
+    if all(delta.version in known for delta in path):
+        return path
+    left = [delta for delta in deltas if delta.version in known]
+    path = cheapest_chain(left, source=source.number, target=version.number)
+    return path if _is_cheaper(path, limit) else ()
 
 
 def _is_cheaper(path: Sequence[PackageRecord], limit: int | None) -> bool:
