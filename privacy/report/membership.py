@@ -25,7 +25,8 @@ def membership_blocks(report: AuditReport) -> tuple[Block, ...]:
             f"Control, the same run without noise: the attack {caught} "
             f"({result.control.points[0].true_positive_rate:.2%} found, AUC {number(result.control.auc)})."
         )
-    rows = (*_attack_rows("calibrated", result.calibrated), *_attack_rows("raw loss", result.raw_loss))
+    likelihood = () if result.likelihood is None else _attack_rows("likelihood ratio (LiRA)", result.likelihood)
+    rows = (*_attack_rows("calibrated", result.calibrated), *likelihood, *_attack_rows("raw loss", result.raw_loss))
     return (
         Paragraph(f"Membership inference. Verdict: {result.verdict}. {result.reason}."),
         Paragraph(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from privacy.accountant import epsilon
 from privacy.audits import Finding, MembershipResult, membership_audit, membership_finding
 from privacy.audits.canaries import canary_findings
 from privacy.audits.exposure import exposure_finding
+from privacy.audits.lira import lira_scores
 from privacy.audits.user_canaries import user_canary_run
 from privacy.user_level import UserBills, user_epsilon
 from server.auditing.people import People, people_of
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from model import Example
     from privacy.event import PrivacyEvent
     from server.artifacts import ArtifactStore
     from server.auditing.plan import AuditPlan
@@ -41,6 +43,9 @@ if TYPE_CHECKING:
     from server.registry import Registry, RunRecord
 
     OnStep = Callable[[str, int, int], None]
+
+# Each example is in half of them; fewer say nothing about its spread.
+_FEWEST_SHADOWS = 4
 
 
 def open_audit(
@@ -142,25 +147,29 @@ class RunAudit:
         """Who was trained on, by the release; the control is the same run without DP."""
         control = self._control(on_step)
         members = self.people.in_turn(self._devices, limit=self.plan.members)
-        others = self.people.others[: max(len(members), self.plan.members)]
+        others, who = self.people.others(members=len(members))
         on_step("losses of members and others", 0, 1)
         evaluation = HeldOutEvaluation(self.tree, data=self.recipe.data, examples=1, max_length=self.recipe.max_length)
         inside, outside = evaluation.encode(members), evaluation.encode(others)
         inside_base, outside_base = evaluation.losses_of_base(inside), evaluation.losses_of_base(outside)
 
-        def measured(adapter: AdapterState, positive: MembershipResult | None) -> MembershipResult:
-            lora = lora_of(self.recipe)
-            return membership_audit(
-                member_losses=evaluation.losses(adapter, lora, inside),
-                member_base_losses=inside_base,
-                non_member_losses=evaluation.losses(adapter, lora, outside),
-                non_member_base_losses=outside_base,
-                positive_control=positive,
-            )
-
-        result = measured(self.result, measured(control, None))
+        lora = lora_of(self.recipe)
+        judged = partial(membership_audit, member_base_losses=inside_base, non_member_base_losses=outside_base)
+        of_control = judged(
+            member_losses=evaluation.losses(control, lora, inside),
+            non_member_losses=evaluation.losses(control, lora, outside),
+        )
+        of_members = evaluation.losses(self.result, lora, inside)
+        of_others = evaluation.losses(self.result, lora, outside)
+        result = judged(
+            member_losses=of_members,
+            non_member_losses=of_others,
+            positive_control=of_control,
+            likelihood_scores=self._likelihoods(evaluation, (members, of_members), (others, of_others), on_step),
+        )
         on_step("losses of members and others", 1, 1)
-        return membership_finding(result, control="the same run on the same text without noise and clipping"), result
+        control_was = f"the same run on the same text without noise and clipping; the others are {who}"
+        return membership_finding(result, control=control_was), result
 
     def exposure(self, on_step: OnStep) -> tuple[Finding, ...]:
         """Secrets in the text of some devices: does the run, done again with them, remember any?"""
@@ -206,6 +215,39 @@ class RunAudit:
     def _control(self, on_step: OnStep) -> AdapterState:
         return self._replayed(on_step, has_dp=False)
 
+    def _likelihoods(
+        self,
+        evaluation: HeldOutEvaluation,
+        members: tuple[Sequence[Example], list[float]],
+        others: tuple[Sequence[Example], list[float]],
+        on_step: OnStep,
+    ) -> tuple[list[float], list[float]] | None:
+        """Scores of members and others by shadow runs; None: none are wanted, or strangers are among the others."""
+        examples = [*members[0], *others[0]]
+        if self.plan.shadows < _FEWEST_SHADOWS or set(self.people.strangers) & set(others[0]):
+            return None
+        encoded, random = evaluation.encode(examples), self._random(7)
+        # In pairs, the second with what the first left out: each example is in half of the shadows.
+        halves = [half for _ in range(self.plan.shadows // 2) for half in self.people.halved(random)]
+        losses, saw = [], []
+        for number, half in enumerate(halves, start=1):
+            text = f"shadow run {number} of {len(halves)}"
+            adapter = self._replay(half).run(
+                has_dp=True,
+                on_step=lambda done, total, text=text: on_step(text, done, total),  # type: ignore[misc]
+            )
+            losses.append(evaluation.losses(adapter, lora_of(self.recipe), encoded))
+            seen = {example for own in half.values() for example in own}
+            saw.append([example in seen for example in examples])
+        scores = lira_scores(np.array([*members[1], *others[1]]), np.array(losses), np.array(saw)).tolist()
+        return scores[: len(members[0])], scores[len(members[0]) :]
+
+    def _replay(self, examples: dict[str, tuple[Example, ...]], **rest: Any) -> Replay:  # noqa: ANN401 - Replay's own
+        people = replace(self.people, examples=examples)
+        return Replay(
+            recipe=self.recipe, events=self.events, people=people, training=self.training, start=self.start, **rest
+        )
+
     def _replayed(self, on_step: OnStep, *, has_dp: bool) -> AdapterState:
         """The run again, with secrets; kept on disk, since two parts and a second try need it."""
         plan = f"{self.plan.secrets},{self.plan.repeats},{self.plan.candidates},{self.plan.seed}"
@@ -214,14 +256,8 @@ class RunAudit:
         if kept.exists():
             return load_file(kept)
         text = "the run again, with secrets" if has_dp else "the run again, with secrets, without DP"
-        replay = Replay(
-            recipe=self.recipe,
-            events=self.events,
-            people=self.people,
-            training=self.training,
-            start=self.start,
-            secrets=planted(self._secrets, sorted(self.people.examples), repeats=self.plan.repeats),
-        )
+        secrets = planted(self._secrets, sorted(self.people.examples), repeats=self.plan.repeats)
+        replay = self._replay(self.people.examples, secrets=secrets)
         adapter = replay.run(has_dp=has_dp, on_step=lambda done, total: on_step(text, done, total))
         make_folder(self.work)
         unfinished = kept.with_suffix(".part")
