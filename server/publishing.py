@@ -45,6 +45,7 @@ __all__ = [
     "package_target",
     "publish",
     "require_audit",
+    "require_gate",
     "require_releasable",
     "restore",
 ]
@@ -240,15 +241,22 @@ class _Publication:
 
 def _pass_gate(registry: Registry, record: VersionRecord, gate: GateResult | None) -> None:
     if gate is None:
-        if record.manifest.kind == "adapter" and (record.gate is None or not record.gate.is_passed):
-            raise PublishingError(
-                f"v{record.number} of {record.model!r} has not passed the evaluation gate: measure it."
-            )
+        require_gate(record)
         return
     registry.record_gate(record.model, record.number, gate)
     if not gate.is_passed:
         registry.reject(record.model, record.number, gate.reason)
         raise GateRefusedError(f"v{record.number} of {record.model!r} is rejected: {gate.reason}.")
+
+
+def require_gate(record: VersionRecord) -> None:
+    """Refuse an adapter of which the registry does not know that it passed the evaluation gate.
+
+    Raises:
+        PublishingError: It was not measured, or did not pass.
+    """
+    if record.manifest.kind == "adapter" and (record.gate is None or not record.gate.is_passed):
+        raise PublishingError(f"v{record.number} of {record.model!r} has not passed the evaluation gate: measure it.")
 
 
 def require_releasable(registry: Registry, record: VersionRecord, *, is_audit_required: bool) -> None:

@@ -15,7 +15,10 @@ _USUAL: Final = RolloutPlan()
 
 
 class LaunchForm(BaseModel):
-    """What was typed; shares in percent. Nothing is checked before `launch`, so that a mistake can be shown again."""
+    """What was typed; shares in percent. Nothing is checked before `launch`, so that a mistake can be shown again.
+
+    ``show`` says that the form was sent; without, the page was only opened.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -28,6 +31,7 @@ class LaunchForm(BaseModel):
     groups: Typed = ""
     tags: Typed = ""
     draft: Typed = ""
+    show: Typed = ""
 
     def launch(self) -> Launch:
         """How the release begins: in phases, as a draft, or for everybody at once where no phases are given.

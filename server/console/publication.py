@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Path, Query, Response
 
-from server.api.services import Services, ServicesDep
+from server.api.services import Services, ServicesDep  # noqa: TC001 - FastAPI reads annotations
 from server.console.launch_form import LaunchForm, release_command
 from server.console.responses import ConsoleRoute, render
 from server.console.runs import epsilon_by_round
 from server.console.statement import PrivacySpent, number, privacy_statements
-from server.console.visits import VisitDep  # noqa: TC001 - FastAPI reads annotations
+from server.console.visits import VisitDep  # noqa: TC001 - the same
 from server.errors import ConflictError, InvalidRecordError, PublishingError
 from server.registry import Role
 
@@ -52,12 +52,11 @@ def release(
     visit: VisitDep,
     run_id: Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$")],
     form: Annotated[LaunchForm, Query()],
-    show: Annotated[str, Query(max_length=8)] = "",
 ) -> Response:
-    """What a release of this run would be; with ``show``, the command for the launch in the form."""
+    """What a release of this run would be; once the form was sent, the command for what it says."""
     visit.caller.require(Role.PUBLISHER)
     registry, proposal = services.registry, propose(services, run_id)
-    launch, problem = _launch(form) if show else (None, "")
+    launch, problem = _launch(form) if form.show else (None, "")
     return render(
         "publication.html",
         status=422 if problem else 200,
@@ -99,12 +98,13 @@ def _obstacle(
     services: Services, run: RunRecord, rounds: tuple[RoundRecord, ...], candidate: VersionRecord | None
 ) -> str:
     # What publishing itself asks, asked here too: there are no second rules. Loading it takes a second.
-    from server.publishing import require_audit, require_releasable  # noqa: PLC0415
+    from server.publishing import require_audit, require_gate, require_releasable  # noqa: PLC0415
 
     is_required = services.settings.require_audit
     try:
         if candidate is not None:
             if candidate.state != "released":
+                require_gate(candidate)
                 require_releasable(services.registry, candidate, is_audit_required=is_required)
             return ""
         if not rounds:

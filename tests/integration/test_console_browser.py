@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import uvicorn
-from simulators.console_fleet import PASSWORD, RUN, seed_console
+from simulators.console_fleet import NEXT_RUN, PASSWORD, RUN, seed_console
 from simulators.server_home import MODEL, open_home
 
 from server.api import create_app
@@ -29,7 +29,8 @@ pytestmark = pytest.mark.slow
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 WHY_SKIPPED = "no browser: install Debian's `chromium` (apt-get install chromium) and `pip install playwright`"
 PAGES = ("", "releases", f"releases/{MODEL}/4", "rollouts", "rollouts/4", "devices", "enrolment", "runs")
-PAGES += (f"runs/{RUN}", "audit", "operators")
+PAGES += (f"runs/{RUN}", "audit", "operators", "operators/ada")
+PAGES += (f"runs/{NEXT_RUN}/release?show=yes&phases=10,50",)
 
 
 class Console:
