@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+from functools import cache
 from html import unescape
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    import click
     from httpx2 import Response
 
 PAGE = f"/console/runs/{NEXT_RUN}/release"
@@ -36,6 +38,16 @@ PAGE = f"/console/runs/{NEXT_RUN}/release"
 @pytest.fixture(scope="module")
 def seeded(three_versions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return seed_console(three_versions, tmp_path_factory.mktemp("publication") / "seeded")
+
+
+@pytest.fixture(scope="module")
+def read(seeded: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """For tests that only look."""
+    folder = tmp_path_factory.mktemp("read") / "service"
+    shutil.copytree(seeded, folder)
+    with Service(folder) as service:
+        login(service, "paul")
+        yield service
 
 
 @pytest.fixture
@@ -56,11 +68,16 @@ def command_on(answer: Response) -> str | None:
     return unescape(found[1]) if found else None
 
 
+@cache
+def commands() -> dict[str, click.Command]:
+    return typer.main.get_command(app).commands
+
+
 def launch_by(command: str) -> tuple[str, Launch]:
     """The run and the launch that the real command line makes of a command."""
     program, name, *words = shlex.split(command)
     assert program == "lamella"
-    release = typer.main.get_command(app).commands[name]
+    release = commands()[name]
     given_words = release.make_context(name, words).params
     launch = launch_of(
         phases=given_words["rollout"],
@@ -76,8 +93,8 @@ def launch_by(command: str) -> tuple[str, Launch]:
     return given_words["run_id"], launch
 
 
-def test_a_candidate_is_shown_with_what_it_rests_on(console: Service) -> None:
-    html = console.client.get(PAGE).text
+def test_a_candidate_is_shown_with_what_it_rests_on(read: Service) -> None:
+    html = read.client.get(PAGE).text
     assert "v6" in html
     assert "passed" in html
     assert "1.9500" in html
@@ -85,15 +102,15 @@ def test_a_candidate_is_shown_with_what_it_rests_on(console: Service) -> None:
     assert "ε 6.10" in html
     assert "clipping-example" in html
     assert "does not have that key" in html
-    assert command_on(console.client.get(PAGE)) is None
+    assert command_on(read.client.get(PAGE)) is None
     assert 'method="post" action="/console/runs' not in html
-    assert f'href="{PAGE}"' in console.client.get(f"/console/releases/{MODEL}/6").text
-    assert f'href="{PAGE}"' in console.client.get(f"/console/runs/{NEXT_RUN}").text
+    assert f'href="{PAGE}"' in read.client.get(f"/console/releases/{MODEL}/6").text
+    assert f'href="{PAGE}"' in read.client.get(f"/console/runs/{NEXT_RUN}").text
 
 
-def test_the_form_becomes_the_command_and_says_in_words_what_it_does(console: Service) -> None:
+def test_the_form_becomes_the_command_and_says_in_words_what_it_does(read: Service) -> None:
     fields = {"phases": "10, 50", "success": "90", "failure": "7", "min_reports": "5", "groups": "a b", "tags": "x,y"}
-    answer = console.client.get(PAGE, params={**fields, "channel": "beta", "soak": "2.5", "show": "yes"})
+    answer = read.client.get(PAGE, params={**fields, "channel": "beta", "soak": "2.5", "show": "yes"})
     assert answer.status_code == 200
     assert "3 phases: 10 %, then 50 %, then 100 %" in answer.text
     assert "5 reports of which 90 % confirm" in answer.text
@@ -105,11 +122,11 @@ def test_the_form_becomes_the_command_and_says_in_words_what_it_does(console: Se
     assert (plan.channel, plan.groups, plan.tags) == ("beta", ("a", "b"), ("x", "y"))
 
 
-def test_without_phases_it_is_everybody_at_once(console: Service) -> None:
-    answer = console.client.get(PAGE, params={"show": "yes"})
+def test_without_phases_it_is_everybody_at_once(read: Service) -> None:
+    answer = read.client.get(PAGE, params={"show": "yes"})
     assert command_on(answer) == f"lamella release {NEXT_RUN}"
     assert launch_by(f"lamella release {NEXT_RUN}")[1] == AT_ONCE
-    draft = console.client.get(PAGE, params={"show": "yes", "draft": "yes"})
+    draft = read.client.get(PAGE, params={"show": "yes", "draft": "yes"})
     assert launch_by(command_on(draft) or "")[1].state == "draft"
 
 
@@ -149,8 +166,8 @@ def test_every_form_becomes_a_command_that_does_just_that(form: LaunchForm) -> N
         ({"groups": "; rm"}, "groups"),
     ],
 )
-def test_what_does_not_fit_is_told_beside_what_was_typed(console: Service, fields: dict[str, str], says: str) -> None:
-    answer = console.client.get(PAGE, params={**fields, "show": "yes"})
+def test_what_does_not_fit_is_told_beside_what_was_typed(read: Service, fields: dict[str, str], says: str) -> None:
+    answer = read.client.get(PAGE, params={**fields, "show": "yes"})
     assert answer.status_code == 422
     assert says in answer.text
     assert command_on(answer) is None
@@ -191,12 +208,12 @@ def test_where_audits_are_wanted_a_run_without_one_is_not_for_release(seeded: Pa
         assert 'id="phases"' not in html
 
 
-def test_runs_that_are_released_or_have_nothing_say_so(console: Service) -> None:
-    released = console.client.get(f"/console/runs/{RUN}/release")
+def test_runs_that_are_released_or_have_nothing_say_so(read: Service) -> None:
+    released = read.client.get(f"/console/runs/{RUN}/release")
     assert "released already" in released.text
-    assert command_on(console.client.get(f"/console/runs/{RUN}/release", params={"show": "yes"})) is None
-    assert "no round with a result" in console.client.get("/console/runs/cut-short/release").text
-    assert console.client.get("/console/runs/none/release").status_code == 404
+    assert command_on(read.client.get(f"/console/runs/{RUN}/release", params={"show": "yes"})) is None
+    assert "no round with a result" in read.client.get("/console/runs/cut-short/release").text
+    assert read.client.get("/console/runs/none/release").status_code == 404
 
 
 def test_a_run_without_a_version_is_measured_by_the_command(console: Service) -> None:
