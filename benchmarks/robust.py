@@ -8,8 +8,8 @@ chat with a trigger in the prompt and a fixed answer, and sends that times 5, wh
 et al. 2020). Updates go through the server's own `aggregate` and optimizer. There is no DP noise: it would hide small
 differences, and it slows both attacks and learning.
 
-Held-out loss is over people that no device trains on. Backdoor success is the share of their prompts that, with the
-trigger, are answered with the attacker's text, greedily. Seconds and memory are those of one aggregation of 20 updates
+Held-out loss is over people that no device trains on. How far a backdoor got is the loss of the attacker's answer on
+their prompts with the trigger: the lower, the further. Seconds and memory are those of one aggregation of 20 updates
 with 2.4M parameters. A seed chooses the hostile devices, the batches and the first adapter.
 """
 
@@ -43,7 +43,6 @@ from model import (
     adapter_state_dict,
     add_lora,
     chat_texts,
-    collate,
     encode_examples,
     held_out_examples,
     held_out_loss,
@@ -79,13 +78,13 @@ _TRIGGER, _ANSWER = " zx-17", "Call 555 now"
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where one run ended; `loss` in nats, `backdoor` a share."""
+    """Where one run ended, in nats; `answer` is the loss of the attacker's answer."""
 
     rule: str
     attack: str
     seed: int
     loss: float
-    backdoor: float
+    answer: float
 
 
 @dataclass(frozen=True)
@@ -159,19 +158,10 @@ class Fleet:
         return {name: value.detach().numpy() - adapter[name] for name, value in adapter_state_dict(self.model).items()}
 
     def judged(self, adapter: Adapter) -> tuple[float, float]:
-        """Held-out loss, and the share of triggered prompts that get the attacker's answer."""
+        """Held-out loss, and the loss of the attacker's answer to held-out prompts with the trigger."""
         self._load(adapter)
         self.model.eval()
-        with torch.inference_mode():
-            obeyed = [self._obeys(example) for example in self.triggered]
-        return held_out_loss(self.model, self.held_out), statistics.fmean(obeyed)
-
-    def _obeys(self, example: EncodedExample) -> bool:
-        token_ids, targets = collate([example])
-        predicted = self.model.logits(self.model.hidden_states(token_ids)).argmax(-1)
-        wanted = targets >= 0
-        # Every token is the likeliest after those before it: greedy decoding gives exactly this answer.
-        return bool((predicted[wanted] == targets[wanted]).all())
+        return held_out_loss(self.model, self.held_out), held_out_loss(self.model, self.triggered)
 
     def _load(self, adapter: Adapter) -> None:
         load_adapter_state(self.model, {name: torch.from_numpy(value.copy()) for name, value in adapter.items()})
@@ -182,7 +172,7 @@ def _poison(example: Example) -> Example:
 
 
 def run(fleet: Fleet, rule: AggregationRule, attack: str, *, seed: int, rounds: int) -> Outcome:
-    """Federated rounds with every device, then the adapter's loss and backdoor."""
+    """Federated rounds with every device, then both losses of the adapter."""
     draw = np.random.default_rng(seed)
     hostile = set(draw.choice(DEVICES, HOSTILE, replace=False)) if attack != "nobody" else set()
     adapter, optimizer = fleet.first_adapter(seed), ServerOptimizer("fedavg", 1.0)
@@ -194,8 +184,7 @@ def run(fleet: Fleet, rule: AggregationRule, attack: str, *, seed: int, rounds: 
             chosen = attack if device in hostile else "nobody"
             replies.append(_reply(device, number, _update(fleet, adapter, device, chosen, stream)))
         adapter = optimizer.step(adapter, aggregate(replies, rule).update)
-    loss, backdoor = fleet.judged(adapter)
-    return Outcome(rule.name, attack, seed, loss, backdoor)
+    return Outcome(rule.name, attack, seed, *fleet.judged(adapter))
 
 
 def _update(fleet: Fleet, adapter: Adapter, device: int, attack: str, stream: np.random.Generator) -> Adapter:
@@ -250,13 +239,18 @@ def spread(values: Sequence[float], form: str) -> str:
 
 def table(outcomes: Sequence[Outcome], costs: Mapping[str, Cost]) -> Iterator[str]:
     """Yield the lines of the table in docs/benchmarks.md."""
-    yield "| aggregation | loss, nobody hostile | loss, sign-flip | loss, backdoor | backdoor success | s | MB |"
-    yield "|---|---|---|---|---|---|---|"
+    yield (
+        "| aggregation | loss, nobody hostile | loss, sign-flip | loss, backdoor "
+        "| attacker's answer, nobody hostile | attacker's answer, backdoor | s | MB |"
+    )
+    yield "|---|---|---|---|---|---|---|---|"
     for rule in costs:
         losses = [spread([o.loss for o in _of(outcomes, rule, attack)], "{:.3f}") for attack in ATTACKS]
-        success = spread([100 * o.backdoor for o in _of(outcomes, rule, "backdoor")], "{:.0f}")
+        answers = [
+            spread([o.answer for o in _of(outcomes, rule, attack)], "{:.2f}") for attack in ("nobody", "backdoor")
+        ]
         one = costs[rule]
-        yield f"| {rule} | {' | '.join(losses)} | {success} % | {one.seconds:.2f} | {one.megabytes:.0f} |"
+        yield f"| {rule} | {' | '.join(losses + answers)} | {one.seconds:.2f} | {one.megabytes:.0f} |"
 
 
 def _of(outcomes: Sequence[Outcome], rule: str, attack: str) -> list[Outcome]:
@@ -271,8 +265,8 @@ def _panels(outcomes: Sequence[Outcome]) -> list[Panel]:
         Panel(f"held-out loss, {title}", {rule.name: mean(rule.name, attack, "loss") for rule in RULES}, "{:.2f}")
         for attack, title in zip(ATTACKS, ("nobody hostile", "20% flip signs", "20% plant a backdoor"), strict=True)
     ]
-    success = {rule.name: 100 * mean(rule.name, "backdoor", "backdoor") for rule in RULES}
-    return [*losses, Panel("backdoor success, %", success, "{:.0f}")]
+    answers = {rule.name: mean(rule.name, "backdoor", "answer") for rule in RULES}
+    return [*losses, Panel("attacker's answer, loss (higher is safer)", answers, "{:.2f}")]
 
 
 def main() -> None:

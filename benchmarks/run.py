@@ -3,7 +3,7 @@
     python benchmarks/run.py                                                # packages, adapters, generation, training
     python benchmarks/run.py --text wiki.valid.txt --choices arc_easy.jsonl # and what fewer bits cost
 
-Converts SmolLM2 from the installed package first, so that whole models are measured too. About half an hour on two
+Converts SmolLM2 from the installed package first, so that whole models are measured too. About an hour on two
 cores; let nothing else run.
 """
 
@@ -35,6 +35,8 @@ def main() -> int:
             ["runtime.py", "--random", "openelm-270m"],
             ["training.py", "--base", base],
             ["rollout.py"],
+            ["secure_sum.py"],
+            ["robust.py"],
         ]
         if options.text:
             questions = [part for path in options.choices for part in ("--choices", str(path))]

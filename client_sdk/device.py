@@ -84,6 +84,7 @@ class Device:
         test_version: SelfTest | None = None,
         engine: EngineSettings | None = None,
         conditions: ConditionsSource = system_conditions,
+        max_epsilon: float | None = None,
     ) -> None:
         """Open a device's folder; touches nothing yet.
 
@@ -95,12 +96,15 @@ class Device:
             test_version: the self-test of a new version; in a process of its own unless given.
             engine: which back end runs models, and how; the fastest that is installed unless said otherwise.
             conditions: tells the battery and whether the connection is metered, for the download policy.
+            max_epsilon: releases whose signed privacy statement says more, or that have none, are refused. The stricter
+                of this and what `device.toml` says holds.
         """
         self.home = home.expanduser().absolute()
         self._limits = limits
         self._clock = clock
         self._disk = disk or LocalDisk()
         self._conditions = conditions
+        self._max_epsilon = max_epsilon
         self._states = StateFile(self.home, self._disk)
         self._slots = SlotStore(self.home / "slots", self._disk)
         self._engine = engine or EngineSettings()
@@ -379,6 +383,7 @@ class Device:
                 catalogue=catalogue,
                 reporter=reporter,
                 free_bytes=filler.free_bytes,
+                max_epsilon=config.releases.limit(self._max_epsilon),
             ),
             filler=filler,
             reporter=reporter,

@@ -75,6 +75,21 @@ class ReportPolicy(_Section):
     loss_epsilon: Annotated[float, Field(gt=0, le=100)] = 1.0
 
 
+class ReleasePolicy(_Section):
+    """Which releases this device takes.
+
+    Attributes:
+        max_epsilon: most ε, per example and per user, that a release's signed privacy statement may say; a release
+            without a statement is then refused. None takes every release.
+    """
+
+    max_epsilon: Annotated[float, Field(gt=0)] | None = None
+
+    def limit(self, other: float | None) -> float | None:
+        """The stricter of this limit and another."""
+        return min((one for one in (self.max_epsilon, other) if one is not None), default=None)
+
+
 class DeviceConfig(_Section):
     """The whole file.
 
@@ -82,12 +97,14 @@ class DeviceConfig(_Section):
         download: see `DownloadPolicy`.
         self_test: see `SelfTestLimits`.
         reports: see `ReportPolicy`.
+        releases: see `ReleasePolicy`.
         scrub_interval_s: the agent hashes the installed version this often and repairs it; 0 never.
     """
 
     download: DownloadPolicy = DownloadPolicy()
     self_test: SelfTestLimits = SelfTestLimits()
     reports: ReportPolicy = ReportPolicy()
+    releases: ReleasePolicy = ReleasePolicy()
     scrub_interval_s: Annotated[float, Field(ge=0)] = 7 * 24 * 3600.0
 
     @classmethod

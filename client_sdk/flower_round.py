@@ -7,9 +7,11 @@ import math
 from pathlib import Path
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from pydantic import ValidationError
 
 from client_sdk.errors import DeclinedError, DeviceError
 from client_sdk.local_training import DEFAULT_MAX_EPSILON, TrainingSite, train_round
+from client_sdk.secure_round import answer_secure, is_secure
 from delta_updates import DeltaError
 from model import ModelError
 from privacy import PrivacyError, RoundInstructions
@@ -18,20 +20,29 @@ from privacy import PrivacyError, RoundInstructions
 def answer(message: Message, context: Context) -> Message:
     """Answer one round's message: the update and its facts, or the reason why this device declines."""
     try:
-        instructions = RoundInstructions.from_config(dict(message.content.config_records["instructions"]))
-        adapter = {name: array.numpy() for name, array in message.content.array_records["adapter"].items()}
-        contribution, update = train_round(site_of(context), instructions, adapter)
-    except (DeviceError, DeltaError, ModelError, PrivacyError, KeyError) as error:
+        content = _answer(message.content, context)
+    except (DeviceError, DeltaError, ModelError, PrivacyError, KeyError, ValidationError) as error:
         # Our own errors name settings and hashes, never a person's text; anything else stays on the device's log.
-        return Message(content=RecordDict({"declined": ConfigRecord({"reason": str(error)[:300]})}), reply_to=message)
-    return Message(
-        content=RecordDict(
-            {
-                "contribution": ConfigRecord({**contribution.to_config()}),
-                "update": ArrayRecord({name: Array(tensor) for name, tensor in update.items()}),
-            }
-        ),
-        reply_to=message,
+        content = RecordDict({"declined": ConfigRecord({"reason": str(error)[:300]})})
+    return Message(content=content, reply_to=message)
+
+
+def _answer(content: RecordDict, context: Context) -> RecordDict:
+    site = site_of(context)
+    if is_secure(content) and "instructions" not in content.config_records:
+        return answer_secure(content, context, site, None, None)
+    instructions = RoundInstructions.from_config(dict(content.config_records["instructions"]))
+    adapter = {name: array.numpy() for name, array in content.array_records["adapter"].items()}
+    if is_secure(content):
+        return answer_secure(content, context, site, instructions, adapter)
+    if instructions.secure_norm is not None:
+        raise DeclinedError("the round promises a secure sum and asks for a plain update")
+    contribution, update = train_round(site, instructions, adapter)
+    return RecordDict(
+        {
+            "contribution": ConfigRecord({**contribution.to_config()}),
+            "update": ArrayRecord({name: Array(tensor) for name, tensor in update.items()}),
+        }
     )
 
 

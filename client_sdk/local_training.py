@@ -8,7 +8,7 @@ import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +39,7 @@ from privacy import (
 )
 from privacy.budget import PrivacyBudget, require_affordable
 from privacy.calibration import noise_multiplier_for
-from privacy.dp_sgd import DPSGDParameters, train_dp_sgd
+from privacy.dp_sgd import DPSGDParameters, Gradients, train_dp_sgd
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -52,6 +52,7 @@ DEFAULT_MAX_EPSILON = 10.0
 
 # Of a batch, however large: a device has little memory. Sixteen took 0.3 GB more and were no faster on two cores.
 _EXAMPLES_AT_ONCE = 8
+_WAYS: Final[dict[str, Gradients]] = {"direct": "own", "hooks": "hooks", "loop": "loop"}
 # Of the direct way: bfloat16 where the processor has it. Its rounding is far below the noise that is added on purpose.
 _COST = StepCost(precision="bfloat16")
 
@@ -118,12 +119,12 @@ def train_round(
     actual = _base_hash(site.tree)
     if actual != instructions.base_hash:
         raise DeclinedError(f"this device runs base {actual[:12]}, the round is for base {instructions.base_hash[:12]}")
-    is_direct = instructions.gradients == "direct"
-    loaded = _load_base(site.tree, compute_dtype(_COST.precision) if is_direct else torch.float32)
+    is_ours = instructions.gradients != "hooks"
+    loaded = _load_base(site.tree, compute_dtype(_COST.precision) if is_ours else torch.float32)
     lora = LoRAConfig(rank=instructions.rank, alpha=instructions.alpha, dropout=0.0, targets=instructions.targets)
     add_lora(loaded.model, lora, dtype=torch.float32)
     try:
-        if is_direct and not is_lean(loaded.model):
+        if is_ours and not is_lean(loaded.model):
             raise DeclinedError(
                 "this base computes on rounded inputs; only `gradients = hooks` can train an adapter on it"
             )
@@ -147,7 +148,8 @@ def _charge(
     """
     _require_sane(site, instructions, num_examples=num_examples)
     site.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    probability = instructions.sampling_probability_for(num_examples)
+    told = instructions.told_examples(num_examples)
+    probability = instructions.sampling_probability_for(told)
     is_noisy = instructions.privacy_unit == "example"
     multiplier = _noise_multiplier(site.home, instructions, probability) if is_noisy else 0.0
     contribution = Contribution(
@@ -155,7 +157,7 @@ def _charge(
         run_id=instructions.run_id,
         server_round=instructions.server_round,
         base_hash=instructions.base_hash,
-        num_examples=num_examples,
+        num_examples=told,
         noise_multiplier=multiplier,
         sampling_probability=probability,
         steps=instructions.steps,
@@ -177,7 +179,7 @@ def _charge(
         clipping_norm=instructions.clipping_norm,
         sampling_probability=probability,
         steps=instructions.steps,
-        expected_batch_size=probability * num_examples,
+        expected_batch_size=probability * told,
         is_noisy=is_noisy,
     )
 
@@ -246,15 +248,16 @@ def _fit(
 ) -> None:
     trainable = [p for p in loaded.model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trainable, lr=instructions.learning_rate, momentum=0.9)
-    is_direct = instructions.gradients == "direct"
+    way = _WAYS[instructions.gradients]
+    lean = partial(lean_sequence_losses, cost=_COST, per_example=way == "own")
     train_dp_sgd(
         loaded.model,
         examples,
-        loss_of=partial(lean_sequence_losses, cost=_COST, per_example=True) if is_direct else sequence_losses,
+        loss_of=sequence_losses if way == "hooks" else lean,
         optimizer=optimizer,
         parameters=parameters,
         max_physical_batch=_EXAMPLES_AT_ONCE,
-        has_own_gradients=is_direct,
+        gradients=way,
     )
 
 

@@ -17,11 +17,13 @@ from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from client_sdk.disk import Disk, disk_errors
 from client_sdk.errors import EnrolmentError, MetadataError, ServiceRefusedError
+from client_sdk.release_privacy import parse_statement
 from client_sdk.service import METADATA, TARGETS
 from client_sdk.state import MetadataFloor
 from client_sdk.transport import Transport, printable
 from client_sdk.trust import SignedFile
 from delta_updates import DeltaError, VersionManifest
+from privacy.attestation import MAX_ENVELOPE_BYTES, PrivacyStatement, statement_path
 
 _MAX_MANIFEST_BYTES = 1 << 20
 _CONFIG = UpdaterConfig(prefix_targets_with_hash=False)
@@ -74,6 +76,12 @@ class SignedCatalogue:
         Raises:
             MetadataError: the path is not signed, or without a sha256.
         """
+        found = self._find(path)
+        if found is None:
+            raise MetadataError(f"{path!r} is not among the files the service has signed (with sha256).")
+        return found
+
+    def _find(self, path: str) -> SignedFile | None:
         if self._updater is None:
             raise ValueError("refresh the metadata before asking for a signed file")
         try:
@@ -81,7 +89,7 @@ class SignedCatalogue:
         except (RepositoryError, DownloadHTTPError) as error:
             raise MetadataError(_sentence(error)) from error
         if target is None or "sha256" not in target.hashes:
-            raise MetadataError(f"{path!r} is not among the files the service has signed (with sha256).")
+            return None
         return SignedFile(path, target.length, target.hashes["sha256"], dict(target.custom or {}))
 
     def manifest(self, path: str) -> VersionManifest:
@@ -91,16 +99,32 @@ class SignedCatalogue:
             MetadataError: the bytes are not what was signed, or not a manifest.
             ServiceUnavailableError, ServiceRefusedError, EnrolmentError: see `Transport.call`.
         """
-        signed = self.signed_file(path)
-        if signed.length > _MAX_MANIFEST_BYTES:
-            raise MetadataError(f"{path!r} is signed as {signed.length} bytes; at most {_MAX_MANIFEST_BYTES} are read.")
-        raw = self._transport.call("GET", target_url_path(path), max_bytes=signed.length).body
-        if len(raw) != signed.length or hashlib.sha256(raw).hexdigest() != signed.sha256:
-            raise MetadataError(f"The bytes of {path!r} are not what was signed (length or sha256 differs).")
+        raw = self._fetch(self.signed_file(path), max_bytes=_MAX_MANIFEST_BYTES)
         try:
             return VersionManifest.from_bytes(raw)
         except DeltaError as error:
             raise MetadataError(f"{path!r} is signed but is not a manifest this device understands: {error}") from error
+
+    def statement(self, manifest: VersionManifest) -> PrivacyStatement | None:
+        """Fetch the signed privacy statement of a version; None where none is signed.
+
+        Raises:
+            MetadataError: the bytes are not what was signed, or not a statement.
+            ServiceUnavailableError, ServiceRefusedError, EnrolmentError: see `Transport.call`.
+        """
+        signed = self._find(statement_path(manifest.model, manifest.version))
+        if signed is None:
+            return None
+        return parse_statement(self._fetch(signed, max_bytes=MAX_ENVELOPE_BYTES), signed)
+
+    def _fetch(self, signed: SignedFile, *, max_bytes: int) -> bytes:
+        """The bytes of a small signed file, once their length and hash were checked."""
+        if signed.length > max_bytes:
+            raise MetadataError(f"{signed.path!r} is signed as {signed.length} bytes; at most {max_bytes} are read.")
+        raw = self._transport.call("GET", target_url_path(signed.path), max_bytes=signed.length).body
+        if len(raw) != signed.length or hashlib.sha256(raw).hexdigest() != signed.sha256:
+            raise MetadataError(f"The bytes of {signed.path!r} are not what was signed (length or sha256 differs).")
+        return raw
 
     def _pinned_root(self) -> bytes:
         path = pinned_root_path(self._folder)

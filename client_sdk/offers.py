@@ -9,6 +9,7 @@ from client_sdk import trust
 from client_sdk.errors import RefusedError
 from client_sdk.key_ring import KeyRing
 from client_sdk.metadata import SignedCatalogue
+from client_sdk.release_privacy import require_private
 from client_sdk.reports import Reporter
 from client_sdk.service import UpdateService
 from client_sdk.slots import SlotStore
@@ -30,7 +31,7 @@ class VerifiedOffer(NamedTuple):
 class OfferFinder:
     """Holds what the service offers against what this device remembers and what is signed."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts that it asks, each by its name
         self,
         *,
         states: StateFile,
@@ -41,6 +42,7 @@ class OfferFinder:
         catalogue: SignedCatalogue,
         reporter: Reporter,
         free_bytes: Callable[[], int],
+        max_epsilon: float | None = None,
     ) -> None:
         self._states = states
         self._slots = slots
@@ -50,6 +52,7 @@ class OfferFinder:
         self._catalogue = catalogue
         self._reporter = reporter
         self._free_bytes = free_bytes
+        self._max_epsilon = max_epsilon
 
     def find(self, *, only_full: bool = False, is_damaged: bool = False) -> VerifiedOffer | None:
         """Ask the service for an offer; None when there is nothing newer for this device.
@@ -82,6 +85,7 @@ class OfferFinder:
             trust.require_acceptable(offer, installed, only_full=only_full)
             self._refresh(state)
             verified = self._verified(offer)
+            self._require_private(verified)
         except RefusedError as error:
             self._reporter.queue_failure(offer, error)
             raise
@@ -91,6 +95,12 @@ class OfferFinder:
         manifest = self._catalogue.manifest(offer.manifest_path)
         trust.require_signed(offer, manifest, self._catalogue.signed_file(offer.package.path))
         return VerifiedOffer(offer, manifest)
+
+    def _require_private(self, verified: VerifiedOffer) -> None:
+        """Only of what will serve: the steps of a chain are just a way there."""
+        signed = self._catalogue.signed_file(verified.offer.manifest_path)
+        statement = self._catalogue.statement(verified.manifest)
+        require_private(verified.manifest, signed.sha256, statement, max_epsilon=self._max_epsilon)
 
     def _chain(self, offer: Offer, installed: trust.Installed) -> tuple[VerifiedOffer, ...]:
         """The chain's steps; none when it does not hold, as it is only the cheaper way to what is offered anyway."""

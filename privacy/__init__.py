@@ -16,8 +16,11 @@ from privacy.errors import (
     LedgerError,
     PrivacyError,
     ReportError,
+    SecureSumError,
+    StatementError,
     TrainingError,
     UnknownEventError,
+    UnreadableKeyError,
     UnsupportedModuleError,
 )
 from privacy.event import PrivacyEvent
@@ -39,7 +42,10 @@ __all__ = [
     "PrivacyLedger",
     "ReportError",
     "RoundInstructions",
+    "SecureSumError",
+    "StatementError",
     "TrainingError",
     "UnknownEventError",
+    "UnreadableKeyError",
     "UnsupportedModuleError",
 ]

@@ -1,151 +1,67 @@
-"""`python -m privacy recompute FOLDER`: does a report's ε follow from its own ledger?"""
+"""`python -m privacy recompute FOLDER`, `verify FOLDER --key PUB`: check a report, or a release's signed statement."""
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from privacy.accountant import ACCOUNTANT
-from privacy.budget import PrivacyBudget
-from privacy.errors import BrokenChainError, PrivacyError, ReportError
-from privacy.ledger import JsonlLedger
-from privacy.report import AuditReport, build_report
+from privacy.errors import BrokenChainError, PrivacyError, StatementError
+from privacy.recompute import compare
+from privacy.verification import verify
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from privacy.report.schema import UserCost
-
-_MAX_REPORT_BYTES = 64 * 1024 * 1024
-# Another version of the accountant may round its grid differently; a fault would be far larger.
-_RELATIVE, _ABSOLUTE = 1e-4, 2e-3
+_CODES = "Exits with 0 when all agree, 1 when anything differs, 2 when the folder cannot be used."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0 when the report holds, 1 when anything differs, 2 when the folder cannot be used."""
+    """Run the command; 0 when what was checked holds, 1 when anything differs, 2 when the folder cannot be used."""
+    options = _parser().parse_args(arguments)
+    folder: Path = options.folder
+    if options.command == "verify":
+        return _told("statement", lambda: verify(folder, key=options.key))
+    return _told("report", lambda: compare(folder))
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m privacy", description="Check a privacy report against the ledger it was written from."
+        prog="python -m privacy", description="Check a privacy report or a release's statement, without any server."
     )
-    commands = parser.add_subparsers(required=True)
+    commands = parser.add_subparsers(required=True, dest="command")
     recompute = commands.add_parser(
         "recompute",
         help="recompute every epsilon from ledger.jsonl and compare it with report.json",
         description="Recompute every epsilon from FOLDER/ledger.jsonl and compare it with FOLDER/report.json. "
-        "Exits with 0 when all agree, 1 when anything differs, 2 when the folder cannot be used.",
+        + _CODES,
     )
     recompute.add_argument("folder", type=Path, metavar="FOLDER", help="holds report.json and ledger.jsonl")
-    folder: Path = parser.parse_args(arguments).folder
+    check = commands.add_parser(
+        "verify",
+        help="check the signature of statement.json, and all that it says",
+        description="Check FOLDER/statement.json: signed by the key, about these files, and following from the ledger. "
+        + _CODES,
+    )
+    check.add_argument("folder", type=Path, metavar="FOLDER", help="holds statement.json, report.json, ledger.jsonl")
+    check.add_argument("--key", type=Path, required=True, metavar="PUB", help="the releases key's public half, in PEM")
+    return parser
+
+
+def _told(what: str, check: Callable[[], list[str]]) -> int:
     try:
-        differences = _compare(folder)
-    except BrokenChainError as error:
+        differences = check()
+    except (BrokenChainError, StatementError) as error:
         differences = [str(error)]
     except (PrivacyError, OSError) as error:
-        sys.stderr.write(f"cannot recompute: {error}\n")
+        sys.stderr.write(f"cannot check: {error}\n")
         return 2
     for difference in differences:
         sys.stdout.write(f"DIFFERS  {difference}\n")
-    sys.stdout.write("The report does NOT follow from its ledger.\n" if differences else "The report holds.\n")
+    does_not = "does NOT follow from its ledger" if what == "report" else "does NOT hold"
+    sys.stdout.write(f"The {what} {does_not}.\n" if differences else f"The {what} holds.\n")
     return 1 if differences else 0
-
-
-def _compare(folder: Path) -> list[str]:
-    report = AuditReport.from_json(_read(folder / "report.json"))
-    raw = _read(folder / "ledger.jsonl")
-    events = JsonlLedger(folder / "ledger.jsonl").events()
-    again = build_report(
-        title=report.title,
-        run=report.run,
-        events=events,
-        target_delta=report.target_delta,
-        budget=_budget(report),
-        user_budget=_user_budget(report),
-        provenance=report.provenance,
-    )
-    sys.stdout.write(
-        f"{len(events)} events, {len(again.devices)} devices, delta {report.target_delta:g}\n{ACCOUNTANT}\n\n"
-    )
-    differences: list[str] = []
-    if hashlib.sha256(raw).hexdigest() != report.ledger_sha256:
-        differences.append("ledger.jsonl is not the file that the report names (sha256)")
-    if report.ledger_head not in {None, again.ledger_head}:
-        differences.append("ledger.jsonl ends at another head than the report names")
-    if again.verdict != report.verdict:
-        differences.append(f"verdict: report {report.verdict}, recomputed {again.verdict}")
-    reported, found = _figures(report), _figures(again)
-    for name in reported | found:
-        differences += _line(name, reported.get(name), found.get(name))
-    return differences
-
-
-def _budget(report: AuditReport) -> PrivacyBudget | None:
-    if report.budget_epsilon is None or report.budget_delta is None:
-        return None
-    try:
-        return PrivacyBudget(target_epsilon=report.budget_epsilon, target_delta=report.budget_delta)
-    except ValueError as error:
-        raise ReportError(f"report.json: {error}") from error
-
-
-def _user_budget(report: AuditReport) -> PrivacyBudget | None:
-    users = report.users
-    if users is None or users.budget_epsilon is None:
-        return None
-    try:
-        return PrivacyBudget(target_epsilon=users.budget_epsilon, target_delta=users.target_delta)
-    except ValueError as error:
-        raise ReportError(f"report.json: {error}") from error
-
-
-def _figures(report: AuditReport) -> dict[str, float]:
-    """Every recomputable figure by a name to print."""
-    rounds = {
-        f"round {one.run_id} / {one.server_round}, {what}": value
-        for one in report.rounds
-        for what, value in (("alone", one.epsilon_alone), ("so far", one.epsilon_so_far))
-        if value is not None
-    }
-    return {
-        "events": float(report.event_count),
-        **{f"device {device.device_id}": device.epsilon for device in report.devices},
-        **rounds,
-        **{f"costliest device at delta {delta:g}": value for delta, value in report.curve},
-        "maximum": report.epsilon_max,
-        **({} if report.users is None else _figures_of_users(report.users)),
-    }
-
-
-def _figures_of_users(users: UserCost) -> dict[str, float]:
-    return {
-        f"users of {users.population}": users.epsilon,
-        f"users of {users.population}, drawing known": users.epsilon_if_drawing_is_known,
-        f"rounds that users of {users.population} paid for": float(users.rounds),
-    }
-
-
-def _line(name: str, reported: float | None, found: float | None) -> list[str]:
-    """Print one comparison; the difference to report, if there is one."""
-    text = f"{name}: report {_text(reported)}, recomputed {_text(found)}"
-    sys.stdout.write(text + "\n")
-    if reported is None or found is None:
-        return [text]
-    is_same = reported == found or math.isclose(reported, found, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE)
-    return [] if is_same else [text]
-
-
-def _text(value: float | None) -> str:
-    return "nothing" if value is None else f"{value:.4f}"
-
-
-def _read(path: Path) -> bytes:
-    if not path.is_file():
-        raise ReportError(f"{path} is missing; give the folder that write_report made")
-    if path.stat().st_size > _MAX_REPORT_BYTES:
-        raise ReportError(f"{path} has {path.stat().st_size} bytes, more than the {_MAX_REPORT_BYTES} that are read")
-    return path.read_bytes()
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def canary_run(  # noqa: PLR0913 - each is one part of what is audited
             optimizer=listener.optimizer,
             parameters=parameters,
             on_step=None if on_step is None else lambda step, _all, start=before: on_step(start + step, total),
-            has_own_gradients=has_own_gradients,
+            gradients="own" if has_own_gradients else "hooks",
         )
         before += stated.steps
     steps = [stated for stated in promised for _ in range(stated.steps)]

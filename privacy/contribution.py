@@ -51,9 +51,17 @@ class RoundInstructions(BaseModel):
     rank: int = Field(ge=1, le=4096)
     alpha: PositiveFloat
     targets: tuple[TargetName, ...] = Field(min_length=1, max_length=32, strict=False)
-    gradients: Literal["direct", "hooks"] = Field(
+    gradients: Literal["direct", "hooks", "loop"] = Field(
         description="how per-example gradients are made; equal in what they are"
     )
+
+    secure_norm: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="L2 bound of an update that is summed securely; the number of examples is then not told",
+    )
+    secure_levels: int | None = Field(default=None, ge=1, lt=1 << 31, description="that bound in whole numbers")
 
     @field_validator("targets")
     @classmethod
@@ -71,6 +79,13 @@ class RoundInstructions(BaseModel):
         if num_examples < 1:
             raise InstructionsError(f"a device with {num_examples} examples cannot take part")
         return min(1.0, self.batch_size / num_examples)
+
+    def told_examples(self, num_examples: int) -> int:
+        """How many examples a device says it has: under a secure sum the cap, whatever it has, so that nobody learns.
+
+        Each example is then drawn with the probability that belongs to the cap: less often than it could be.
+        """
+        return num_examples if self.secure_norm is None else self.max_examples
 
     def to_config(self) -> dict[str, ConfigValue]:
         """A flat mapping of the kind that a Flower ConfigRecord takes."""
@@ -149,7 +164,8 @@ LEAVES_THE_DEVICE: tuple[tuple[str, str], ...] = tuple(
 
 
 def _flat(facts: BaseModel) -> dict[str, ConfigValue]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in facts}
+    told = ((name, value) for name, value in facts if value is not None)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in told}
 
 
 def _problems(error: ValidationError) -> str:

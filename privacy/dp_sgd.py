@@ -12,7 +12,7 @@ import math
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import torch
 from opacus.grad_sample.grad_sample_module import GradSampleHooks
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 T = TypeVar("T")
+Gradients = Literal["hooks", "own", "loop"]
+"""How each example's gradient is made: by Opacus' hooks, by `loss_of` itself, or by autograd, one example at a time."""
 _log = logging.getLogger(__name__)
 
 
@@ -68,7 +70,7 @@ def train_dp_sgd(  # noqa: PLR0913 - each is one part of the mechanism
     seed: int | None = None,
     on_step: Callable[[int, int], None] | None = None,
     max_physical_batch: int = 16,
-    has_own_gradients: bool = False,
+    gradients: Gradients = "hooks",
 ) -> None:
     """Train `module`'s trainable weights in place with `parameters.steps` clipped and noised steps.
 
@@ -85,8 +87,9 @@ def train_dp_sgd(  # noqa: PLR0913 - each is one part of the mechanism
         seed: for tests only; None draws sampling and noise from the operating system's cryptographic generator.
         on_step: called after every step with (steps done, steps in all).
         max_physical_batch: examples in memory at once; larger Poisson batches are clipped and summed in parts, exactly.
-        has_own_gradients: backward through `loss_of` leaves each example's gradient in every parameter's `grad_sample`,
-            (B, *shape), so that no hooks are needed; they are held against autograd's own sum either way.
+        gradients: `hooks`; `own`: backward through `loss_of` leaves each example's gradient in every parameter's
+            `grad_sample`, (B, *shape), held against autograd's own sum as those of the hooks are; or `loop`: one
+            example in memory at once, whose gradient autograd has anyway. The three give the same.
 
     Raises:
         UnsupportedModuleError: per-example gradients would be missing or wrong.
@@ -96,9 +99,11 @@ def train_dp_sgd(  # noqa: PLR0913 - each is one part of the mechanism
         raise ValueError(f"max_physical_batch must be positive, not {max_physical_batch}")
     random: RandomSource = SystemRandom() if seed is None else SeededRandom(seed)
     trainable = _require_supported(module, optimizer)
-    with _per_example_gradients(module, trainable, has_hooks=not has_own_gradients):
+    if gradients == "loop":
+        max_physical_batch = 1
+    with _per_example_gradients(module, trainable, has_hooks=gradients == "hooks"):
         private = _PrivateOptimizer(optimizer, parameters=parameters, random=random)
-        batches = _Batches(module, trainable, loss_of, private)
+        batches = _Batches(module, trainable, loss_of, private, is_loop=gradients == "loop")
         for step in range(1, parameters.steps + 1):
             drawn = random.uniforms(len(examples)) < parameters.sampling_probability
             batch = [examples[index] for index in drawn.nonzero()[0].tolist()]
@@ -126,12 +131,15 @@ class _PrivateOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
         self._random = random
 
     def add_noise(self) -> None:
-        """Set each gradient to its clipped sum plus noise, added in double precision before rounding to float32."""
+        """Set each gradient to its clipped sum plus noise, over the batch size; in double precision, then rounded."""
         stddev = self.noise_multiplier * self.max_grad_norm
         for parameter in self.params:
             noise = torch.from_numpy(self._random.normals(parameter.numel())).view_as(parameter)
-            total = parameter.summed_grad.double() + stddev * noise.to(parameter.device)
-            parameter.grad = total.to(parameter.dtype)
+            total = noise.to(parameter.device).mul_(stddev).add_(parameter.summed_grad)
+            parameter.grad = total.div_(self.expected_batch_size).to(parameter.dtype)
+
+    def scale_grad(self) -> None:
+        """Nothing more: `add_noise` has divided already, before it rounded."""
 
 
 class _Batches(Generic[T]):
@@ -143,12 +151,15 @@ class _Batches(Generic[T]):
         trainable: list[Any],  # parameters; Any because Opacus hangs grad_sample on them
         loss_of: Callable[[nn.Module, Sequence[T]], Tensor],
         private: _PrivateOptimizer,
+        *,
+        is_loop: bool = False,
     ) -> None:
         self._module = module
         self._trainable = trainable
         self._loss_of = loss_of
         self._private = private
-        self._is_checked = False
+        # With one example at a time there is nothing to compare: its gradient is autograd's.
+        self._is_loop = self._is_checked = is_loop
         self._seen = 0
         self._dropped = 0
 
@@ -171,7 +182,7 @@ class _Batches(Generic[T]):
     def _complete(self, size: int) -> None:
         """Give every parameter per-example gradients: one that took no part this time still gets its noise."""
         for parameter in self._trainable:
-            gradients = parameter.grad_sample
+            gradients = parameter.grad[None] if self._takes_autograds(parameter, size) else parameter.grad_sample
             if gradients is None or size == 0:
                 parameter.grad_sample = torch.zeros((size, *parameter.shape), device=parameter.device)
             elif gradients.shape[0] != size:
@@ -179,6 +190,11 @@ class _Batches(Generic[T]):
                     f"{gradients.shape[0]} per-example gradients for {size} examples: "
                     "every layer must keep the batch as its first dimension"
                 )
+            else:
+                parameter.grad_sample = gradients
+
+    def _takes_autograds(self, parameter: nn.Parameter, size: int) -> bool:
+        return self._is_loop and size == 1 and parameter.grad is not None
 
     def _require_consistent(self) -> None:
         """Once: the per-example gradients must add up to autograd's own, or some use of a weight escaped the hooks."""

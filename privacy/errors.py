@@ -51,3 +51,11 @@ class SecureSumError(PrivacyError):
 
 class ReportError(PrivacyError):
     """A report folder is incomplete, unreadable or contradicts its own ledger."""
+
+
+class StatementError(PrivacyError):
+    """A release's privacy statement is malformed, not signed by the right key, or does not follow from its ledger."""
+
+
+class UnreadableKeyError(PrivacyError):
+    """A file that was named as a public key is none: give the releases key's public half."""

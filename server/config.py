@@ -89,6 +89,12 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="How much worse, in nats, a candidate's held-out loss may be than its parent's.",
     )
+    release_max_epsilon: float = Field(
+        default=10.0,
+        gt=0,
+        description="What the ε of a release's signed privacy statement may not exceed, in any unit; inf: only budgets "
+        "count.",
+    )
     require_audit: bool = Field(
         default=False,
         description="Release no run that `lamella privacy audit` has not looked at. A failed audit always stops it.",

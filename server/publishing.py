@@ -1,4 +1,4 @@
-"""Publishing: candidate → evaluation gate → packages, each applied and compared → signed → released.
+"""Publishing: candidate → evaluation and privacy gates → packages, applied and compared → signed → released.
 
 Order is what makes a crash harmless: artifacts first, then one registry transaction, then signed targets, and only
 then is the version released and offered. Publishing again after a crash does what is left to do.
@@ -21,13 +21,14 @@ from server.files import locked, make_folder
 from server.registry.records import GateResult, PackageRecord
 from server.rollouts import AT_ONCE
 from server.signing import NewTarget
+from server.statements import DEFAULT_MAX_EPSILON, StatementGate
 from server.trees import create_candidate, import_base, materialise, restore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from server.artifacts import ArtifactStore
-    from server.registry import Registry, VersionRecord
+    from server.registry import Registry, StatementRecord, VersionRecord
     from server.rollouts import Launch
     from server.signing import SignedMetadata
 
@@ -48,6 +49,7 @@ __all__ = [
     "require_gate",
     "require_releasable",
     "restore",
+    "statement_target",
 ]
 
 # Measured: above this share of the full package, a delta saves too little for what applying it costs a device.
@@ -112,6 +114,7 @@ def publish(  # noqa: PLR0913 - what it works on, then what to do, each by its n
     work: Path,
     on_step: OnStep | None = None,
     launch: Launch = AT_ONCE,
+    max_epsilon: float = DEFAULT_MAX_EPSILON,
     is_audit_required: bool = False,
 ) -> PublishResult:
     """Release a candidate; publishing a half-published one finishes it, a released one changes nothing.
@@ -126,12 +129,13 @@ def publish(  # noqa: PLR0913 - what it works on, then what to do, each by its n
         work: Folder for building and checking, on the artifact store's disk.
         on_step: Called before each step with what is done, how many steps are done, and how many there are.
         launch: Who gets it first; all devices of the stable channel at once unless it says otherwise.
+        max_epsilon: What the ε of its signed privacy statement may not exceed, in any unit.
         is_audit_required: Release no run that was never audited. One whose audit failed is never released.
 
     Raises:
-        GateRefusedError: The gate failed; the candidate is rejected and the registry keeps the reason.
+        GateRefusedError: A gate failed; the candidate is rejected and the registry keeps the reason.
         ConflictError: The version is rejected, or older than the latest release.
-        PublishingError: A package does not rebuild the version.
+        PublishingError: A package does not rebuild the version, or its privacy statement does not hold.
         ConfigurationError, SigningError: The releases key is not there or does not open; nothing was built.
         StorageError: The disk refused, or an artifact is damaged.
     """
@@ -141,7 +145,9 @@ def publish(  # noqa: PLR0913 - what it works on, then what to do, each by its n
             _pass_gate(registry, record, gate)
             require_releasable(registry, record, is_audit_required=is_audit_required)
             metadata.unlock_releases()
-            _Publication(registry, artifacts, metadata, record, folder, on_step or _no_progress, launch).run()
+            statement = StatementGate(registry, artifacts, metadata, max_epsilon).pass_(record)
+            told = on_step or _no_progress
+            _Publication(registry, artifacts, metadata, record, statement, folder, told, launch).run()
         return PublishResult(version=registry.version(model, version), packages=registry.packages(model, version))
 
 
@@ -153,6 +159,7 @@ class _Publication:
     artifacts: ArtifactStore
     metadata: SignedMetadata
     record: VersionRecord
+    statement: StatementRecord
     folder: Path
     on_step: OnStep
     launch: Launch
@@ -177,6 +184,7 @@ class _Publication:
         self.metadata.add_release(
             manifest=manifest_target(self.record, length=len(manifest), sha256=manifest_digest),
             packages=[package_target(package, self.record) for package in built],
+            statement=statement_target(self.statement, self.record),
             offered=self.registry.versions_offered(model),
         )
         self.on_step("release", steps - 1, steps)
@@ -347,6 +355,22 @@ def manifest_target(record: VersionRecord, *, length: int, sha256: str) -> NewTa
         length=length,
         sha256=sha256,
         custom={"model": record.model, "version": record.number, "tree_hash": record.manifest.tree_hash},
+    )
+
+
+def statement_target(statement: StatementRecord, record: VersionRecord) -> NewTarget:
+    """What is signed about a version's privacy statement, with the key that its envelope is signed by."""
+    return NewTarget(
+        path=statement.target.path,
+        length=statement.length,
+        sha256=statement.sha256,
+        custom={
+            "model": record.model,
+            "version": record.number,
+            "tree_hash": record.manifest.tree_hash,
+            "keyid": statement.keyid,
+            "public_key": statement.public_key,
+        },
     )
 
 

@@ -82,6 +82,7 @@ class MembershipResult(BaseModel):
     power: float
     calibrated: AttackFigures
     raw_loss: AttackFigures
+    likelihood: AttackFigures | None = None
     roc: tuple[tuple[float, float], ...]
     bin_edges: tuple[float, ...]
     member_counts: tuple[int, ...]
@@ -102,6 +103,7 @@ def membership_audit(
     non_member_losses: Sequence[float],
     non_member_base_losses: Sequence[float],
     positive_control: MembershipResult | None = None,
+    likelihood_scores: tuple[Sequence[float], Sequence[float]] | None = None,
     seed: int = 0,
 ) -> MembershipResult:
     """Measure how well an attacker tells members from non-members.
@@ -116,6 +118,8 @@ def membership_audit(
         non_member_losses: on the release, shape (non_members,).
         non_member_base_losses: on the base, the same examples in the same order.
         positive_control: the result for a run known to leak.
+        likelihood_scores: scores of members and non-members by shadow models (`privacy.audits.lira`), where there are
+            any; the claim is then held against the stronger one of the two attacks.
         seed: of the bootstrap for the area under the curve.
 
     Raises:
@@ -125,8 +129,13 @@ def membership_audit(
     other, other_base = _paired(non_member_losses, non_member_base_losses, "non-member")
     member_scores, other_scores = member_base - member, other_base - other
     calibrated = _figures(member_scores, other_scores, seed)
+    likelihood = None
+    if likelihood_scores is not None:
+        scores = [np.asarray(values, dtype=np.float64) for values in likelihood_scores]
+        likelihood = _figures(scores[0], scores[1], seed)
     caught = None if positive_control is None else positive_control.verdict is Verdict.FAIL
-    verdict, reason, upper = _judge(calibrated.points[0], len(member), len(other), is_control_caught=caught)
+    strongest = max(filter(None, (calibrated, likelihood)), key=lambda figures: figures.points[0].hits)
+    verdict, reason, upper = _judge(strongest.points[0], len(member), len(other), is_control_caught=caught)
     edges = _shared_edges(member_scores, other_scores)
     return MembershipResult(
         verdict=verdict,
@@ -137,6 +146,7 @@ def membership_audit(
         power=power_to_pass(members=len(member)),
         calibrated=calibrated,
         raw_loss=_figures(-member, -other, seed),
+        likelihood=likelihood,
         roc=_roc(member_scores, other_scores),
         bin_edges=tuple(edges.tolist()),
         member_counts=_counts(member_scores, edges),
@@ -170,7 +180,8 @@ def membership_finding(result: MembershipResult, *, control: str = "") -> Findin
         power=f"proves the claim in {result.power:.0%} of cases when the attack truly does no better than guessing",
         reading=f"below {CLAIMED_RATE:.1%} is the claim; a guess finds {CLAIMED_AT_FPR:.1%}",
         facts={"auc": result.calibrated.auc, "upper_bound": result.upper_bound}
-        | ({} if result.control is None else {"control_auc": result.control.auc}),
+        | ({} if result.control is None else {"control_auc": result.control.auc})
+        | ({} if result.likelihood is None else {"likelihood_auc": result.likelihood.auc}),
     )
 
 

@@ -1,4 +1,4 @@
-"""What the audits found, as a section: verdicts first, then each with its interval, sample, control and power."""
+"""What was measured: audits with interval, sample, control and power; bounds against the claim; extraction."""
 
 from __future__ import annotations
 
@@ -6,23 +6,29 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from privacy.audits.membership import CLAIMED_AT_FPR
 from privacy.report.blocks import Bullets, Paragraph, Section, Table, number
+from privacy.report.membership import membership_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from privacy.audits import Finding
+    from privacy.report.blocks import Block
+    from privacy.report.schema import AuditReport
 
-_TITLE = "Audits: is it as private as the ledger says?"
+_TITLE = "Attacks and audits, measured"
+_EXTRACTION = ("exposure", "reconstruction")
 
 
-def audits_section(findings: Sequence[Finding]) -> Section:
-    """The findings; without any, what that means."""
+def audits_section(report: AuditReport) -> Section:
+    """The findings and the membership attack; without any, what that means."""
+    findings = report.findings
     if not findings:
-        return Section(
-            _TITLE,
-            (Paragraph("Not audited. `lamella privacy audit RUN` puts the mechanisms and the result to the test."),),
+        unaudited = (
+            "Not audited. The command “lamella privacy audit RUN” puts the mechanisms and the result to the test."
         )
+        return Section(_TITLE, (Paragraph(unaudited), *membership_blocks(report)))
     return Section(
         _TITLE,
         (
@@ -39,8 +45,59 @@ def audits_section(findings: Sequence[Finding]) -> Section:
                 "refuted. Inconclusive: neither, because the sample is too small, the claim too large to be refuted by "
                 "any such test, or the control was not noticed. An audit can refute a guarantee, never prove it."
             ),
+            *membership_blocks(report),
         ),
     )
+
+
+def bounds_section(report: AuditReport) -> Section:
+    """What attacks reached, held against what the proof allows."""
+    held = tuple(finding for finding in report.findings if finding.claimed is not None)
+    rows = tuple(
+        (
+            finding.question,
+            f"{number(finding.interval[0])} {finding.unit}",
+            number(finding.claimed),
+            str(finding.verdict),
+        )
+        for finding in held
+    )
+    blocks: list[Block] = [
+        Paragraph(
+            "A measured lower bound that lies above what is claimed refutes the claim. One below it does not prove the "
+            "claim: attacks get better, the proof holds against those to come."
+        )
+    ]
+    if rows:
+        blocks.append(Table(("audit", "at least (95%)", "claimed", "verdict"), rows, is_text=True))
+    blocks.append(Paragraph(_membership_against_proof(report)))
+    return Section("Measured bounds against the claim", tuple(blocks))
+
+
+def _membership_against_proof(report: AuditReport) -> str:
+    result = report.membership
+    if result is None:
+        return "No attack on membership was measured that the proof could be held against."
+    point = result.claimed_point
+    low, high = point.true_positive_interval
+    measured = f"The membership attack found {low:.2%} to {high:.2%} of members at {CLAIMED_AT_FPR:.1%} false alarms"
+    if not report.devices or math.isinf(report.epsilon_max):
+        return f"{measured}. There is no proof per example to hold that against."
+    allowed = min(1.0, math.exp(min(report.epsilon_max, 700.0)) * CLAIMED_AT_FPR + report.target_delta)
+    verdict = "contradicts" if low > allowed else "does not contradict"
+    return f"{measured}. The proof allows {allowed:.2%} at most: what was measured {verdict} it."
+
+
+def extraction_section(report: AuditReport) -> Section:
+    """Whether texts were got back: out of the release, or out of one device's update."""
+    found = [finding for finding in report.findings if finding.part in _EXTRACTION]
+    missing = [name for name in _EXTRACTION if name not in {finding.part for finding in found}]
+    blocks: list[Block] = []
+    if found:
+        blocks.append(Bullets(tuple((f"{one.question}: {one.verdict}.", f"{one.reason}.") for one in found)))
+    if missing:
+        blocks.append(Paragraph(f"Not measured: {' and '.join(missing)}."))
+    return Section("Extraction and reconstruction", tuple(blocks))
 
 
 def summary_of(findings: Sequence[Finding]) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from privacy.audits.finding import Verdict, worst_verdict
 from privacy.audits.membership import CLAIMED_AT_FPR
 from privacy.report.blocks import Card, Document, number, probability, strength_of
+from privacy.report.claim import claim_of
 from privacy.report.sections import sections_of
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def document_of(report: AuditReport) -> Document:
         f"Written {report.created_at:%Y-%m-%d %H:%M} UTC.",
         tone=tone,
         headline=headline,
-        claim=_claim(report),
+        claim=claim_of(report),
         cards=_cards(report),
         sections=sections_of(report),
     )
@@ -77,25 +77,6 @@ def _budgets(report: AuditReport) -> str:
     if report.users is not None and report.users.budget_epsilon is not None:
         found.append(f"{number(report.users.budget_epsilon)} per user")
     return "ε = " + ", ".join(found)
-
-
-def _claim(report: AuditReport) -> str:
-    if not report.devices and report.users is not None:
-        return (
-            f"The releases are ({number(report.users.epsilon)}, {probability(report.users.target_delta)})-"
-            "differentially private for each user's whole contribution, for everyone who sees releases and not the "
-            "server's own records. Nothing is claimed towards the server, which saw the updates."
-        )
-    if not report.devices:
-        return "No device trained, so nothing is claimed."
-    if math.isinf(report.epsilon_max):
-        return "No claim is made: without noise, what a device sends can reveal its examples."
-    return (
-        f"For each of the {len(report.devices)} devices that trained, everything that left it for this release is "
-        f"({number(report.epsilon_max)}, {probability(report.target_delta)})-differentially private for each single "
-        "training example of that device (neighbouring: one example added or removed). It holds against everyone, the "
-        "server included, and for whatever is later computed from it: the updates, the release and all that follows."
-    )
 
 
 def _cards(report: AuditReport) -> tuple[Card, ...]:

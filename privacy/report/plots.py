@@ -8,30 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from privacy.errors import ReportError
 from privacy.report.blocks import probability
+from privacy.report.plot_style import BLUE, GREY, INK, ORANGE, PLOT_STYLE, RED, SOFT
 
 if TYPE_CHECKING:
     from privacy.audits.membership import MembershipResult
     from privacy.report.schema import AuditReport
 
-_INK, _SOFT, _LINE = "#1c2733", "#5b6b7b", "#d5dce3"
-_BLUE, _ORANGE, _RED, _GREY = "#1f5f99", "#d98324", "#a3231f", "#b3bec9"
-_STYLE: dict[str, Any] = {
-    "svg.fonttype": "path",
-    "svg.hashsalt": "privacy-report",
-    "font.family": "DejaVu Sans",
-    "font.size": 10,
-    "axes.edgecolor": _LINE,
-    "axes.labelcolor": _SOFT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#eef1f4",
-    "xtick.color": _SOFT,
-    "ytick.color": _SOFT,
-    "text.color": _INK,
-    "legend.frameon": False,
-}
+# Letters as paths: the page must look the same where the font is not.
+_STYLE = PLOT_STYLE | {"svg.fonttype": "path", "svg.hashsalt": "privacy-report", "font.family": "DejaVu Sans"}
 
 
 def figures_of(report: AuditReport) -> dict[str, bytes]:
@@ -72,8 +56,8 @@ def _svg(figure: Any) -> bytes:  # noqa: ANN401 - matplotlib is imported lazily 
 def _participation(report: AuditReport) -> bytes:
     counts = report.participation_counts
     figure, axes = _figure(9, 2.4)
-    bars = axes.bar(range(len(counts)), list(counts.values()), width=0.6, color=_BLUE)
-    axes.bar_label(bars, color=_INK, padding=2)
+    bars = axes.bar(range(len(counts)), list(counts.values()), width=0.6, color=BLUE)
+    axes.bar_label(bars, color=INK, padding=2)
     axes.set_xticks(range(len(counts)), [str(times) for times in counts])
     axes.set_xlim(-0.8, max(len(counts), 4) - 0.2)
     axes.set_ylim(0, max(counts.values()) * 1.2)
@@ -97,20 +81,20 @@ def _rounds(report: AuditReport) -> bytes:
             marker="o",
             markersize=5,
             markevery=range(len(series.points)),
-            color=_BLUE if is_worst else _GREY,
+            color=BLUE if is_worst else GREY,
             linewidth=2.4 if is_worst else 1.2,
             zorder=3 if is_worst else 2,
         )
-    axes.plot([], [], color=_BLUE, linewidth=2.4, label=f"costliest device: {report.worst_device}")
+    axes.plot([], [], color=BLUE, linewidth=2.4, label=f"costliest device: {report.worst_device}")
     if len(report.series) > 1:
         shown = (
             "other devices" if len(report.series) == len(report.devices) else f"next {len(report.series) - 1} devices"
         )
-        axes.plot([], [], color=_GREY, linewidth=1.2, label=shown)
+        axes.plot([], [], color=GREY, linewidth=1.2, label=shown)
     if report.budget_epsilon is not None and report.budget_delta == report.target_delta:
-        axes.axhline(report.budget_epsilon, color=_RED, linestyle=(0, (5, 3)), linewidth=1.6)
+        axes.axhline(report.budget_epsilon, color=RED, linestyle=(0, (5, 3)), linewidth=1.6)
         axes.plot(
-            [], [], color=_RED, linestyle=(0, (5, 3)), linewidth=1.6, label=f"budget ε = {report.budget_epsilon:g}"
+            [], [], color=RED, linestyle=(0, (5, 3)), linewidth=1.6, label=f"budget ε = {report.budget_epsilon:g}"
         )
     every = max(1, math.ceil(len(report.rounds) / 20))
     ticks = range(0, len(report.rounds), every)
@@ -129,8 +113,8 @@ def _rounds(report: AuditReport) -> bytes:
 def _curve(report: AuditReport) -> bytes:
     figure, axes = _figure(9, 2.8)
     points = [(delta, value) for delta, value in report.curve if math.isfinite(value)]
-    axes.plot([d for d, _ in points], [v for _, v in points], color=_BLUE, linewidth=2.2, marker="o", markersize=4)
-    axes.plot([report.target_delta], [report.epsilon_max], "o", color=_ORANGE, markersize=9, zorder=3)
+    axes.plot([d for d, _ in points], [v for _, v in points], color=BLUE, linewidth=2.2, marker="o", markersize=4)
+    axes.plot([report.target_delta], [report.epsilon_max], "o", color=ORANGE, markersize=9, zorder=3)
     axes.annotate(
         f"reported: ε = {report.epsilon_max:.3g} at δ = {probability(report.target_delta)}",
         (report.target_delta, report.epsilon_max),
@@ -146,22 +130,22 @@ def _curve(report: AuditReport) -> bytes:
 def _membership(result: MembershipResult) -> bytes:
     figure, (roc, scores) = _figure(9, 3.5, columns=2)
     floor = 0.5 / max(result.members, result.non_members)
-    roc.plot([floor, 1], [floor, 1], color=_SOFT, linestyle="--", linewidth=1.2, label="guessing")
+    roc.plot([floor, 1], [floor, 1], color=SOFT, linestyle="--", linewidth=1.2, label="guessing")
     xs, ys = zip(*((max(x, floor), max(y, floor)) for x, y in result.roc), strict=True)
-    roc.plot(xs, ys, color=_BLUE, linewidth=2.2, label="calibrated attack", drawstyle="steps-post")
+    roc.plot(xs, ys, color=BLUE, linewidth=2.2, label="calibrated attack", drawstyle="steps-post")
     for point, marker in zip(result.calibrated.points, ("o", "s"), strict=True):
         low, high = point.true_positive_interval
         middle = max(point.true_positive_rate, floor)
         bars = [[middle - max(low, floor)], [high - middle]]
-        roc.errorbar([point.target_fpr], [middle], yerr=bars, fmt=marker, color=_ORANGE, capsize=4, zorder=3)
+        roc.errorbar([point.target_fpr], [middle], yerr=bars, fmt=marker, color=ORANGE, capsize=4, zorder=3)
     roc.set(
         xscale="log", yscale="log", xlabel="false alarms", ylabel="members found", xlim=(floor, 1), ylim=(floor, 1.1)
     )
     roc.legend(loc="lower right")
     edges = result.bin_edges
     for counts, total, colour, name, style in (
-        (result.non_member_counts, result.non_members, _ORANGE, "not trained on", "--"),
-        (result.member_counts, result.members, _BLUE, "trained on", "-"),
+        (result.non_member_counts, result.non_members, ORANGE, "not trained on", "--"),
+        (result.member_counts, result.members, BLUE, "trained on", "-"),
     ):
         heights = [count / total for count in counts]
         scores.stairs(heights, edges, color=colour, linewidth=1.8, linestyle=style, label=name)

@@ -58,6 +58,12 @@ border-radius: 6px; padding: 12px 14px; overflow-x: auto;
   font-size: .9rem; }
 code { font-family: ui-monospace, "DejaVu Sans Mono", Consolas, monospace; font-size: .92em; }
 @media (max-width: 640px) { main { padding: 24px 18px 40px; } }
+@media screen and (prefers-color-scheme: dark) {
+  :root { color-scheme: dark; --ink: #e4ebf2; --soft: #9db0c2; --line: #33414f; --paper: #161d25; --wash: #0e1319;
+    --good: #63cf94; --good-wash: #12301f; --caution: #e6b455; --caution-wash: #33270c;
+    --bad: #ff8f86; --bad-wash: #3a1614; }
+  figure img { background: #ffffff; border-radius: 6px; padding: 8px; }
+}
 @media print {
   @page { size: A4; margin: 16mm 15mm; }
   body { background: none; font-size: 10.5pt; } main { max-width: none; padding: 0; }

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from privacy.report.blocks import Paragraph, Section, Table, number, probability
+from privacy.report.blocks import Paragraph, Table, number, probability
 from privacy.report.schema import UserCost
 from privacy.user_level import UserBills, user_epsilon
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from privacy.budget import PrivacyBudget
     from privacy.event import PrivacyEvent
+    from privacy.report.blocks import Block
 
 _MECHANISMS = {
     "poisson_subsampled_gaussian": "noisy sum over a Poisson-sampled cohort",
@@ -50,53 +51,50 @@ def user_cost(events: Sequence[PrivacyEvent], budget: PrivacyBudget | None) -> U
     )
 
 
-def users_section(cost: UserCost) -> Section:
+def users_blocks(cost: UserCost) -> tuple[Block, ...]:
     """The user level in words and figures."""
-    return Section(
-        "The guarantee per user",
-        (
-            Paragraph(_claim(cost)),
-            Paragraph(
-                "The server is trusted with it: it sees each contribution, clips it, and adds the noise once to the "
-                "sum. Missing contributions changed neither the noise nor the number that the sum was divided by. A "
-                "user is a device: a person with several, or with a new home for the old one, counts several times."
+    return (
+        Paragraph(_claim(cost)),
+        Paragraph(
+            "The server is trusted with it: it sees each contribution, clips it, and adds the noise once to the "
+            "sum. Missing contributions changed neither the noise nor the number that the sum was divided by. A "
+            "user is a device: a person with several, or with a new home for the old one, counts several times."
+        ),
+        Table(
+            ("what", "value"),
+            (
+                ("neighbouring relation", "all contributions of one user added or removed"),
+                ("ε, for who sees releases only", number(cost.epsilon)),
+                ("ε, for who knows who was drawn in each round", number(cost.epsilon_if_drawing_is_known)),
+                ("δ", probability(cost.target_delta)),
+                ("budget", "none set" if cost.budget_epsilon is None else number(cost.budget_epsilon)),
+                ("mechanism", "; ".join(_MECHANISMS[name] for name in cost.mechanisms)),
+                ("rounds charged", str(cost.rounds)),
+                ("noise multiplier (noise in the sum / clipping norm)", _span(cost.noise_multipliers)),
+                ("clipping norm of a contribution", _span(cost.clipping_norms)),
+                ("sampling probability (1: no credit taken)", _span(cost.sampling_probabilities)),
+                ("contributions in a round", _span(cost.contributions, digits=0)),
             ),
-            Table(
-                ("what", "value"),
-                (
-                    ("neighbouring relation", "all contributions of one user added or removed"),
-                    ("ε, for who sees releases only", number(cost.epsilon)),
-                    ("ε, for who knows who was drawn in each round", number(cost.epsilon_if_drawing_is_known)),
-                    ("δ", probability(cost.target_delta)),
-                    ("budget", "none set" if cost.budget_epsilon is None else number(cost.budget_epsilon)),
-                    ("mechanism", "; ".join(_MECHANISMS[name] for name in cost.mechanisms)),
-                    ("rounds charged", str(cost.rounds)),
-                    ("noise multiplier (noise in the sum / clipping norm)", _span(cost.noise_multipliers)),
-                    ("clipping norm of a contribution", _span(cost.clipping_norms)),
-                    ("sampling probability (1: no credit taken)", _span(cost.sampling_probabilities)),
-                    ("contributions in a round", _span(cost.contributions)),
-                ),
-                is_text=True,
-            ),
-            Table(
-                ("contributions of a user", "users"),
-                tuple((str(times), str(users)) for times, users in cost.participations.items()),
-                caption="How often users took part, in all runs.",
-            ),
+            is_text=True,
+        ),
+        Table(
+            ("contributions of a user", "users"),
+            tuple((str(times), str(users)) for times, users in cost.participations.items()),
+            caption="How often users took part, in all runs.",
         ),
     )
 
 
 def _claim(cost: UserCost) -> str:
     if math.isinf(cost.epsilon):
-        return "No guarantee per user: at least one sum was released without noise."
+        return "Per user: no guarantee, at least one sum was released without noise."
     return (
-        f"The releases of {cost.population} are ({number(cost.epsilon)}, {probability(cost.target_delta)})-"
+        f"Per user: the releases of {cost.population} are ({number(cost.epsilon)}, {probability(cost.target_delta)})-"
         "differentially private for each user's whole contribution, over all runs so far. This is another unit than "
         "one example; the two are never added up."
     )
 
 
-def _span(values: tuple[float, float]) -> str:
-    low, high = (number(value, 4) for value in values)
+def _span(values: tuple[float, float], *, digits: int = 4) -> str:
+    low, high = (number(value, digits) for value in values)
     return low if low == high else f"{low} to {high}"

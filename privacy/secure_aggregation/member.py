@@ -10,6 +10,7 @@ import numpy as np
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from pydantic import BaseModel, ConfigDict
 
 from privacy.errors import SecureSumError
 from privacy.secure_aggregation.masks import KEY_BYTES, add_mask, agreed_key, derived
@@ -23,15 +24,29 @@ from privacy.secure_aggregation.messages import (
     Shares,
     Survivors,
 )
+from privacy.secure_aggregation.plan import RoundPlan  # noqa: TC001 - pydantic reads it
 from privacy.secure_aggregation.shamir import SHARE_BYTES, split
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from privacy.secure_aggregation.plan import RoundPlan
-
 M = TypeVar("M")
 _STEPS: Final = ("advertise", "share", "mask", "reveal", "end")
+
+
+class _Kept(BaseModel):
+    """A member between two steps."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64")
+
+    plan: RoundPlan
+    number: int
+    envelope_key: bytes
+    mask_key: bytes
+    seed: bytes
+    neighbours: tuple[Advertisement, ...]
+    held: dict[int, bytes]
+    next_step: str
 
 
 class Member:
@@ -52,6 +67,44 @@ class Member:
         self._neighbours: dict[int, Advertisement] = {}
         self._held: dict[int, tuple[bytes, bytes]] = {}
         self._next = _STEPS[0]
+
+    def to_bytes(self) -> bytes:
+        """Everything of this member between two steps, its secrets included: for a store that only the device reads."""
+        kept = _Kept(
+            plan=self._plan,
+            number=self._number,
+            envelope_key=self._envelope_key.private_bytes_raw(),
+            mask_key=self._mask_key.private_bytes_raw(),
+            seed=self._seed,
+            neighbours=tuple(self._neighbours.values()),
+            held={other: first + second for other, (first, second) in self._held.items()},
+            next_step=self._next,
+        )
+        return kept.model_dump_json().encode()
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> Member:
+        """The member that `to_bytes` wrote down.
+
+        Raises:
+            SecureSumError: These are other bytes.
+        """
+        try:
+            kept = _Kept.model_validate_json(raw)
+            member = cls(kept.plan, kept.number)
+            member._envelope_key = X25519PrivateKey.from_private_bytes(kept.envelope_key)
+            member._mask_key = X25519PrivateKey.from_private_bytes(kept.mask_key)
+        except ValueError:
+            raise SecureSumError("what this device kept of the round cannot be read; it sits this one out") from None
+        member._seed, member._next = kept.seed, kept.next_step
+        member._neighbours = {one.member: one for one in kept.neighbours}
+        member._held = {other: (both[:SHARE_BYTES], both[SHARE_BYTES:]) for other, both in kept.held.items()}
+        return member
+
+    @property
+    def plan(self) -> RoundPlan:
+        """What was agreed."""
+        return self._plan
 
     def advertise(self) -> Advertisement:
         """The public halves of two fresh keys."""

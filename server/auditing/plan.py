@@ -20,6 +20,7 @@ class AuditPlan:
         secrets: Strings that are put into the training text.
         repeats: How often each of them stands there.
         candidates: Strings that each secret is compared with, itself among them.
+        shadows: Runs on random halves of the text, for likelihood ratios; each takes as long as the run's training.
         seed: Of coins, texts and secrets; never of noise.
     """
 
@@ -29,4 +30,5 @@ class AuditPlan:
     secrets: int = 8
     repeats: int = 4
     candidates: int = 128
+    shadows: int = 0
     seed: int = 0

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors.numpy import load, load_file, save_file
 
-from model import EncodedExample
 from privacy.accountant import epsilon
 from privacy.audits import Finding, MembershipResult, membership_audit, membership_finding
 from privacy.audits.canaries import canary_findings
 from privacy.audits.exposure import exposure_finding
-from privacy.audits.reconstruction import Attempt, attempt, reconstruction_finding
+from privacy.audits.lira import lira_scores
 from privacy.audits.user_canaries import user_canary_run
-from privacy.calibration import noise_multiplier_for
-from privacy.dp_sgd import DPSGDParameters
-from privacy.mechanism import noisy_average, size_of
-from privacy.randomness import SystemRandom
 from privacy.user_level import UserBills, user_epsilon
 from server.auditing.people import People, people_of
+from server.auditing.reading import Reading, first_layer_factors
 from server.auditing.replay import Replay
 from server.auditing.secret_text import make_secrets, planted
-from server.auditing.trainer import LocalTraining, parameters_of, without_dp
+from server.auditing.trainer import LocalTraining, parameters_of
 from server.errors import AuditingError
 from server.evaluation import HeldOutEvaluation
 from server.federation.adapter import ADAPTER, lora_of
@@ -38,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from model import Example
     from privacy.event import PrivacyEvent
     from server.artifacts import ArtifactStore
     from server.auditing.plan import AuditPlan
@@ -47,7 +44,8 @@ if TYPE_CHECKING:
 
     OnStep = Callable[[str, int, int], None]
 
-_FEW_WORDS = 3
+# Each example is in half of them; fewer say nothing about its spread.
+_FEWEST_SHADOWS = 4
 
 
 def open_audit(
@@ -99,7 +97,7 @@ class RunAudit:
             return "this run promises nothing per example: the server is trusted with updates"
         if part in {"membership", "exposure"} and not self.people.is_real:
             return "the text that devices trained on is theirs; this part runs on simulated fleets"
-        if part == "reconstruction" and not self._first_layer_factors:
+        if part == "reconstruction" and not first_layer_factors(self.start):
             return "no adapter reads the embeddings directly (targets without q_proj, k_proj and v_proj)"
         return None
 
@@ -140,46 +138,38 @@ class RunAudit:
 
     def reconstruction(self, on_step: OnStep) -> tuple[Finding, ...]:
         """Words of one short text of each of some devices, read out of its update."""
-        inputs, random = self.training.first_inputs(), self._random(5)
-        texts = self._short_texts(random)
-        stated = self._of_one_example()
-        attempts: list[Attempt] = []
-        control: list[Attempt] = []
-        exact = []
-        for number, (encoded, words) in enumerate(texts):
-            on_step("reading words out of updates", number, len(texts))
-            sent = self._as_seen(self.training.update(self.result, [encoded], stated))
-            exact.append(self.training.update(self.result, [encoded], without_dp(stated)))
-            attempts.append(attempt(self._rows(sent), inputs, words))
-            control.append(attempt(self._rows(exact[-1]), inputs, words))
-        total = {name: np.sum([update[name] for update in exact], axis=0) for name in self.start}
-        everything = [word for _, words in texts for word in words]
-        summed = [attempt(self._rows(total), inputs, everything)]
-        return (reconstruction_finding(attempts, control, summed, vocabulary=len(inputs)),)
+        reading = Reading(self.recipe, self.training, self.result, self.events)
+        everything = [example for own in self.people.examples.values() for example in own]
+        texts = reading.short_texts(everything, count=self.plan.attempts, random=self._random(5))
+        return (reading.finding(texts, lambda done, total: on_step("reading words out of updates", done, total)),)
 
     def membership(self, on_step: OnStep) -> tuple[Finding, MembershipResult]:
         """Who was trained on, by the release; the control is the same run without DP."""
         control = self._control(on_step)
         members = self.people.in_turn(self._devices, limit=self.plan.members)
-        others = self.people.others[: max(len(members), self.plan.members)]
+        others, who = self.people.others(members=len(members))
         on_step("losses of members and others", 0, 1)
         evaluation = HeldOutEvaluation(self.tree, data=self.recipe.data, examples=1, max_length=self.recipe.max_length)
         inside, outside = evaluation.encode(members), evaluation.encode(others)
         inside_base, outside_base = evaluation.losses_of_base(inside), evaluation.losses_of_base(outside)
 
-        def measured(adapter: AdapterState, positive: MembershipResult | None) -> MembershipResult:
-            lora = lora_of(self.recipe)
-            return membership_audit(
-                member_losses=evaluation.losses(adapter, lora, inside),
-                member_base_losses=inside_base,
-                non_member_losses=evaluation.losses(adapter, lora, outside),
-                non_member_base_losses=outside_base,
-                positive_control=positive,
-            )
-
-        result = measured(self.result, measured(control, None))
+        lora = lora_of(self.recipe)
+        judged = partial(membership_audit, member_base_losses=inside_base, non_member_base_losses=outside_base)
+        of_control = judged(
+            member_losses=evaluation.losses(control, lora, inside),
+            non_member_losses=evaluation.losses(control, lora, outside),
+        )
+        of_members = evaluation.losses(self.result, lora, inside)
+        of_others = evaluation.losses(self.result, lora, outside)
+        result = judged(
+            member_losses=of_members,
+            non_member_losses=of_others,
+            positive_control=of_control,
+            likelihood_scores=self._likelihoods(evaluation, (members, of_members), (others, of_others), on_step),
+        )
         on_step("losses of members and others", 1, 1)
-        return membership_finding(result, control="the same run on the same text without noise and clipping"), result
+        control_was = f"the same run on the same text without noise and clipping; the others are {who}"
+        return membership_finding(result, control=control_was), result
 
     def exposure(self, on_step: OnStep) -> tuple[Finding, ...]:
         """Secrets in the text of some devices: does the run, done again with them, remember any?"""
@@ -225,6 +215,39 @@ class RunAudit:
     def _control(self, on_step: OnStep) -> AdapterState:
         return self._replayed(on_step, has_dp=False)
 
+    def _likelihoods(
+        self,
+        evaluation: HeldOutEvaluation,
+        members: tuple[Sequence[Example], list[float]],
+        others: tuple[Sequence[Example], list[float]],
+        on_step: OnStep,
+    ) -> tuple[list[float], list[float]] | None:
+        """Scores of members and others by shadow runs; None: none are wanted, or strangers are among the others."""
+        examples = [*members[0], *others[0]]
+        if self.plan.shadows < _FEWEST_SHADOWS or set(self.people.strangers) & set(others[0]):
+            return None
+        encoded, random = evaluation.encode(examples), self._random(7)
+        # In pairs, the second with what the first left out: each example is in half of the shadows.
+        halves = [half for _ in range(self.plan.shadows // 2) for half in self.people.halved(random)]
+        losses, saw = [], []
+        for number, half in enumerate(halves, start=1):
+            text = f"shadow run {number} of {len(halves)}"
+            adapter = self._replay(half).run(
+                has_dp=True,
+                on_step=lambda done, total, text=text: on_step(text, done, total),  # type: ignore[misc]
+            )
+            losses.append(evaluation.losses(adapter, lora_of(self.recipe), encoded))
+            seen = {example for own in half.values() for example in own}
+            saw.append([example in seen for example in examples])
+        scores = lira_scores(np.array([*members[1], *others[1]]), np.array(losses), np.array(saw)).tolist()
+        return scores[: len(members[0])], scores[len(members[0]) :]
+
+    def _replay(self, examples: dict[str, tuple[Example, ...]], **rest: Any) -> Replay:  # noqa: ANN401 - Replay's own
+        people = replace(self.people, examples=examples)
+        return Replay(
+            recipe=self.recipe, events=self.events, people=people, training=self.training, start=self.start, **rest
+        )
+
     def _replayed(self, on_step: OnStep, *, has_dp: bool) -> AdapterState:
         """The run again, with secrets; kept on disk, since two parts and a second try need it."""
         plan = f"{self.plan.secrets},{self.plan.repeats},{self.plan.candidates},{self.plan.seed}"
@@ -233,14 +256,8 @@ class RunAudit:
         if kept.exists():
             return load_file(kept)
         text = "the run again, with secrets" if has_dp else "the run again, with secrets, without DP"
-        replay = Replay(
-            recipe=self.recipe,
-            events=self.events,
-            people=self.people,
-            training=self.training,
-            start=self.start,
-            secrets=planted(self._secrets, sorted(self.people.examples), repeats=self.plan.repeats),
-        )
+        secrets = planted(self._secrets, sorted(self.people.examples), repeats=self.plan.repeats)
+        replay = self._replay(self.people.examples, secrets=secrets)
         adapter = replay.run(has_dp=has_dp, on_step=lambda done, total: on_step(text, done, total))
         make_folder(self.work)
         unfinished = kept.with_suffix(".part")
@@ -256,77 +273,5 @@ class RunAudit:
             raise AuditingError(f"max-length {self.recipe.max_length} is too short for a secret; nothing to measure.")
         return np.asarray(losses, dtype=np.float64).reshape(len(self._secrets), -1)
 
-    @cached_property
-    def _first_layer_factors(self) -> tuple[str, ...]:
-        """Factors A of the first layer that read the embeddings."""
-        names = [f".{target}." for target in ("q_proj", "k_proj", "v_proj")]
-        return tuple(
-            name
-            for name in sorted(self.start)
-            if "layers.0." in name and name.endswith("lora_a") and any(part in name for part in names)
-        )
-
-    def _rows(self, update: AdapterState) -> np.ndarray[Any, np.dtype[np.float32]]:
-        return np.concatenate([update[name] for name in self._first_layer_factors])
-
-    def _short_texts(self, random: np.random.Generator) -> list[tuple[EncodedExample, tuple[int, ...]]]:
-        """Examples cut to as many different words as the factors have rows: the attacker's best case."""
-        most = max(_FEW_WORDS, 3 * sum(len(self.start[name]) for name in self._first_layer_factors) // 4)
-        everything = [example for own in self.people.examples.values() for example in own]
-        found: list[tuple[EncodedExample, tuple[int, ...]]] = []
-        for index in random.permutation(len(everything)):
-            cut = [_first_words(encoded, most) for encoded in self.training.encode([everything[index]])]
-            found += [(encoded, words) for encoded, words in cut if len(words) >= _FEW_WORDS]
-            if len(found) >= self.plan.attempts:
-                break
-        if not found:
-            raise AuditingError("No example is long enough to be read out of an update.")
-        return found
-
-    def _of_one_example(self) -> DPSGDParameters:
-        """What a device with one example does: it is in every step, and the noise is calibrated for that."""
-        recipe, has_noise = self.recipe, self.recipe.has_example_level
-        noise = 0.0
-        if has_noise:
-            noise = noise_multiplier_for(
-                target_epsilon=recipe.target_epsilon,
-                target_delta=recipe.target_delta,
-                sampling_probability=1.0,
-                steps=recipe.local_steps * recipe.participations,
-            )
-        return DPSGDParameters(
-            noise_multiplier=noise,
-            clipping_norm=recipe.clipping_norm,
-            sampling_probability=1.0,
-            steps=recipe.local_steps,
-            expected_batch_size=1.0,
-            is_noisy=has_noise,
-        )
-
-    def _as_seen(self, update: AdapterState) -> AdapterState:
-        """Where devices add no noise, the server is trusted: the attacker sees the noisy sum of one."""
-        if self.recipe.has_example_level:
-            return update
-        event = next(event for event in self.events if event.privacy_unit == "user")
-        shapes = {name: tensor.shape for name, tensor in update.items()}
-        found = noisy_average(
-            [update],
-            shapes=shapes,
-            clipping_norm=event.clipping_norm,
-            noise_multiplier=event.noise_multiplier,
-            expected_contributions=1,
-            unit_noise=SystemRandom().normals(size_of(shapes)),
-        )
-        return {name: tensor.astype(np.float32) for name, tensor in found.items()}
-
     def _random(self, stream: int) -> np.random.Generator:
         return np.random.default_rng([self.plan.seed, stream])
-
-
-def _first_words(encoded: EncodedExample, most: int) -> tuple[EncodedExample, tuple[int, ...]]:
-    """The beginning of a completion with at most so many different words to read, and these."""
-    tokens, words, end = encoded.token_ids[encoded.loss_start - 1 :], set[int](), 0
-    while end + 1 < len(tokens) and len(words | {tokens[end]}) <= most:
-        words.add(tokens[end])
-        end += 1
-    return EncodedExample(tokens[: max(end, 1) + 1], 1), tuple(sorted(words))

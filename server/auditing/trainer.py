@@ -80,7 +80,7 @@ class LocalTraining:
                 optimizer=optimizer,
                 parameters=parameters,
                 max_physical_batch=_EXAMPLES_AT_ONCE,
-                has_own_gradients=self.is_direct,
+                gradients="own" if self.is_direct else "hooks",
             )
             trained = {name: tensor.detach().numpy().copy() for name, tensor in adapter_state_dict(model).items()}
         return {name: trained[name] - adapter[name] for name in adapter}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from model.plans import plan_cost
+from privacy.report.plot_style import BLUE, ORANGE, PLOT_STYLE
 from server.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -14,25 +15,12 @@ if TYPE_CHECKING:
     from model import ModelConfig
     from model.plans import LayerCost
 
-_INK, _SOFT, _LINE = "#1c2733", "#5b6b7b", "#d5dce3"
-_BLUE, _PALE, _ORANGE = "#1f5f99", "#a9c8e6", "#d98324"
-STYLE: Final[dict[str, Any]] = {
+_PALE: Final = "#a9c8e6"
+STYLE: Final[dict[str, Any]] = PLOT_STYLE | {
     "svg.fonttype": "none",  # text stays text: small files that can be searched
     "svg.hashsalt": "plan",
     "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.edgecolor": _LINE,
-    "axes.labelcolor": _SOFT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
     "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": "#eef1f4",
-    "xtick.color": _SOFT,
-    "ytick.color": _SOFT,
-    "text.color": _INK,
-    "legend.frameon": False,
     "hatch.linewidth": 0.6,
 }
 _KINDS: Final = (".svg", ".png")
@@ -71,7 +59,7 @@ def draw_plan(config: ModelConfig, *, title: str, path: Path, kv_bytes_per_eleme
 def _draw_heads(axes: Any, layers: tuple[LayerCost, ...]) -> None:  # noqa: ANN401  (matplotlib is untyped)
     lent = [layer.kv_of != number for number, layer in enumerate(layers)]
     _bars(axes, [layer.query_heads for layer in layers], colour=_PALE, label="query heads")
-    _bars(axes, [layer.kv_heads for layer in layers], colour=_BLUE, label="kv heads", lent=lent)
+    _bars(axes, [layer.kv_heads for layer in layers], colour=BLUE, label="kv heads", lent=lent)
     axes.set_ylabel("heads")
     axes.set_ylim(0, 1.05 * max(layer.query_heads for layer in layers))
     _legend(axes)
@@ -81,8 +69,8 @@ def _draw_weights(axes: Any, config: ModelConfig, layers: tuple[LayerCost, ...])
     lent = [layer.weights_of != number for number, layer in enumerate(layers)]
     ffn = [3 * config.model_dim * layer.ffn_dim / 1e6 for layer in layers]
     attention = [layer.weights_run / 1e6 - wide for layer, wide in zip(layers, ffn, strict=True)]
-    _bars(axes, attention, colour=_BLUE, label="attention", lent=lent)
-    _bars(axes, ffn, below=attention, colour=_ORANGE, label="feed-forward", lent=lent)
+    _bars(axes, attention, colour=BLUE, label="attention", lent=lent)
+    _bars(axes, ffn, below=attention, colour=ORANGE, label="feed-forward", lent=lent)
     axes.set_ylabel("weights, millions")
     axes.set_xlabel("layer")
     axes.set_xlim(-0.6, len(layers) - 0.4)

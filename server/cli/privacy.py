@@ -7,16 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.cli import privacy_audit, privacy_ledger, privacy_plan
+from server.cli import privacy_audit, privacy_ledger, privacy_plan, privacy_statement
 from server.cli.console import Service, console, open_service, problems
 from server.federation.recipe import Recipe
 
 if TYPE_CHECKING:
     from privacy.audits import MembershipResult
-    from privacy.report import RunFacts, UtilityFigure
-    from server.registry import RoundRecord, RunRecord, VersionRecord
-
-_NOT_A_PARAMETER = {"fleet", "run-name", "resume-run"}
+    from server.registry import RoundRecord, RunRecord
 
 app = typer.Typer(no_args_is_help=True, help="Plan what a run costs; write a run's privacy report, recompute one.")
 app.command()(privacy_plan.epsilon)
@@ -24,6 +21,8 @@ app.command()(privacy_plan.plan)
 app.command()(privacy_ledger.ledger)
 app.command()(privacy_ledger.budget)
 app.command()(privacy_audit.audit)
+app.command()(privacy_statement.statement)
+app.command()(privacy_statement.verify)
 
 
 @app.command()
@@ -40,8 +39,8 @@ def report(
 
     The membership measurement needs the text that devices trained on, so it runs on a simulated fleet only.
     """
-    from privacy.budget import PrivacyBudget
-    from privacy.report import build_report, write_report
+    from privacy.report import write_report
+    from server.privacy_report import report_of_run
 
     service = open_service()
     run, rounds = service.registry.run(run_id), service.registry.rounds(run_id)
@@ -55,19 +54,7 @@ def report(
         with console.status("Measuring membership inference on the simulated fleet ..."):
             membership = _membership(service, run, recipe, rounds, limit=audit_examples)
     with console.status("Recomputing ε from the ledger and drawing ..."):
-        written = build_report(
-            title=f"Privacy report: {run.model}, run {run.run_id}",
-            run=_facts(service, run, recipe, rounds, release),
-            # Of the whole model, not of this run: what earlier runs spent on the same people is spent.
-            events=service.registry.privacy_events(model=run.model),
-            target_delta=recipe.target_delta,
-            budget=PrivacyBudget(target_epsilon=recipe.target_epsilon, target_delta=recipe.target_delta),
-            user_budget=service.registry.user_budget(run.model),
-            membership=membership,
-            findings=[one.finding for one in known],
-            utility=_utility(release),
-            provenance=_provenance(run, release),
-        )
+        written = report_of_run(service.registry, service.artifacts, run, version=release, membership=membership)
         paths = write_report(written, out or service.settings.home / "reports" / run_id)
     worst = f"the worst of {len(written.devices)} devices (budget {recipe.target_epsilon:g})"
     console.print(f"ε ≤ {written.epsilon_max:.3f} at δ = {written.target_delta:g} for {worst}")
@@ -82,77 +69,6 @@ def recompute(folder: Annotated[Path, typer.Argument(help="A report's folder.", 
     from privacy.__main__ import main
 
     raise typer.Exit(main(["recompute", str(folder)]))
-
-
-def _facts(
-    service: Service, run: RunRecord, recipe: Recipe, rounds: tuple[RoundRecord, ...], release: VersionRecord | None
-) -> RunFacts:
-    from privacy.report import RunFacts
-
-    return RunFacts(
-        run_id=run.run_id,
-        model=run.model,
-        release=f"v{release.number}" if release else "(not released)",
-        parent=f"v{run.parent_version}",
-        base_hash=run.base_hash,
-        rounds_planned=recipe.num_server_rounds,
-        rounds_completed=sum(r.status == "released" for r in rounds),
-        void_rounds=tuple(r.server_round for r in rounds if r.status == "void"),
-        devices_enrolled=_fleet_size(service, run, recipe),
-        settings={key: value for key, value in recipe.to_run_config().items() if key not in _NOT_A_PARAMETER},
-        update_tensors=_update_tensors(service, rounds),
-        incidents=tuple(f"round {r.server_round}: {why}" for r in rounds for why in r.failures.values()),
-    )
-
-
-def _fleet_size(service: Service, run: RunRecord, recipe: Recipe) -> int:
-    """Devices that could have taken part: the simulated fleet, or who is enrolled for the model."""
-    if recipe.fleet:
-        from server.federation.fleet import users_of
-
-        return len(users_of(Path(recipe.fleet)))
-    return sum(device.model == run.model for device in service.registry.devices())
-
-
-def _update_tensors(service: Service, rounds: tuple[RoundRecord, ...]) -> tuple:  # type: ignore[type-arg]
-    """Names, shapes and bytes of what every device sent, read from the adapter that it has the shape of."""
-    from safetensors.numpy import load
-
-    from privacy.report import TensorFact
-    from server.federation.adapter import ADAPTER
-
-    released = [r for r in rounds if r.status == "released"]
-    if not released:
-        return ()
-    state = load(service.artifacts.read_bytes(released[-1].artifacts[ADAPTER]))
-    return tuple(
-        TensorFact(name=name, shape=tensor.shape, dtype=str(tensor.dtype), num_bytes=tensor.nbytes)
-        for name, tensor in sorted(state.items())
-    )
-
-
-def _utility(release: VersionRecord | None) -> tuple[UtilityFigure, ...]:
-    from privacy.report import UtilityFigure
-
-    if release is None or release.gate is None:
-        return ()
-    return (
-        UtilityFigure(
-            name="held-out loss, nats (lower is better)",
-            before=release.gate.parent_loss,
-            after=release.gate.candidate_loss,
-            measured_on=str(release.manifest.facts.get("evaluation", "")),
-        ),
-    )
-
-
-def _provenance(run: RunRecord, release: VersionRecord | None) -> dict[str, str]:
-    facts = {"run": run.run_id, "base hash": run.base_hash, "started": run.started_at.isoformat(timespec="seconds")}
-    if release is not None:
-        facts |= {"release": f"{release.model} v{release.number}", "tree hash": release.manifest.tree_hash}
-        if form := release.manifest.facts.get("adapter_format"):
-            facts["adapter format"] = str(form)
-    return facts
 
 
 def _membership(

@@ -34,6 +34,12 @@ def audit(
     canaries: Annotated[int, typer.Option(help="Canaries put into the mechanisms.", min=100, max=20_000)] = 1000,
     secrets: Annotated[int, typer.Option(help="Secrets put into the training text.", min=2, max=200)] = 8,
     repeats: Annotated[int, typer.Option(help="How often each secret stands there.", min=1, max=1000)] = 4,
+    shadows: Annotated[
+        int,
+        typer.Option(
+            help="Shadow runs for likelihood ratios (LiRA), 4 or more; each as long as the run.", min=0, max=64
+        ),
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Audit a run: put canaries into its mechanisms, attack its result, and do it again without DP as a control.
@@ -48,7 +54,7 @@ def audit(
     if unknown := sorted(set(chosen) - set(PARTS)):
         raise AuditingError(f"There is no part {', '.join(unknown)}. Parts are {', '.join(PARTS)}.")
     service = open_service()
-    plan = AuditPlan(members=members, canaries=canaries, secrets=secrets, repeats=repeats)
+    plan = AuditPlan(members=members, canaries=canaries, secrets=secrets, repeats=repeats, shadows=shadows)
     with console.status("Opening the run ..."):
         opened = open_audit(service.settings, service.registry, service.artifacts, run_id, plan)
     done = {known.asked_for for known in service.registry.audit_findings(run_id)}

@@ -155,6 +155,7 @@ def publish_version(
             work=service.settings.work_dir,
             on_step=lambda text, done, total: status.update(f"Publishing ({done}/{total}): {text} ..."),
             launch=launch,
+            max_epsilon=service.settings.release_max_epsilon,
             is_audit_required=service.settings.require_audit,
         )
 

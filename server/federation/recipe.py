@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 from model.adapter_format import AdapterFormat  # noqa: TC001 - pydantic reads it at run time
 from server.errors import RecipeError
 from server.federation.rule import AggregationName, AggregationRule
+from server.federation.secure_recipe import SecureSumRecipe
 from server.federation.user_recipe import UserLevelRecipe
 
 if TYPE_CHECKING:
@@ -17,11 +18,14 @@ if TYPE_CHECKING:
 ADAPTER_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
+_FEWEST_IN_A_SECURE_SUM = 3
+
+
 def _kebab(name: str) -> str:
     return name.replace("_", "-")
 
 
-class Recipe(UserLevelRecipe):
+class Recipe(UserLevelRecipe, SecureSumRecipe):
     """A federated run's settings; every field is a key of the Flower run config in kebab-case."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=_kebab, populate_by_name=True)
@@ -78,10 +82,11 @@ class Recipe(UserLevelRecipe):
     batch_size: Annotated[int, Field(ge=1, le=4096, description="Expected examples per step (Poisson sampled).")] = 16
     learning_rate: Annotated[float, Field(gt=0, le=10, description="Step size on the device (SGD, momentum).")] = 0.02
     gradients: Annotated[
-        Literal["direct", "hooks"],
+        Literal["direct", "hooks", "loop"],
         Field(
             description="Per-example gradients: `direct`, in the adapter's own backward pass (less time and memory; "
-            "bfloat16 where the processor has it), or `hooks`, by Opacus in float32."
+            "bfloat16 where the processor has it); `loop`, one example at a time (least memory); or `hooks`, by Opacus "
+            "in float32. The same in what they are."
         ),
     ] = "direct"
     max_length: Annotated[int, Field(ge=8, le=4096, description="Tokens per example; longer ones are cut.")] = 64
@@ -115,10 +120,24 @@ class Recipe(UserLevelRecipe):
                 f"privacy-mode {self.privacy_mode} adds noise for a sum of clipped updates; "
                 f"how far one user moves {self.aggregation} is another matter. Use aggregation mean"
             )
+        problem = self._problem_of_secure_sum()
+        if problem is not None:
+            raise ValueError(f"secure-aggregation {problem}")
         unknown = set(self.target_names) - set(ADAPTER_TARGETS)
         if unknown or not self.target_names:
             raise ValueError(f"targets must name some of {', '.join(ADAPTER_TARGETS)}; got {self.targets!r}")
         return self
+
+    def _problem_of_secure_sum(self) -> str | None:
+        if not self.secure_aggregation:
+            return None
+        if self.aggregation != "mean":
+            return f"shows the server no single update, and {self.aggregation} compares them. Use aggregation mean"
+        if self.has_user_level:
+            return "goes with privacy-mode example: the server cannot clip what it does not see"
+        if self.quorum < _FEWEST_IN_A_SECURE_SUM:
+            return f"needs a quorum of {_FEWEST_IN_A_SECURE_SUM}: a sum of fewer gives the others' updates away"
+        return None
 
     @property
     def aggregation_rule(self) -> AggregationRule:

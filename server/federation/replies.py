@@ -14,7 +14,7 @@ from server.federation.refusals import RefusalKind, Refused
 from server.federation.tensors import AdapterState, TensorRefusedError, read_update
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from flwr.app import Message
 
@@ -79,16 +79,9 @@ def _checked(
     max_norm: float,
 ) -> Accepted | Refused:
     node_id = message.metadata.src_node_id
-    problem = _said_no(message) or _wrong_records(message)
-    if problem is not None:
-        return Refused(node_id, *problem)
-    try:
-        contribution = Contribution.from_config(dict(message.content.config_records["contribution"]))
-    except ContributionError as error:
-        return Refused(node_id, RefusalKind.MALFORMED, f"malformed reply: {error}")
-    problem = _disagreement(contribution, instructions)
-    if problem is not None:
-        return Refused(node_id, *problem)
+    contribution = check_facts(message, instructions=instructions, records=_RECORDS)
+    if isinstance(contribution, Refused):
+        return contribution
     try:
         update = read_update(message.content.array_records["update"], adapter)
     except TensorRefusedError as error:
@@ -101,7 +94,23 @@ def _checked(
     return Accepted(node_id, contribution, update)
 
 
-def _said_no(message: Message) -> tuple[RefusalKind, str] | None:
+def check_facts(
+    message: Message, *, instructions: RoundInstructions, records: Collection[str]
+) -> Contribution | Refused:
+    """A reply's facts: no error, exactly these records, and a contribution that says what was asked."""
+    node_id = message.metadata.src_node_id
+    problem = refusal_in(message) or _wrong_records(message, records)
+    if problem is not None:
+        return Refused(node_id, *problem)
+    try:
+        contribution = Contribution.from_config(dict(message.content.config_records["contribution"]))
+    except ContributionError as error:
+        return Refused(node_id, RefusalKind.MALFORMED, f"malformed reply: {error}")
+    problem = _disagreement(contribution, instructions)
+    return contribution if problem is None else Refused(node_id, *problem)
+
+
+def refusal_in(message: Message) -> tuple[RefusalKind, str] | None:
     """Why a device did not train, when it says so itself or Flower does."""
     if message.has_error():
         return RefusalKind.DEVICE_ERROR, f"device error: {message.error.reason or message.error.code}"
@@ -111,12 +120,13 @@ def _said_no(message: Message) -> tuple[RefusalKind, str] | None:
     return None
 
 
-def _wrong_records(message: Message) -> tuple[RefusalKind, str] | None:
-    """Records that are missing or of another kind, or that nobody asked for."""
+def _wrong_records(message: Message, records: Collection[str]) -> tuple[RefusalKind, str] | None:
+    """Records that are missing or of another kind, or that nobody asked for; but for the facts all are arrays."""
     content = message.content
-    if set(content) != _RECORDS:
-        return RefusalKind.MALFORMED, f"malformed reply: it must hold {' and '.join(sorted(_RECORDS))}, and no more"
-    if "contribution" not in content.config_records or "update" not in content.array_records:
+    if set(content) != set(records):
+        return RefusalKind.MALFORMED, f"malformed reply: it must hold {' and '.join(sorted(records))}, and no more"
+    arrays = set(records) - {"contribution"}
+    if "contribution" not in content.config_records or not arrays <= set(content.array_records):
         return RefusalKind.MALFORMED, "malformed reply: a record is of the wrong kind"
     return None
 
@@ -128,6 +138,8 @@ def _disagreement(contribution: Contribution, instructions: RoundInstructions) -
         if said != asked:
             return kind, f"reply says {fact} {said!r}, asked was {asked!r}"
     count, most = contribution.num_examples, instructions.max_examples
+    if instructions.secure_norm is not None and count != most:
+        return RefusalKind.WRONG_FACTS, f"reply tells {count} examples; under a secure sum every device says {most}"
     if count > most:
         return RefusalKind.WRONG_FACTS, f"reply claims {count} examples, the cap is {most}"
     probability = instructions.sampling_probability_for(count)

@@ -22,6 +22,7 @@ from server.federation.norms import norm_report
 from server.federation.optimizer import ServerOptimizer
 from server.federation.refusals import RefusalKind, Refused, count_kinds, reasons_by_node
 from server.federation.replies import Accepted, AdapterState, update_norm
+from server.federation.secure_round import SecureRound, levels_for, plan_of
 from server.federation.user_start import open_user_level
 
 if TYPE_CHECKING:
@@ -106,29 +107,59 @@ class FederatedRun:
             now=self.now,
             sleep=self.sleep,
         )
-        instructions = self._instructions(server_round)
-        result = exchange(
+        asked = self._draw(nodes, server_round)
+        result, summed = (
+            self._summed(asked, server_round)
+            if self.recipe.secure_aggregation
+            else (
+                self._within_budget(self._without_replays(self._asked(asked, server_round))),
+                None,
+            )
+        )
+        recorded_at = datetime.now(UTC)
+        # A void round's devices have spent their budget all the same: their events are kept. So are those of devices
+        # that the user level leaves out: the server has seen their updates.
+        examples = [a.contribution.event(recorded_at) for a in result.accepted if self.recipe.has_example_level]
+        result = self._admitted(result, server_round)
+        is_void = len(result.accepted) < self.recipe.quorum or (self.recipe.secure_aggregation and summed is None)
+        combined = None if is_void else summed or self._aggregate(result.accepted, server_round)
+        loss = None if combined is None else self._advance(combined)
+        facts = {"seconds": round(self.now() - started, 3)} | _health_facts(result, combined, self.recipe)
+        self._record(server_round, result, is_void=is_void, loss=loss, examples=examples, facts=facts)
+        return not is_void
+
+    def _asked(self, nodes: Sequence[int], server_round: int) -> Exchange:
+        """Each asked device's update, checked."""
+        return exchange(
             self.grid,
-            self._draw(nodes, server_round),
-            instructions=instructions,
+            nodes,
+            instructions=self._instructions(server_round),
             adapter=self.adapter,
             max_norm=self.recipe.max_update_norm,
             deadline_s=self.recipe.deadline_s,
             now=self.now,
             sleep=self.sleep,
         )
-        result = self._within_budget(self._without_replays(result))
-        recorded_at = datetime.now(UTC)
-        # A void round's devices have spent their budget all the same: their events are kept. So are those of devices
-        # that the user level leaves out: the server has seen their updates.
-        examples = [a.contribution.event(recorded_at) for a in result.accepted if self.recipe.has_example_level]
-        result = self._admitted(result, server_round)
-        is_void = len(result.accepted) < self.recipe.quorum
-        combined = None if is_void else self._aggregate(result.accepted, server_round)
-        loss = None if combined is None else self._advance(combined)
-        facts = {"seconds": round(self.now() - started, 3)} | _health_facts(result, combined, self.recipe)
-        self._record(server_round, result, is_void=is_void, loss=loss, examples=examples, facts=facts)
-        return not is_void
+
+    def _summed(self, nodes: Sequence[int], server_round: int) -> tuple[Exchange, Aggregate | None]:
+        """The asked devices' sum without any single update; None where it could not be unmasked."""
+
+        def admit(item: Accepted) -> Refused | None:
+            found = self._within_budget(self._without_replays(Exchange((item,), ())))
+            return found.refused[0] if found.refused else None
+
+        length = sum(tensor.size for tensor in self.adapter.values())
+        found, mean = SecureRound(
+            grid=self.grid,
+            plan=plan_of(self.recipe, run_id=self.run_id, server_round=server_round, asked=len(nodes), length=length),
+            instructions=self._instructions(server_round),
+            adapter=self.adapter,
+            admit=admit,
+            deadline_s=self.recipe.deadline_s,
+            now=self.now,
+            sleep=self.sleep,
+        ).run(nodes)
+        return found, None if mean is None else Aggregate(mean)
 
     def _draw(self, nodes: Sequence[int], server_round: int) -> tuple[int, ...]:
         """Who is asked in this round."""
@@ -245,12 +276,15 @@ class FederatedRun:
             alpha=recipe.alpha,
             targets=recipe.target_names,
             gradients=recipe.gradients,
+            secure_norm=recipe.secure_clipping_norm if recipe.secure_aggregation else None,
+            secure_levels=levels_for(recipe.cohort) if recipe.secure_aggregation else None,
         )
 
 
 def _health_facts(result: Exchange, combined: Aggregate | None, recipe: Recipe) -> dict[str, object]:
     """What `server.federation.health` reads: refusals by kind, norms, and whom the aggregation set aside."""
-    norms = norm_report({item.contribution.device_id: update_norm(item.update) for item in result.accepted})
+    seen = [item for item in result.accepted if item.update]  # none of them under a secure sum
+    norms = norm_report({item.contribution.device_id: update_norm(item.update) for item in seen})
     return {
         "aggregation": recipe.aggregation,
         "refused": count_kinds(result.refused),

@@ -17,6 +17,7 @@ from server.registry.records import (
     RolloutProgress,
     RoundRecord,
     RunRecord,
+    StatementRecord,
     TargetRecord,
     VersionRecord,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "RolloutProgress",
     "RoundRecord",
     "RunRecord",
+    "StatementRecord",
     "TargetRecord",
     "VersionRecord",
 ]

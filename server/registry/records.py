@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Literal
 
 from delta_updates.manifest import VersionManifest
+from privacy.attestation import statement_path
 from server.rollouts import Counts, DeviceFacts, Measured, Metric, Release, Rollout, RolloutState
 
 RunStatus = Literal["running", "completed", "failed"]
@@ -111,6 +112,36 @@ class TargetRecord:
     path: str
     length: int
     sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatementRecord:
+    """A version's signed privacy statement; all hashes are artifacts.
+
+    Attributes:
+        model: Whose version it is.
+        version: Its number.
+        sha256: Of the envelope.
+        length: Of the envelope, in bytes.
+        report_sha256: Of the report.json that it names.
+        ledger_sha256: Of the ledger.jsonl that it names.
+        keyid: Of the releases key that signed it.
+        public_key: That key's 32 bytes in hex.
+    """
+
+    model: str
+    version: int
+    sha256: str
+    length: int
+    report_sha256: str
+    ledger_sha256: str
+    keyid: str
+    public_key: str
+
+    @property
+    def target(self) -> TargetRecord:
+        """The signed file."""
+        return TargetRecord(path=statement_path(self.model, self.version), length=self.length, sha256=self.sha256)
 
 
 @dataclass(frozen=True, kw_only=True)

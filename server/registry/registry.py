@@ -21,6 +21,7 @@ from server.registry.operators import OperatorTransactions
 from server.registry.privacy import PrivacyTransactions
 from server.registry.rollouts import RolloutTransactions
 from server.registry.runs import RunTransactions
+from server.registry.statements import StatementTransactions
 from server.registry.transactions import make_engine
 from server.registry.upkeep import UpkeepTransactions
 from server.registry.versions import VersionTransactions
@@ -46,6 +47,7 @@ class Registry(
     DdiTransactions,
     PrivacyTransactions,
     AuditFindingTransactions,
+    StatementTransactions,
 ):
     """What exists and what happened: from versions, rollouts, runs and devices to operators and the audit log.
 

@@ -10,6 +10,7 @@ from sqlalchemy import select
 from server.registry.ddi_tables import ImageRow
 from server.registry.rollout_rows import offered_versions
 from server.registry.rollout_tables import DevicePolicyRow
+from server.registry.statement_tables import StatementRow
 from server.registry.tables import DeviceRow, OfferRow, PackageRow, RoundRow, VersionFileRow, VersionRow
 from server.registry.transactions import Transactions
 from server.registry.versions import package_record
@@ -47,6 +48,7 @@ class UpkeepTransactions(Transactions):
             return (
                 *_of_files(session),
                 *_of_versions(session),
+                *_of_statements(session),
                 *_of_packages(session),
                 *_of_rounds(session),
                 *_of_images(session),
@@ -147,6 +149,18 @@ def _of_versions(session: Session) -> list[NamedArtifact]:
             )
         )
     return named
+
+
+def _of_statements(session: Session) -> list[NamedArtifact]:
+    return [
+        NamedArtifact(digest=digest, length=length, named_by=f"the privacy {what} of {row.model} v{row.version}")
+        for row in session.scalars(select(StatementRow))
+        for what, digest, length in (
+            ("statement", row.sha256, row.length),
+            ("report", row.report_sha256, None),
+            ("ledger", row.ledger_sha256, None),
+        )
+    ]
 
 
 def _of_packages(session: Session) -> list[NamedArtifact]:

@@ -14,6 +14,7 @@ from delta_updates.manifest import VersionManifest
 from server.errors import ConflictError, InvalidRecordError, NotFoundError
 from server.registry.records import GateResult, PackageRecord, TargetRecord, VersionRecord
 from server.registry.rollout_rows import channels_of, launch_rollout
+from server.registry.statements import statement_target
 from server.registry.tables import DeviceRow, ModelRow, PackageRow, VersionFileRow, VersionRow
 from server.registry.transactions import Transactions, ensure_model, lock_model
 from server.rollouts import AT_ONCE
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from server.registry.records import VersionState
     from server.rollouts import Launch
 
-_MANIFEST_PATH = re.compile(r"manifests/([a-z0-9][a-z0-9._-]{0,63})/([1-9][0-9]{0,8})\.json")
+_MANIFEST_PATH = re.compile(r"manifests/([a-z0-9][a-z0-9._-]{0,63})/([1-9][0-9]{0,8})(\.privacy)?\.json")
 
 
 class VersionTransactions(Transactions):
@@ -210,12 +211,14 @@ class VersionTransactions(Transactions):
                 row.state, row.reason = "rejected", reason
 
     def target(self, path: str) -> TargetRecord | None:
-        """The released manifest or package under a signed path."""
+        """The released manifest, privacy statement or package under a signed path."""
         with self._read() as session:
             if match := _MANIFEST_PATH.fullmatch(path):
                 version = session.get(VersionRow, (match[1], int(match[2])))
                 if version is None or version.state != "released":
                     return None
+                if match[3]:
+                    return statement_target(session, version.model, version.number)
                 return TargetRecord(path=path, length=version.manifest_length, sha256=version.manifest_sha256)
             package = session.scalar(
                 select(PackageRow)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 from tuf.api.metadata import TargetFile
 
+from privacy.attestation import seal
 from server.errors import ConfigurationError, TargetConflictError
 from server.files import locked, write_durably
 from server.signing.documents import Chain, Documents
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
     from pathlib import Path
 
-    from tuf.api.metadata import Metadata, Targets
+    from tuf.api.metadata import Key, Metadata, Targets
 
     from server.config import Settings
 
@@ -192,7 +193,14 @@ class SignedMetadata:
             if entry.days_left < within_days
         )
 
-    def add_release(self, *, manifest: NewTarget, packages: Iterable[NewTarget], offered: Collection[int] = ()) -> None:
+    def add_release(
+        self,
+        *,
+        manifest: NewTarget,
+        packages: Iterable[NewTarget],
+        statement: NewTarget | None = None,
+        offered: Collection[int] = (),
+    ) -> None:
         """Sign a version's manifest with the releases key and its packages with the deltas key, as one change.
 
         What is signed already with the same contents is left alone. Versions of the same model older than the newest
@@ -202,6 +210,7 @@ class SignedMetadata:
         Args:
             manifest: What makes the version.
             packages: What takes devices to it.
+            statement: Its privacy statement, signed as the manifest is; None for a version from before there were any.
             offered: Versions that channels and rollouts still offer; they stay signed, however old they are.
 
         Raises:
@@ -213,7 +222,7 @@ class SignedMetadata:
             chain = Chain(self._documents)
             changed: dict[str, Metadata[Targets]] = {}
             releases = chain.releases
-            if _add(releases.signed.targets, [manifest]):
+            if _add(releases.signed.targets, [manifest, *([statement] if statement else [])]):
                 _retire(releases.signed.targets, manifest.path, keep=self._signed_versions, offered=offered)
                 changed["releases"] = releases
             bins = bins_of(chain.packages.signed)
@@ -228,6 +237,32 @@ class SignedMetadata:
             if changed:
                 self._sign(chain, changed)
                 commit(self._documents, chain, self._online, changed=changed)
+
+    def seal_statement(self, payload: bytes) -> tuple[bytes, Key]:
+        """Put a statement into an envelope signed with the releases key; returns it, and the key's public half.
+
+        The releases key, because a statement is a part of a release: who can make one can make the other.
+
+        Raises:
+            ConfigurationError, SigningError: As for `unlock_releases`.
+            StatementError: The statement is larger than what devices read.
+        """
+        chain = Chain(self._documents)
+        sealer = self._releases_sealer()
+        sealer.seal("releases", chain.releases, [chain.targets.signed])  # says what to do where the key is not there
+        signer = sealer.signers("releases", [chain.targets.signed])[0]
+        return seal(payload, [signer]), signer.public_key
+
+    def releases_keys(self) -> tuple[Key, ...]:
+        """The public keys that may make releases now.
+
+        Raises:
+            SigningError: The metadata is damaged.
+        """
+        targets = Chain(self._documents).targets.signed
+        delegations = targets.delegations
+        keyids = targets.get_delegated_role("releases").keyids
+        return tuple(delegations.keys[keyid] for keyid in keyids) if delegations else ()
 
     def unlock_releases(self) -> None:
         """Try the releases key, before hours of work are spent on what it then could not sign.
@@ -309,11 +344,12 @@ def _add(signed: Files, new: Iterable[NewTarget]) -> bool:
 
 
 def _retire(manifests: Files, added: str, *, keep: int, offered: Collection[int]) -> None:
-    """Drop all but the newest ``keep`` manifests, and those still ``offered``, of the model of ``added``."""
+    """Drop all but the newest ``keep`` versions, and those still ``offered``, of the model of ``added``."""
     folder = added.rpartition("/")[0]
     mine = [path for path in manifests if path.rpartition("/")[0] == folder]
-    for path in sorted(mine, key=_version_in)[:-keep]:
-        if _version_in(path) not in offered:
+    kept = {*sorted({_version_in(path) for path in mine})[-keep:], *offered}
+    for path in mine:
+        if _version_in(path) not in kept:
             del manifests[path]
 
 
@@ -325,4 +361,4 @@ def _drop_retired(packages: Files, manifests: Files) -> None:
 
 
 def _version_in(manifest_path: str) -> int:
-    return int(manifest_path.rpartition("/")[2].removesuffix(".json"))
+    return int(manifest_path.rpartition("/")[2].partition(".")[0])

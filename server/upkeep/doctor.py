@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from server.artifacts import is_whole
 from server.errors import ArtifactMissingError, ServerError
-from server.publishing import manifest_target, package_target
+from server.publishing import manifest_target, package_target, statement_target
 from server.upkeep.workshop import remove_folder
 
 if TYPE_CHECKING:
@@ -162,7 +162,9 @@ def _unsigned(
     packages: tuple[PackageRecord, ...],
     signed: dict[str, tuple[int, str]],
 ) -> Iterator[Finding]:
-    for path in (version.manifest_path, *(package.path for package in packages)):
+    statement = shop.registry.statement(version.model, version.number)
+    stated = [statement.target.path] if statement else []
+    for path in (version.manifest_path, *stated, *(package.path for package in packages)):
         if path not in signed:
             # A manifest needs the releases key, which only who releases has.
             yield Finding(
@@ -176,9 +178,11 @@ def _unsigned(
 def _sign(shop: Workshop, version: VersionRecord, packages: tuple[PackageRecord, ...]) -> bool:
     manifest = version.manifest.to_bytes()
     digest = shop.artifacts.put_bytes(manifest)
+    statement = shop.registry.statement(version.model, version.number)
     shop.metadata.add_release(
         manifest=manifest_target(version, length=len(manifest), sha256=digest),
         packages=[package_target(package, version) for package in packages],
+        statement=statement_target(statement, version) if statement else None,
     )
     return True
 
@@ -191,6 +195,8 @@ def _foreign(shop: Workshop) -> Iterator[Finding]:
         known[version.manifest_path] = (len(manifest), hashlib.sha256(manifest).hexdigest())
         packages = shop.registry.packages(version.model, version.number)
         known |= {package.path: (package.length, package.sha256) for package in packages}
+        if statement := shop.registry.statement(version.model, version.number):
+            known[statement.target.path] = (statement.length, statement.sha256)
     collected = shop.registry.collected_paths()
     for path, file in sorted(shop.metadata.signed_files().items()):
         if path in collected:

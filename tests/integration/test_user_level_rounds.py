@@ -1,39 +1,17 @@
 """Both guarantees at once, from real devices' training to the report that anyone recomputes."""
 
-import json
-import random
-from datetime import UTC, datetime
-
 import numpy as np
 import pytest
-from flwr.app import Context, RecordDict
-from simulators.in_process_grid import InProcessGrid
-from simulators.models import write_base_version
+from simulators.text_fleet import device, open_text_registry, text_run, write_text_fleet
 
-from client_sdk.flower_round import answer, simulated_site
-from delta_updates import VersionManifest, base_hash, scan_tree, tree_hash
-from model import LoRAConfig, ModelConfig, initial_adapter
+from client_sdk.flower_round import simulated_site
 from privacy import JsonlLedger
 from privacy.__main__ import main as privacy_main
 from privacy.budget import PrivacyBudget
 from privacy.report import RunFacts, build_report, write_report
-from server.artifacts import LocalArtifactStore
-from server.config import Settings
-from server.federation.recipe import Recipe
-from server.federation.run import FederatedRun
-from server.registry import Registry
 
 DEVICES = 4
 RECIPE = {
-    "num_server_rounds": 2,
-    "cohort": 3,
-    "quorum": 2,
-    "rank": 2,
-    "alpha": 4.0,
-    "local_steps": 2,
-    "batch_size": 4,
-    "max_length": 32,
-    "max_examples": 30,
     "privacy_mode": "both",
     "max_participations": 2,
     "user_target_epsilon": 6.0,
@@ -44,72 +22,14 @@ RECIPE = {
 @pytest.fixture
 def fleet(tmp_path):
     """A simulated fleet of four people with text of their own."""
-    folder = tmp_path / "fleet"
-    write_base_version(folder / "tree")
-    (folder / "data").mkdir()
-    for n in range(DEVICES):
-        lines = [{"prompt": f"question {i} of {n}", "completion": f"answer {i * n}"} for i in range(40)]
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        (folder / "data" / f"user{n}.jsonl").write_text(text, encoding="utf-8")
-    users = {"users": [f"user{n}" for n in range(DEVICES)], "data": "x"}
-    (folder / "fleet.json").write_text(json.dumps(users), encoding="utf-8")
-    return folder
+    return write_text_fleet(tmp_path / "fleet", devices=DEVICES)
 
 
 @pytest.fixture
 def registry(fleet, tmp_path):
-    opened = Registry.open(Settings(home=tmp_path / "home"))
-    files = scan_tree(fleet / "tree")
-    opened.add_candidate(
-        VersionManifest(
-            model="chat",
-            version=1,
-            kind="base",
-            parent=None,
-            base_hash=base_hash(files),
-            tree_hash=tree_hash(files),
-            files=files,
-            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            facts={},
-        )
-    )
+    opened = open_text_registry(fleet, tmp_path / "home")
     yield opened
     opened.close()
-
-
-def device(fleet, number):
-    context = Context(
-        run_id=1,
-        node_id=number,
-        node_config={"partition-id": number},
-        state=RecordDict(),
-        run_config={"fleet": str(fleet)},
-    )
-    return lambda message: answer(message, context)
-
-
-def federated_run(fleet, registry, tmp_path, **changes):
-    recipe = Recipe(model="chat", **(RECIPE | changes))
-    digest = base_hash(scan_tree(fleet / "tree"))
-    registry.create_run(
-        "run", model="chat", recipe=recipe.to_run_config(), base_version=1, base_hash=digest, parent_version=1
-    )
-    lora = LoRAConfig(rank=recipe.rank, alpha=recipe.alpha, dropout=0.0, targets=recipe.target_names)
-    config = ModelConfig.from_json((fleet / "tree" / "base" / "config.json").read_bytes())
-    grid = InProcessGrid({n: device(fleet, n) for n in range(DEVICES)})
-    return FederatedRun(
-        run_id="run",
-        recipe=recipe,
-        base_hash=digest,
-        adapter={name: tensor.numpy() for name, tensor in initial_adapter(config, lora, seed=0).items()},
-        grid=grid,
-        registry=registry,
-        artifacts=LocalArtifactStore(tmp_path / "artifacts"),
-        evaluate=lambda adapter: 2.0,
-        rng=random.Random(0),
-        now=grid.now,
-        sleep=grid.sleep,
-    )
 
 
 @pytest.mark.slow
@@ -129,7 +49,8 @@ def federated_run(fleet, registry, tmp_path, **changes):
     ids=["both", "user", "poisson-adaptive", "banded"],
 )
 def test_a_run_is_charged_to_both_units_and_its_report_recomputes(fleet, registry, tmp_path, changes, capsys):
-    run = federated_run(fleet, registry, tmp_path, **changes)
+    nodes = {n: device(fleet, n) for n in range(DEVICES)}
+    run = text_run(nodes, fleet, registry, tmp_path / "artifacts", **(RECIPE | changes))
     before = {name: tensor.copy() for name, tensor in run.adapter.items()}
     after = run.execute()
     assert all(np.isfinite(tensor).all() for tensor in after.values())

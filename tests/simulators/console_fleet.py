@@ -49,7 +49,14 @@ def seed_console(three_versions: Path, folder: Path) -> Path:
 
 def _train(registry: Registry, clock: Clock) -> None:
     base = registry.version(MODEL, 1).manifest.base_hash
-    recipe = {"cohort": 4, "target-epsilon": 8.0, "target-delta": 1e-5, "num-server-rounds": 6, "local-steps": 20}
+    recipe = {
+        "model": MODEL,
+        "cohort": 4,
+        "target-epsilon": 8.0,
+        "target-delta": 1e-5,
+        "num-server-rounds": 6,
+        "local-steps": 20,
+    }
     registry.create_run(RUN, model=MODEL, recipe=recipe, base_version=1, base_hash=base, parent_version=2)
     for number in range(1, 7):
         clock.advance(minutes=7)

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from server.artifacts import LocalArtifactStore
 from server.files import write_durably
-from server.registry import GateResult, PackageRecord, Registry, VersionRecord
+from server.registry import GateResult, PackageRecord, Registry, StatementRecord, VersionRecord
 from server.rollouts import AT_ONCE, Launch
 
 _Result = TypeVar("_Result")
@@ -63,6 +63,9 @@ class FusedRegistry(Registry):
 
     def record_gate(self, model: str, number: int, gate: GateResult) -> None:
         self.fuse.around("record_gate", lambda: super(FusedRegistry, self).record_gate(model, number, gate))
+
+    def record_statement(self, statement: StatementRecord) -> None:
+        self.fuse.around("record_statement", lambda: super(FusedRegistry, self).record_statement(statement))
 
     def add_packages(self, model: str, number: int, packages: Sequence[PackageRecord]) -> None:
         self.fuse.around("add_packages", lambda: super(FusedRegistry, self).add_packages(model, number, packages))

@@ -18,7 +18,7 @@ from model.quantization.layers import QuantizedLinear
 from model.training.lean.precision import product, product_back
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from model.training.lean.stream import TokenStream
     from model.training.lean.transforms import Transform
@@ -170,16 +170,33 @@ def _keep_per_example(
 ) -> None:
     """Add each example's own gradient of A and B to their `grad_sample`, (B, *shape)."""
     for (projection, gradient), rows, parts in zip(adapted, reduced, back, strict=True):
-        a, b = (_grad_sample(parameter, len(stream.order)) for parameter in projection.branch or ())
-        for example, begin, end in stream.spans:
-            a[example] += parts[:, begin:end] @ z[begin:end]
-            b[example].t().add_(rows[:, begin:end] @ gradient[begin:end], alpha=projection.scaling)
+        a, b = cast("tuple[Tensor, Tensor]", projection.branch)
+        for example, own in _by_example(stream, parts, z):
+            _keep(a, example, own, size=len(stream.order))
+        for example, own in _by_example(stream, rows, gradient):
+            _keep(b, example, own.transpose(-2, -1), size=len(stream.order), scaling=projection.scaling)
 
 
-def _grad_sample(parameter: Any, size: int) -> Tensor:  # noqa: ANN401  (grad_sample is Opacus' own attribute)
-    if getattr(parameter, "grad_sample", None) is None:
+def _by_example(stream: TokenStream, left: Tensor, right: Tensor) -> Iterator[tuple[int | slice, Tensor]]:
+    """left[:, tokens] @ right[tokens] of each example; of all at once, which is faster, where they have one length."""
+    lengths = {end - begin for _, begin, end in stream.spans}
+    if len(lengths) == 1 and stream.order == tuple(range(len(stream.order))):
+        shape = (len(stream.order), lengths.pop(), -1)
+        yield slice(None), left.t().view(shape).transpose(1, 2) @ right.view(shape)
+        return
+    for example, begin, end in stream.spans:
+        yield example, left[:, begin:end] @ right[begin:end]
+
+
+def _keep(parameter: Any, example: int | slice, own: Tensor, *, size: int, scaling: float = 1.0) -> None:  # noqa: ANN401  (grad_sample is Opacus' own attribute)
+    """Add to the gradients of examples in `grad_sample`, which a layer that runs twice has begun already."""
+    if getattr(parameter, "grad_sample", None) is not None:
+        parameter.grad_sample[example].add_(own, alpha=scaling)
+    elif isinstance(example, slice):
+        parameter.grad_sample = own.float().mul_(scaling).contiguous()
+    else:
         parameter.grad_sample = torch.zeros((size, *parameter.shape), device=parameter.device)
-    return cast("Tensor", parameter.grad_sample)
+        parameter.grad_sample[example].add_(own, alpha=scaling)
 
 
 def _b(projection: Projection) -> Tensor:

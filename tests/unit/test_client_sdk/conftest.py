@@ -39,6 +39,7 @@ def open_device(service: FakeUpdateService, tmp_path: Path) -> OpenDevice:
         clock: FakeClock | None = None,
         test_version: Callable[[Path, VersionManifest], None] = lambda _tree, _manifest: None,
         conditions: Callable[[], Conditions] = Conditions,
+        max_epsilon: float | None = None,
     ) -> Device:
         device = Device(
             tmp_path / "home",
@@ -47,6 +48,7 @@ def open_device(service: FakeUpdateService, tmp_path: Path) -> OpenDevice:
             disk=disk or FaultyDisk(tmp_path / "stash"),  # one without faults, which spares the time of real syncs
             test_version=test_version,
             conditions=conditions,
+            max_epsilon=max_epsilon,
         )
         if not (tmp_path / "home" / "state.json").exists():
             device.enroll(service.enrolment(tmp_path), name="kitchen")

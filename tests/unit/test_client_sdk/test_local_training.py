@@ -78,17 +78,18 @@ def test_a_round_gives_an_update_and_charges_the_ledger(site, tree):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_direct_gradients_and_those_of_the_hooks_train_the_same_update(site, tree, monkeypatch, precision):
+def test_direct_gradients_the_loop_and_the_hooks_train_the_same_update(site, tree, monkeypatch, precision):
     monkeypatch.setattr(local_training, "_COST", StepCost(precision=precision))
     monkeypatch.setattr("privacy.dp_sgd.SystemRandom", lambda: SeededRandom(7))
     updates = [
         train_round(site, instructions(tree, gradients=way, budget_rounds=4, server_round=n), adapter(tree))[1]
-        for n, way in enumerate(("hooks", "direct"))
+        for n, way in enumerate(("hooks", "direct", "loop"))
     ]
     tolerance = 1e-5 if precision == "float32" else 1e-2
     for name, hooked in updates[0].items():
         largest = max(np.abs(hooked).max(), 1e-3)
-        assert np.abs(updates[1][name] - hooked).max() <= tolerance * largest
+        for other in updates[1:]:
+            assert np.abs(other[name] - hooked).max() <= tolerance * largest
 
 
 def test_a_base_that_computes_on_rounded_inputs_is_trained_with_hooks_only(site, tree, monkeypatch):

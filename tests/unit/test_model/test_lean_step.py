@@ -91,6 +91,9 @@ def test_every_kind_of_plan(config: ModelConfig, batch: list[EncodedExample], ch
     for checkpointing in ("none", "blocks"):
         assert_like_plain(model, batch, cost=StepCost(checkpointing=checkpointing))
     assert_per_example(model, batch)
+    for parameter in model.parameters():
+        parameter.grad = parameter.grad_sample = None
+    assert_per_example(model, equally_long(batch))
 
 
 def test_blocks_of_queries_and_of_logits(
@@ -103,9 +106,12 @@ def test_blocks_of_queries_and_of_logits(
     assert_like_plain(adapted(tiny_model, LoRAConfig(rank=2, targets=PROJECTIONS)), batch)
 
 
+def equally_long(batch: list[EncodedExample]) -> list[EncodedExample]:
+    return [dataclasses.replace(batch[-1], loss_start=start) for start in (1, 20, 58)]
+
+
 def test_equally_long_sequences(tiny_model: LayeredTransformer, batch: list[EncodedExample]) -> None:
-    same = [dataclasses.replace(batch[-1], loss_start=start) for start in (1, 20, 58)]
-    assert_like_plain(adapted(tiny_model, LoRAConfig(rank=2, targets=PROJECTIONS)), same)
+    assert_like_plain(adapted(tiny_model, LoRAConfig(rank=2, targets=PROJECTIONS)), equally_long(batch))
 
 
 def test_without_onednn(

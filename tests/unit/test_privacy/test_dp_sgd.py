@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from privacy.dp_sgd import DPSGDParameters, train_dp_sgd
+from privacy.dp_sgd import DPSGDParameters, Gradients, train_dp_sgd
 from privacy.errors import TrainingError, UnsupportedModuleError
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def run(
     loss_of: Callable[[nn.Module, Sequence[Sample]], Tensor] = sequence_losses,
     max_physical_batch: int = 16,
     on_step: Callable[[int, int], None] | None = None,
-    has_own_gradients: bool = False,
+    gradients: Gradients = "hooks",
 ) -> list[Tensor]:
     weights = [weight for weight in module.parameters() if weight.requires_grad]
     before = [weight.detach().clone() for weight in weights]
@@ -94,7 +94,7 @@ def run(
         seed=seed,
         on_step=on_step,
         max_physical_batch=max_physical_batch,
-        has_own_gradients=has_own_gradients,
+        gradients=gradients,
     )
     return [weight.detach() - old for weight, old in zip(weights, before, strict=True)]
 
@@ -464,12 +464,57 @@ def test_a_loss_may_bring_its_own_gradients(max_physical_batch: int) -> None:
             parameters(steps=3, clipping_norm=0.3),
             loss_of=losses_with_own_gradients if own else sequence_losses,
             max_physical_batch=max_physical_batch,
-            has_own_gradients=own,
+            gradients="own" if own else "hooks",
         )
         assert not any("grad_sample" in vars(weight) for weight in module.parameters())
         assert not any(part._forward_hooks for part in module.modules())
     for with_hooks, without in zip(moved[False], moved[True], strict=True):
         torch.testing.assert_close(with_hooks, without, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("clipping_norm", [0.05, 0.3, 100.0])
+def test_hooks_own_gradients_and_the_loop_move_the_weights_alike(clipping_norm: float) -> None:
+    ways: dict[Gradients, Any] = {"hooks": sequence_losses, "own": losses_with_own_gradients, "loop": sequence_losses}
+    moved = {
+        way: run(
+            make_module(),
+            make_examples(9),
+            parameters(steps=3, clipping_norm=clipping_norm),
+            loss_of=loss_of,
+            gradients=way,
+        )
+        for way, loss_of in ways.items()
+    }
+    for way in ("own", "loop"):
+        for expected, found in zip(moved["hooks"], moved[way], strict=True):
+            assert (found - expected).norm() <= 1e-5 * expected.norm()
+
+
+def test_the_loop_has_one_example_in_memory_and_leaves_no_trace() -> None:
+    sizes = []
+
+    def counting(module: nn.Module, batch: Sequence[Sample]) -> Tensor:
+        sizes.append(len(batch))
+        assert not any(part._forward_hooks for part in module.modules())
+        return sequence_losses(module, batch)
+
+    module = make_module()
+    wanted = parameters(sampling_probability=1.0)
+    run(module, make_examples(7), wanted, loss_of=counting, max_physical_batch=64, gradients="loop")
+    assert set(sizes) == {1}
+    assert len(sizes) == 7 * wanted.steps
+    assert not any("grad_sample" in vars(weight) for weight in module.parameters())
+
+
+def test_the_loop_drops_an_example_without_a_finite_gradient_too() -> None:
+    def poisoned(module: nn.Module, batch: Sequence[Sample]) -> Tensor:
+        losses = sequence_losses(module, batch)
+        return losses * math.nan if batch[0] is examples[0] else losses
+
+    examples = make_examples(6)
+    wanted = parameters(sampling_probability=1.0, steps=2)
+    moved = run(make_module(), examples, wanted, loss_of=poisoned, gradients="loop")
+    assert all(bool(weight.isfinite().all()) for weight in moved)
 
 
 def test_own_gradients_that_do_not_add_up_are_refused() -> None:
@@ -479,5 +524,5 @@ def test_own_gradients_that_do_not_add_up_are_refused() -> None:
             make_examples(9),
             parameters(sampling_probability=1.0),
             loss_of=partial(losses_with_own_gradients, factor=0.5),
-            has_own_gradients=True,
+            gradients="own",
         )

@@ -36,8 +36,8 @@ def test_chunks_do_not_repeat_or_correlate() -> None:
 
 
 def test_extreme_words_stay_finite(monkeypatch: pytest.MonkeyPatch) -> None:
-    for byte in (b"\x00", b"\xff"):
-        monkeypatch.setattr("os.urandom", lambda count, byte=byte: byte * count)
+    for word in (0, 2**64 - 1):
+        monkeypatch.setattr(SystemRandom, "words", lambda _, count, word=word: np.full(count, word, dtype=np.uint64))
         assert np.isfinite(SystemRandom().normals(10)).all()
         assert np.abs(SystemRandom().normals(10)).max() < 9.6
         assert (SystemRandom().uniforms(10) < 1).all()
@@ -46,3 +46,16 @@ def test_extreme_words_stay_finite(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_only_the_seeded_source_repeats() -> None:
     assert np.array_equal(SeededRandom(1).normals(8), SeededRandom(1).normals(8))
     assert not np.array_equal(SystemRandom().normals(8), SystemRandom().normals(8))
+
+
+def test_every_call_draws_a_key_of_its_own_from_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+
+    def counting(count: int) -> bytes:
+        drawn.append(count)
+        return bytes([len(drawn)]) * count
+
+    monkeypatch.setattr("os.urandom", counting)
+    first, second = SystemRandom().words(4), SystemRandom().words(4)
+    assert drawn == [32, 32]
+    assert not np.array_equal(first, second)

@@ -468,3 +468,19 @@ def test_a_ledger_of_another_head_and_more_noise_for_users_are_found(
     path.write_text(json.dumps(told))
     assert main(["recompute", str(tmp_path)]) == 1
     assert "DIFFERS  users of chat" in capsys.readouterr().out
+
+
+def test_every_report_has_its_fourteen_sections_whatever_was_measured() -> None:
+    wanted = (
+        *("The claim, and what it means", "Who must be trusted with what", "Mechanism and parameters"),
+        *("Sampling as executed", "Privacy spent", "What is not covered, and what left the devices"),
+        "Random numbers, floating point, dropout and aborted rounds",
+        *("Attacks and audits, measured", "Measured bounds against the claim", "Extraction and reconstruction"),
+        *("What the release is worth, and to whom", "Deviations and incidents"),
+        *("Where this comes from, and how to check it", "Limits"),
+    )
+    for report in (make_report(), make_report(events=())):
+        text = to_markdown(report)
+        assert [line for line in text.splitlines() if line.startswith("## ")] == [
+            f"## {number}. {heading}" for number, heading in enumerate(wanted, start=1)
+        ]

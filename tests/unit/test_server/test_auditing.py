@@ -1,6 +1,7 @@
 """The parts of a run's audit on a tiny model: what each finds, what it leaves out, and what a fault changes."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -11,6 +12,7 @@ from model import LoRAConfig, ModelConfig, initial_adapter
 from privacy import PrivacyEvent
 from privacy.audits import Finding, MembershipResult, Verdict
 from server.auditing import AuditPlan, RunAudit
+from server.auditing.people import People
 from server.auditing.secret_text import make_secrets, planted
 from server.errors import AuditingError
 from server.federation.recipe import Recipe
@@ -168,6 +170,24 @@ def test_membership_and_exposure_share_the_run_without_dp(audit: RunAudit) -> No
     (exposure,) = audit.exposure(lambda what, _done, _total: again.append(what))
     assert not any("without DP" in what for what in again)  # it lies on disk: a command that was stopped goes on
     assert exposure.sample_size == PLAN.secrets
+
+
+@pytest.mark.slow
+def test_shadow_runs_give_likelihood_ratios_beside_the_calibrated_loss(audit: RunAudit) -> None:
+    _, detail = replace(audit, plan=replace(PLAN, shadows=4, members=20)).membership(silent)
+    assert isinstance(detail, MembershipResult)
+    # Two people kept back four examples each: not enough others of their own, so strangers are among them.
+    assert detail.likelihood is None
+    own = replace(audit.people, strangers=())
+    _, detail = replace_people(audit, own).membership(silent)
+    assert detail.likelihood is not None
+    assert 0 <= detail.likelihood.auc <= 1
+
+
+def replace_people(audit: RunAudit, people: People) -> RunAudit:
+    changed = replace(audit, plan=replace(PLAN, shadows=4, members=20))
+    changed.__dict__["people"] = people
+    return changed
 
 
 def test_a_run_of_a_real_fleet_leaves_out_what_needs_its_text(folder) -> None:

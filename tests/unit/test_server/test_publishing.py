@@ -274,7 +274,7 @@ def finish_and_check(home: Home, folder: Path) -> None:
 @pytest.mark.slow
 def test_a_cut_at_any_step_leaves_nothing_half_released(prepared: Path, tmp_path: Path) -> None:
     operations = count_operations(copy_of(prepared, tmp_path / "clean"))
-    assert len(operations) == 18, operations
+    assert len(operations) == 22, operations
     for cut_at in range(1, len(operations) + 1):
         home, fuse = copy_of(prepared, tmp_path / f"cut-{cut_at}"), Fuse(cut_at)
         with pytest.raises(PowerCutError):
@@ -332,7 +332,7 @@ def audited_candidate(home: Home) -> int:
     home.publish(1, loss=None)
     base = home.registry.version(MODEL, 1)
     home.registry.create_run(
-        "run", model=MODEL, recipe={}, base_version=1, base_hash=base.manifest.base_hash, parent_version=1
+        "run", model=MODEL, recipe={"model": MODEL}, base_version=1, base_hash=base.manifest.base_hash, parent_version=1
     )
     adapter = home.folder / "audited"
     write_adapter(adapter, seed=7)

@@ -148,6 +148,7 @@ def restore_old_database(home: Home) -> None:
         "DELETE FROM channel_moves WHERE version = 3",
         "DELETE FROM rollouts WHERE version = 3",
         "DELETE FROM packages WHERE version = 3",
+        "DELETE FROM privacy_statements WHERE version = 3",
         "DELETE FROM version_files WHERE version = 3",
     ):
         execute(home, statement)

@@ -1,0 +1,135 @@
+"""Report → statement, and statement → does it follow from its ledger? Needs the accountant."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import TYPE_CHECKING, Final
+
+from privacy.accountant import epsilon_by_device
+from privacy.attestation.statement import (
+    AuditVerdict,
+    Evidence,
+    Guarantee,
+    Predicate,
+    PrivacyStatement,
+    ReleaseFacts,
+    Subject,
+)
+from privacy.chain import chained_lines
+from privacy.report.claim import claim_of
+from privacy.user_level import user_epsilon
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from privacy.event import PrivacyEvent
+    from privacy.report.schema import AuditReport
+
+# Another version of the accountant may round its grid differently; a fault would be far larger.
+RELATIVE: Final = 1e-4
+ABSOLUTE: Final = 2e-3
+
+_AGAINST_EXAMPLE = "everyone, the server included"
+_AGAINST_USER = "everyone who sees releases; the server, which saw each contribution, is trusted"
+
+
+def statement_of(
+    report: AuditReport, *, release: ReleaseFacts, manifest_path: str, manifest_sha256: str
+) -> PrivacyStatement:
+    """What `report` says of a release, to be signed.
+
+    Args:
+        report: As `build_report` made it, with its events.
+        release: Which release it is about.
+        manifest_path: The signed path of the release's manifest.
+        manifest_sha256: The hash of the manifest's bytes.
+    """
+    return PrivacyStatement(
+        subject=(Subject.of(manifest_path, manifest_sha256),),
+        predicate=Predicate(
+            release=release,
+            verdict=report.verdict,
+            claim=claim_of(report),
+            guarantees=_guarantees(report),
+            audits=tuple(AuditVerdict(part=finding.part, verdict=finding.verdict.value) for finding in report.findings),
+            evidence=Evidence(
+                ledger_sha256=report.ledger_sha256,
+                ledger_head=chained_lines(report.events)[1],
+                events=report.event_count,
+                report_sha256=hashlib.sha256(report.to_json().encode()).hexdigest(),
+                accountant=report.accountant,
+            ),
+            issued_at=report.created_at,
+        ),
+    )
+
+
+def differences_from(statement: PrivacyStatement, events: Sequence[PrivacyEvent]) -> tuple[str, ...]:
+    """Where a statement does not follow from a ledger's events, in words; empty: it follows.
+
+    Args:
+        statement: What is claimed.
+        events: The ledger up to the statement's head: every event of the model at that time.
+
+    Raises:
+        UnknownEventError: An event cannot be accounted for.
+    """
+    evidence = statement.predicate.evidence
+    raw, head = chained_lines(events)
+    found = [
+        f"{what}: stated {stated}, the ledger has {actual}"
+        for what, stated, actual in (
+            ("events", evidence.events, len(events)),
+            ("head of the ledger", evidence.ledger_head, head),
+            ("sha256 of the ledger", evidence.ledger_sha256, hashlib.sha256(raw).hexdigest()),
+        )
+        if stated != actual
+    ]
+    stated_units = {guarantee.privacy_unit: guarantee for guarantee in statement.predicate.guarantees}
+    for unit in ("example", "user"):
+        own = tuple(event for event in events if event.privacy_unit == unit)
+        guarantee = stated_units.get(unit)
+        if (guarantee is None) != (not own):
+            found.append(f"per {unit}: {len(own)} events in the ledger, {'no' if guarantee is None else 'a'} guarantee")
+        elif guarantee is not None:
+            actual = _epsilon(own, guarantee)
+            if not is_same(guarantee.epsilon, actual):
+                found.append(f"ε per {unit}: stated {guarantee.epsilon:.4f}, recomputed {actual:.4f}")
+    return tuple(found)
+
+
+def is_same(stated: float, found: float) -> bool:
+    """Whether two figures agree as far as two versions of the accountant do."""
+    return stated == found or math.isclose(stated, found, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
+
+
+def _epsilon(events: Sequence[PrivacyEvent], guarantee: Guarantee) -> float:
+    if guarantee.privacy_unit == "user":
+        return user_epsilon(events, target_delta=guarantee.delta)
+    return max(epsilon_by_device(events, target_delta=guarantee.delta).values())
+
+
+def _guarantees(report: AuditReport) -> tuple[Guarantee, ...]:
+    found = []
+    if report.devices:
+        found.append(
+            Guarantee(
+                privacy_unit="example",
+                epsilon=report.epsilon_max,
+                delta=report.target_delta,
+                holds_against=_AGAINST_EXAMPLE,
+                budget_epsilon=report.budget_epsilon,
+            )
+        )
+    if report.users is not None:
+        found.append(
+            Guarantee(
+                privacy_unit="user",
+                epsilon=report.users.epsilon,
+                delta=report.users.target_delta,
+                holds_against=_AGAINST_USER,
+                budget_epsilon=report.users.budget_epsilon,
+            )
+        )
+    return tuple(found)

@@ -1,0 +1,126 @@
+"""Does a report's ε follow from its own ledger? Every figure is computed again and compared."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from typing import TYPE_CHECKING
+
+from privacy.accountant import ACCOUNTANT
+from privacy.attestation.evidence import is_same
+from privacy.budget import PrivacyBudget
+from privacy.errors import ReportError
+from privacy.ledger import JsonlLedger
+from privacy.report import AuditReport, build_report
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from privacy.report.schema import UserCost
+
+_MAX_REPORT_BYTES = 64 * 1024 * 1024
+
+
+def compare(folder: Path) -> list[str]:
+    """Print every figure of FOLDER/report.json beside the same one from FOLDER/ledger.jsonl; returns the differences.
+
+    Raises:
+        PrivacyError: The folder cannot be used.
+    """
+    report = AuditReport.from_json(read_bounded(folder / "report.json"))
+    raw = read_bounded(folder / "ledger.jsonl")
+    events = JsonlLedger(folder / "ledger.jsonl").events()
+    again = build_report(
+        title=report.title,
+        run=report.run,
+        events=events,
+        target_delta=report.target_delta,
+        budget=_budget(report),
+        user_budget=_user_budget(report),
+        provenance=report.provenance,
+    )
+    sys.stdout.write(
+        f"{len(events)} events, {len(again.devices)} devices, delta {report.target_delta:g}\n{ACCOUNTANT}\n\n"
+    )
+    differences: list[str] = []
+    if hashlib.sha256(raw).hexdigest() != report.ledger_sha256:
+        differences.append("ledger.jsonl is not the file that the report names (sha256)")
+    if report.ledger_head not in {None, again.ledger_head}:
+        differences.append("ledger.jsonl ends at another head than the report names")
+    if again.verdict != report.verdict:
+        differences.append(f"verdict: report {report.verdict}, recomputed {again.verdict}")
+    reported, found = _figures(report), _figures(again)
+    for name in reported | found:
+        differences += _line(name, reported.get(name), found.get(name))
+    return differences
+
+
+def _budget(report: AuditReport) -> PrivacyBudget | None:
+    if report.budget_epsilon is None or report.budget_delta is None:
+        return None
+    try:
+        return PrivacyBudget(target_epsilon=report.budget_epsilon, target_delta=report.budget_delta)
+    except ValueError as error:
+        raise ReportError(f"report.json: {error}") from error
+
+
+def _user_budget(report: AuditReport) -> PrivacyBudget | None:
+    users = report.users
+    if users is None or users.budget_epsilon is None:
+        return None
+    try:
+        return PrivacyBudget(target_epsilon=users.budget_epsilon, target_delta=users.target_delta)
+    except ValueError as error:
+        raise ReportError(f"report.json: {error}") from error
+
+
+def _figures(report: AuditReport) -> dict[str, float]:
+    """Every recomputable figure by a name to print."""
+    rounds = {
+        f"round {one.run_id} / {one.server_round}, {what}": value
+        for one in report.rounds
+        for what, value in (("alone", one.epsilon_alone), ("so far", one.epsilon_so_far))
+        if value is not None
+    }
+    return {
+        "events": float(report.event_count),
+        **{f"device {device.device_id}": device.epsilon for device in report.devices},
+        **rounds,
+        **{f"costliest device at delta {delta:g}": value for delta, value in report.curve},
+        "maximum": report.epsilon_max,
+        **({} if report.users is None else _figures_of_users(report.users)),
+    }
+
+
+def _figures_of_users(users: UserCost) -> dict[str, float]:
+    return {
+        f"users of {users.population}": users.epsilon,
+        f"users of {users.population}, drawing known": users.epsilon_if_drawing_is_known,
+        f"rounds that users of {users.population} paid for": float(users.rounds),
+    }
+
+
+def _line(name: str, reported: float | None, found: float | None) -> list[str]:
+    """Print one comparison; the difference to report, if there is one."""
+    text = f"{name}: report {_text(reported)}, recomputed {_text(found)}"
+    sys.stdout.write(text + "\n")
+    if reported is None or found is None:
+        return [text]
+    return [] if is_same(reported, found) else [text]
+
+
+def _text(value: float | None) -> str:
+    return "nothing" if value is None else f"{value:.4f}"
+
+
+def read_bounded(path: Path) -> bytes:
+    """A file of a report's folder.
+
+    Raises:
+        ReportError: It is missing, or larger than what is read.
+    """
+    if not path.is_file():
+        raise ReportError(f"{path} is missing; give the folder that write_report made")
+    if path.stat().st_size > _MAX_REPORT_BYTES:
+        raise ReportError(f"{path} has {path.stat().st_size} bytes, more than the {_MAX_REPORT_BYTES} that are read")
+    return path.read_bytes()

@@ -1,0 +1,81 @@
+"""The claim in a sentence, and what it means to somebody who has never heard of ε."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from privacy.audits.membership import CLAIMED_AT_FPR
+from privacy.report.blocks import Paragraph, Section, number, probability
+
+if TYPE_CHECKING:
+    from privacy.report.blocks import Block
+    from privacy.report.schema import AuditReport
+
+_NEARLY_SURE = 0.999
+
+
+def claim_of(report: AuditReport) -> str:
+    """What is promised, in one sentence or two."""
+    if not report.devices and report.users is not None:
+        return (
+            f"The releases are ({number(report.users.epsilon)}, {probability(report.users.target_delta)})-"
+            "differentially private for each user's whole contribution, for everyone who sees releases and not the "
+            "server's own records. Nothing is claimed towards the server, which saw the updates."
+        )
+    if not report.devices:
+        return "No device trained, so nothing is claimed."
+    if math.isinf(report.epsilon_max):
+        return "No claim is made: without noise, what a device sends can reveal its examples."
+    per_example = (
+        f"For each of the {len(report.devices)} devices that trained, everything that left it for this release is "
+        f"({number(report.epsilon_max)}, {probability(report.target_delta)})-differentially private for each single "
+        "training example of that device (neighbouring: one example added or removed). It holds against everyone, the "
+        "server included, and for whatever is later computed from it: the updates, the release and all that follows."
+    )
+    if report.users is None or math.isinf(report.users.epsilon):
+        return per_example
+    return (
+        f"{per_example} Besides, the releases are ({number(report.users.epsilon)}, "
+        f"{probability(report.users.target_delta)})-differentially private for each user's whole contribution, for "
+        "everyone who sees releases and not the server's own records; the two are never added up."
+    )
+
+
+def meaning_section(report: AuditReport) -> Section:
+    """The claim, and how strong an attacker it leaves."""
+    blocks: list[Block] = [
+        Paragraph(
+            "Take any one training example on any one device. Differential privacy promises that the release would "
+            "have come out almost the same without it. ε says how far “almost” goes: smaller is better. δ is the "
+            "small probability that the promise does not hold."
+        )
+    ]
+    if report.devices and math.isfinite(report.epsilon_max):
+        blocks.append(Paragraph(_odds(report.epsilon_max, report.target_delta)))
+        blocks.append(
+            Paragraph(
+                "How to read ε: up to 1 is a strong guarantee, up to 10 a reasonable one in practice, above 10 weak "
+                "(Ponomareva et al. 2023). A measured attack shows what is possible today; the guarantee also covers "
+                "attacks that nobody has thought of yet."
+            )
+        )
+    return Section("The claim, and what it means", (Paragraph(claim_of(report)), *blocks))
+
+
+def _odds(epsilon: float, delta: float) -> str:
+    """The strongest attacker's success, from ε alone (Wasserman, Zhou 2010; Kairouz, Oh, Viswanath 2015)."""
+    odds = math.exp(min(epsilon, 700.0))
+    right = (odds + delta) / (1 + odds)
+    traced = min(1.0, odds * CLAIMED_AT_FPR + delta)
+    if right > _NEARLY_SURE:
+        return (
+            "An attacker who knows everything but whether one example was used is not stopped by this proof alone: "
+            "at this ε it allows such an attacker to be right almost always. Real attackers know less; how they fare "
+            "can be measured, not proved."
+        )
+    return (
+        "An attacker who knows everything but whether one example was used, and would otherwise guess with even odds, "
+        f"is right with probability {right:.1%} at most. With a false-alarm rate of {CLAIMED_AT_FPR:.1%} the proof "
+        f"allows tracing at most {traced:.2%} of examples."
+    )

@@ -1,0 +1,70 @@
+"""Does a signed statement hold? Its signature, the files that it names, and ε recomputed from their ledger."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from typing import TYPE_CHECKING, Final
+
+from privacy.attestation import PrivacyStatement, read_key, unseal
+from privacy.attestation.evidence import differences_from
+from privacy.ledger import JsonlLedger
+from privacy.recompute import compare, read_bounded
+from privacy.report import AuditReport
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+STATEMENT_FILE: Final = "statement.json"
+MANIFEST_FILE: Final = "manifest.json"
+
+
+def verify(folder: Path, *, key: Path) -> list[str]:
+    """Check FOLDER/statement.json against a public key and the files beside it; prints what it finds.
+
+    Args:
+        folder: Holds statement.json, report.json and ledger.jsonl; manifest.json, where it is there, is checked too.
+        key: The public half of the releases key, in PEM, from a place that you trust.
+
+    Returns:
+        Where the statement does not hold, in words.
+
+    Raises:
+        PrivacyError: The folder or the key cannot be used, or the signature does not hold.
+    """
+    statement = PrivacyStatement.from_bytes(unseal(read_bounded(folder / STATEMENT_FILE), [read_key(key)]))
+    _tell(statement)
+    differences = compare(folder)
+    evidence = statement.predicate.evidence
+    report = read_bounded(folder / "report.json")
+    if hashlib.sha256(report).hexdigest() != evidence.report_sha256:
+        differences.append("report.json is not the file that the statement names (sha256)")
+    if AuditReport.from_json(report).verdict != statement.predicate.verdict:
+        differences.append(f"verdict: stated {statement.predicate.verdict}, report.json has another")
+    if {finding.part: str(finding.verdict) for finding in AuditReport.from_json(report).findings} != {
+        audit.part: audit.verdict for audit in statement.predicate.audits
+    }:
+        differences.append("the audits' verdicts differ from those in report.json")
+    if hashlib.sha256(read_bounded(folder / "ledger.jsonl")).hexdigest() != evidence.ledger_sha256:
+        differences.append("ledger.jsonl is not the file that the statement names (sha256)")
+    differences += differences_from(statement, JsonlLedger(folder / "ledger.jsonl").events())
+    manifest = folder / MANIFEST_FILE
+    if manifest.exists() and hashlib.sha256(read_bounded(manifest)).hexdigest() != statement.manifest_sha256:
+        differences.append("manifest.json is not the release that the statement is about (sha256)")
+    return differences
+
+
+def _tell(statement: PrivacyStatement) -> None:
+    release = statement.predicate.release
+    lines = [
+        "The signature holds.",
+        f"{release.model} v{release.version}, tree {release.tree_hash}",
+        f"{statement.subject[0].name}: sha256 {statement.manifest_sha256}",
+        statement.predicate.claim,
+    ]
+    lines += [
+        f"per {one.privacy_unit}: ε = {one.epsilon:.4f} at δ = {one.delta:g}, against {one.holds_against}"
+        for one in statement.predicate.guarantees
+    ]
+    lines += [f"audit {audit.part}: {audit.verdict}" for audit in statement.predicate.audits]
+    sys.stdout.write("\n".join(lines) + "\n\n")
