@@ -374,3 +374,25 @@ def test_a_version_states_what_each_unit_cost_and_what_the_audit_found(console: 
     assert "not caught" in run
     assert "a &lt;tenth&gt; of the noise is missing" in run
     assert "lamella privacy audit cut-short" in console.client.get("/console/runs/cut-short").text
+
+
+def test_a_version_shows_its_signed_statement_and_says_when_it_does_not_verify(console: Service) -> None:
+    login(console.client)
+    page = f"/console/releases/{MODEL}/4"
+    html = console.client.get(page).text
+    assert "the signature holds" in html
+    assert "within budget" in html
+    services = console.app.state.services
+    signed = services.registry.statement(MODEL, 4)
+    assert signed.keyid[:12] in html
+    kept = next(path for path in console.home.settings.home.rglob(f"*{signed.sha256}*") if path.is_file())
+    raw = kept.read_bytes()
+    kept.chmod(0o600)
+    kept.write_bytes(raw.replace(b'"sig"', b'"gis"'))
+    damaged = console.client.get(page)
+    assert damaged.status_code == 200
+    assert "the signature holds" not in damaged.text
+    assert 'role="alert"' in damaged.text
+    kept.unlink()
+    assert "lamella doctor" in console.client.get(page).text
+    assert "Signed privacy statement" not in console.client.get(f"/console/releases/{MODEL}/6").text

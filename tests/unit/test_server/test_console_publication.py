@@ -208,6 +208,15 @@ def test_where_audits_are_wanted_a_run_without_one_is_not_for_release(seeded: Pa
         assert 'id="phases"' not in html
 
 
+def test_what_the_policy_forbids_is_told_before_anybody_tries(seeded: Path, tmp_path: Path) -> None:
+    shutil.copytree(seeded, tmp_path / "service")
+    with Service(tmp_path / "service", release_max_epsilon=4.0) as service:
+        login(service, "paul")
+        html = service.client.get(PAGE).text
+        assert "ε 6.1 for each user is above 4" in html
+        assert "for each example is above" not in html
+
+
 def test_runs_that_are_released_or_have_nothing_say_so(read: Service) -> None:
     released = read.client.get(f"/console/runs/{RUN}/release")
     assert "released already" in released.text
