@@ -45,6 +45,9 @@ __all__ = [
     "materialise",
     "package_target",
     "publish",
+    "require_audit",
+    "require_gate",
+    "require_releasable",
     "restore",
     "statement_target",
 ]
@@ -140,8 +143,7 @@ def publish(  # noqa: PLR0913 - what it works on, then what to do, each by its n
         record = registry.version(model, version)
         if record.state != "released":
             _pass_gate(registry, record, gate)
-            _require_audit(registry, record, is_audit_required=is_audit_required)
-            _require_newest(registry, record)
+            require_releasable(registry, record, is_audit_required=is_audit_required)
             metadata.unlock_releases()
             statement = StatementGate(registry, artifacts, metadata, max_epsilon).pass_(record)
             told = on_step or _no_progress
@@ -247,10 +249,7 @@ class _Publication:
 
 def _pass_gate(registry: Registry, record: VersionRecord, gate: GateResult | None) -> None:
     if gate is None:
-        if record.manifest.kind == "adapter" and (record.gate is None or not record.gate.is_passed):
-            raise PublishingError(
-                f"v{record.number} of {record.model!r} has not passed the evaluation gate: measure it."
-            )
+        require_gate(record)
         return
     registry.record_gate(record.model, record.number, gate)
     if not gate.is_passed:
@@ -258,22 +257,44 @@ def _pass_gate(registry: Registry, record: VersionRecord, gate: GateResult | Non
         raise GateRefusedError(f"v{record.number} of {record.model!r} is rejected: {gate.reason}.")
 
 
-def _require_audit(registry: Registry, record: VersionRecord, *, is_audit_required: bool) -> None:
-    """Refuse a run whose own audit says that it does not keep what its ledger promises."""
-    if record.run_id is None:
-        return
-    findings = [known.finding for known in registry.audit_findings(record.run_id)]
+def require_gate(record: VersionRecord) -> None:
+    """Refuse an adapter of which the registry does not know that it passed the evaluation gate.
+
+    Raises:
+        PublishingError: It was not measured, or did not pass.
+    """
+    if record.manifest.kind == "adapter" and (record.gate is None or not record.gate.is_passed):
+        raise PublishingError(f"v{record.number} of {record.model!r} has not passed the evaluation gate: measure it.")
+
+
+def require_releasable(registry: Registry, record: VersionRecord, *, is_audit_required: bool) -> None:
+    """Refuse, before any work, a candidate whose audit or whose place among the versions forbids its release.
+
+    Raises:
+        GateRefusedError: Its run's audit failed, or is wanted and was never made.
+        ConflictError: It is rejected or withdrawn, or older than the latest release.
+    """
+    if record.run_id is not None:
+        require_audit(registry, record.run_id, is_audit_required=is_audit_required)
+    _require_newest(registry, record)
+
+
+def require_audit(registry: Registry, run_id: str, *, is_audit_required: bool) -> None:
+    """Refuse a run whose own audit says that it does not keep what its ledger promises.
+
+    Raises:
+        GateRefusedError: A part of its audit failed, or an audit is wanted and was never made.
+    """
+    findings = [known.finding for known in registry.audit_findings(run_id)]
     failed = [finding for finding in findings if finding.verdict is Verdict.FAIL]
-    again = f"`lamella privacy audit {record.run_id}` measures again, `lamella privacy report {record.run_id}` explains"
+    again = f"`lamella privacy audit {run_id}` measures again, `lamella privacy report {run_id}` explains"
     if failed:
         reasons = "; ".join(f"{finding.part}: {finding.reason}" for finding in failed)
-        raise GateRefusedError(
-            f"v{record.number} of {record.model!r} is not released: its audit failed ({reasons}). {again}."
-        )
+        raise GateRefusedError(f"Run {run_id} is not released: its audit failed ({reasons}). {again}.")
     if is_audit_required and not findings:
         raise GateRefusedError(
-            f"v{record.number} of {record.model!r} is not released: this service wants every run audited first "
-            f"(LAMELLA_REQUIRE_AUDIT), and {record.run_id} never was. {again}."
+            f"Run {run_id} is not released: this service wants every run audited first (LAMELLA_REQUIRE_AUDIT), "
+            f"and it never was. {again}."
         )
 
 

@@ -48,5 +48,5 @@ def who_am_i(caller: Viewer) -> WhoAmI:
     },
 )
 def list_operators(services: ServicesDep, _: Admin) -> Operators:
-    """List operators and their roles. Accounts are made at the server's terminal: `lamella operators add`."""
+    """List operators and their roles. Accounts are made in the console, or at the terminal: `lamella operators add`."""
     return Operators(operators=services.registry.operators())

@@ -11,7 +11,19 @@ import typer
 
 from server.cli.auditing import audited
 from server.cli.console import Service, console, megabytes, open_service, show_json, show_table
-from server.cli.rollout_options import Channel, Groups, IsDraft, Phases, SoakHours, Tags, describe, launch_of
+from server.cli.rollout_options import (
+    Channel,
+    Failure,
+    Groups,
+    IsDraft,
+    MinReports,
+    Phases,
+    SoakHours,
+    Success,
+    Tags,
+    describe,
+    launch_of,
+)
 from server.errors import PublishingError
 from server.federation.recipe import Recipe
 from server.rollouts import AT_ONCE, STABLE
@@ -36,13 +48,26 @@ def release(
     group: Groups = None,
     tag: Tags = None,
     soak: SoakHours = None,
+    success: Success = None,
+    failure: Failure = None,
+    min_reports: MinReports = None,
     is_draft: IsDraft = False,
 ) -> None:
     """Turn a run's adapter into a version: gate, packages that are applied and compared, signatures, release.
 
     Every device of the channel gets it at its next check, unless a rollout says otherwise.
     """
-    launch = launch_of(phases=rollout, channel=channel, groups=group, tags=tag, soak_hours=soak, is_draft=is_draft)
+    launch = launch_of(
+        phases=rollout,
+        channel=channel,
+        groups=group,
+        tags=tag,
+        is_draft=is_draft,
+        soak_hours=soak,
+        success_threshold=success,
+        failure_threshold=failure,
+        min_reports=min_reports,
+    )
     service = open_service()
     run = service.registry.run(run_id)
     with audited(service.registry, "version.release", f"{run.model}, run {run_id}", is_long=True):

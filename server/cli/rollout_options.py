@@ -9,7 +9,7 @@ from pydantic_core import to_jsonable_python
 
 from server.cli.console import show_json
 from server.errors import ConfigurationError
-from server.rollouts import STABLE, Launch, parse_plan
+from server.rollouts import STABLE, Launch, parse_phases, parse_plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +24,13 @@ Channel = Annotated[str, typer.Option(help="Devices of this channel; stable reac
 Groups = Annotated[list[str] | None, typer.Option("--group", help="Only devices of this group; may be repeated.")]
 Tags = Annotated[list[str] | None, typer.Option("--tag", help="Only devices with this tag; repeated: with all.")]
 SoakHours = Annotated[float | None, typer.Option("--soak", help="Hours that a phase lasts at least.", min=0)]
+Success = Annotated[
+    float | None, typer.Option(help="Share of the reports that must confirm before it goes on.", min=0, max=1)
+]
+Failure = Annotated[
+    float | None, typer.Option(help="Share of the reports that failed or reverted at which it halts.", min=0, max=1)
+]
+MinReports = Annotated[int | None, typer.Option(help="Reports that a phase needs to go on.", min=1)]
 IsDraft = Annotated[bool, typer.Option("--draft", help="Move no device before `lamella rollout start`.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -48,8 +55,8 @@ def launch_of(
         plan: Further fields of `RolloutPlan`; None is its default.
 
     Raises:
-        ConfigurationError: These are no percentages.
-        InvalidRecordError: The plan does not fit.
+        ConfigurationError: There are options for phases, and no phases.
+        InvalidRecordError: These are no percentages, or the plan does not fit.
     """
     wanted = {name: value for name, value in plan.items() if value is not None}
     parsed = parse_plan(
@@ -80,10 +87,4 @@ def print_json(value: object) -> None:
 
 
 def _percentages(text: str | None) -> tuple[float, ...]:
-    if text is None:
-        return (100.0,)
-    try:
-        phases = [float(part.strip().removesuffix("%")) for part in text.split(",")]
-    except ValueError:
-        raise ConfigurationError(f"{text!r} are no phases. Write percentages, ascending: --rollout 10%,50%.") from None
-    return tuple(phases if phases[-1] == 100 else [*phases, 100.0])  # noqa: PLR2004 - percent
+    return (100.0,) if text is None else parse_phases(text)

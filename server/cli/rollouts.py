@@ -13,10 +13,13 @@ from server.cli.console import console, open_service, show_table
 from server.cli.rollout_options import (
     AsJson,
     Channel,
+    Failure,
     Groups,
     IsDraft,
+    MinReports,
     Phases,
     SoakHours,
+    Success,
     Tags,
     describe,
     launch_of,
@@ -44,13 +47,9 @@ def create(
     group: Groups = None,
     tag: Tags = None,
     soak: SoakHours = None,
-    success: Annotated[
-        float | None, typer.Option(help="Share of the reports that must confirm before it goes on.", min=0, max=1)
-    ] = None,
-    failure: Annotated[
-        float | None, typer.Option(help="Share of the reports that failed or reverted at which it halts.", min=0, max=1)
-    ] = None,
-    min_reports: Annotated[int | None, typer.Option(help="Reports that a phase needs to go on.", min=1)] = None,
+    success: Success = None,
+    failure: Failure = None,
+    min_reports: MinReports = None,
     max_loss_increase: Annotated[
         float | None, typer.Option(help="Halt when devices' loss rose by more than this, in nats a token.", min=0)
     ] = None,

@@ -7,10 +7,10 @@ from fastapi import APIRouter, Path, Query, Response
 
 from server.api.callers import audited, refuse_unless
 from server.api.services import ServicesDep
+from server.console.fields import whole_number
 from server.console.responses import ConsoleRoute, redirect, render
 from server.console.visits import FormFields, PostingVisit, VisitDep
 from server.enrolment import MAX_USES, make_enrolment_file
-from server.errors import InvalidRecordError
 from server.registry import Role
 
 router = APIRouter(route_class=ConsoleRoute)
@@ -40,13 +40,12 @@ def enrolment(
 def make(services: ServicesDep, visit: PostingVisit, fields: FormFields) -> Response:
     """Make an enrolment file and hand it out as a download; it is kept nowhere."""
     refuse_unless(services.registry, visit.caller, Role.PUBLISHER, action="enrolment.create")
-    model, uses = fields.get("model", ""), fields.get("uses", "1")
-    if not (uses.isascii() and uses.isdecimal() and len(uses) <= len(str(MAX_USES)) and 1 <= int(uses) <= MAX_USES):
-        raise InvalidRecordError(f"An enrolment file is for 1 to {MAX_USES} devices.")
+    model = fields.get("model", "")
+    uses = whole_number(
+        fields.get("uses", "1"), least=1, most=MAX_USES, problem=f"An enrolment file is for 1 to {MAX_USES} devices."
+    )
     with audited(services.registry, visit.caller, "enrolment.create", f"{model}, for {uses}"):
-        file, _ = make_enrolment_file(
-            services.settings, services.registry, services.metadata, model=model, uses=int(uses)
-        )
+        file, _ = make_enrolment_file(services.settings, services.registry, services.metadata, model=model, uses=uses)
     return Response(
         file.model_dump_json(indent=2) + "\n",
         HTTPStatus.OK,

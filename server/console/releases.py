@@ -1,7 +1,5 @@
 """Versions of a model, how they descend from each other, and each one's facts."""
 
-import math
-from dataclasses import dataclass
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Path, Query, Response
@@ -12,30 +10,16 @@ from server.api.callers import audited, refuse_unless
 from server.api.services import Services, ServicesDep
 from server.console.lineage import lineage
 from server.console.responses import ConsoleRoute, redirect, render
+from server.console.signed_statement import signed_statement
+from server.console.statement import privacy_spent, privacy_statements
 from server.console.visits import FormFields, PostingVisit, VisitDep
 from server.errors import InvalidRecordError, NotFoundError
-from server.registry import Registry, Role, RunRecord, VersionRecord
+from server.registry import Role, VersionRecord
 
 router = APIRouter(route_class=ConsoleRoute)
 _MAX_REASON: Final = 500
 _NEWEST: Final = 200
 _PROGRESS: Final = [outcome.value for outcome in Outcome]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrivacySpent:
-    """What a release's training cost, against its limit; ``epsilon`` was recomputed from the ledger at the release."""
-
-    epsilon: float
-    target_delta: float | None
-    limit: float | None
-
-    @property
-    def share(self) -> float | None:
-        """The part of the limit that is spent, 0 to 1."""
-        if not self.limit or not math.isfinite(self.epsilon):
-            return None
-        return min(1.0, self.epsilon / self.limit)
 
 
 @router.get("/releases")
@@ -72,7 +56,9 @@ def release(
         version=version,
         ancestors=_ancestors(services, version),
         children=[v for v in registry.versions(model, after=number) if v.manifest.parent == number],
-        spent=privacy_spent(registry, version),
+        statements=privacy_statements(registry, version),
+        signed=signed_statement(services, model, number),
+        findings=registry.audit_findings(version.run_id) if version.run_id else (),
         packages=registry.packages(model, number),
         rollouts=[found for found in registry.rollouts(model=model, limit=_NEWEST) if found.version == number],
         outcomes=sorted(registry.outcomes(model, number).items(), key=lambda pair: _PROGRESS.index(pair[0])),
@@ -96,28 +82,6 @@ def withdraw(
     with audited(services.registry, visit.caller, "version.withdraw", f"{model} v{number}"):
         services.registry.withdraw(model, number, reason=reason)
     return redirect(f"/console/releases/{model}/{number}")
-
-
-def privacy_spent(registry: Registry, version: VersionRecord) -> PrivacySpent | None:
-    """What a version's manifest says about privacy, with the budget of the run that it comes from."""
-    epsilon = number(version.manifest.facts.get("epsilon"))
-    if epsilon is None:
-        return None
-    run = _run(registry, version)
-    limit = number(run.recipe.get("target-epsilon")) if run else None
-    return PrivacySpent(epsilon=epsilon, target_delta=number(version.manifest.facts.get("target_delta")), limit=limit)
-
-
-def number(value: object) -> float | None:
-    """A number among facts that may be anything."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _run(registry: Registry, version: VersionRecord) -> RunRecord | None:
-    try:
-        return registry.run(version.run_id) if version.run_id else None
-    except NotFoundError:
-        return None
 
 
 def _ancestors(services: Services, version: VersionRecord) -> list[VersionRecord]:

@@ -2,12 +2,26 @@
 
 from fastapi import APIRouter
 
-from server.console import audit, devices, enrolment, files, login, operators, overview, releases, rollouts, runs
+from server.console import (
+    account,
+    audit,
+    devices,
+    enrolment,
+    files,
+    login,
+    operators,
+    overview,
+    publication,
+    releases,
+    rollouts,
+    runs,
+)
 from server.console.responses import ConsoleRoute
 from server.errors import NotFoundError
 
 router = APIRouter(prefix="/console", include_in_schema=False)
-for page in (files, login, overview, releases, rollouts, devices, enrolment, runs, audit, operators):
+_PAGES = (files, login, overview, releases, rollouts, devices, enrolment, runs, publication, audit, operators, account)
+for page in _PAGES:
     router.include_router(page.router)
 
 _rest = APIRouter(route_class=ConsoleRoute)

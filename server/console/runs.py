@@ -8,8 +8,8 @@ from fastapi import APIRouter, Path, Query, Response
 
 from server.api.services import ServicesDep  # noqa: TC001 - FastAPI reads annotations
 from server.console.charts import round_chart
-from server.console.releases import number
 from server.console.responses import ConsoleRoute, render
+from server.console.statement import number
 from server.console.visits import VisitDep  # noqa: TC001 - the same
 from server.federation.health import RoundHealth, RunHealth
 
@@ -56,6 +56,7 @@ def run(services: ServicesDep, visit: VisitDep, run_id: Annotated[str, Path(patt
         epsilon=spent[-1][1] if spent else None,
         limit=limit,
         versions=[v for v in registry.versions(record.model) if v.run_id == run_id],
+        findings=registry.audit_findings(run_id),
     )
 
 

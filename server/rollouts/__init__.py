@@ -2,7 +2,7 @@
 
 from server.rollouts.decision import DeviceFacts, Explanation, Release, decide, is_meant_for
 from server.rollouts.health import Counts, Decision, Health, Measured, advance, apply, required_reports
-from server.rollouts.plan import AT_ONCE, STABLE, Launch, Metric, QualityLimit, RolloutPlan, parse_plan
+from server.rollouts.plan import AT_ONCE, STABLE, Launch, Metric, QualityLimit, RolloutPlan, parse_phases, parse_plan
 from server.rollouts.rollout import Rollout, RolloutState, position_of
 from server.rollouts.transitions import ACTIONS, Action, change, halted
 
@@ -30,6 +30,7 @@ __all__ = [
     "decide",
     "halted",
     "is_meant_for",
+    "parse_phases",
     "parse_plan",
     "position_of",
     "required_reports",

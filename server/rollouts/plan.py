@@ -120,6 +120,19 @@ AT_ONCE: Final = Launch()
 """What a release does unless it is told otherwise: each device of the stable channel gets it at its next check."""
 
 
+def parse_phases(text: str) -> tuple[float, ...]:
+    """Phases as people type them, ``10%, 50``: percentages, to which 100 is added where it is not the last.
+
+    Raises:
+        InvalidRecordError: These are no numbers. Whether they are ascending percentages, the plan says.
+    """
+    try:
+        phases = tuple(float(part.strip().removesuffix("%")) for part in text.split(","))
+    except ValueError:
+        raise InvalidRecordError(f"{text!r} are no phases. Write percentages, ascending: 10%,50%.") from None
+    return phases if phases[-1] == 100 else (*phases, 100.0)  # noqa: PLR2004 - percent
+
+
 def parse_plan(**values: object) -> RolloutPlan:
     """A plan from values that somebody typed.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import uvicorn
-from simulators.console_fleet import PASSWORD, RUN, seed_console
+from simulators.console_fleet import NEXT_RUN, PASSWORD, RUN, seed_console
 from simulators.server_home import MODEL, open_home
 
 from server.api import create_app
@@ -29,7 +29,8 @@ pytestmark = pytest.mark.slow
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 WHY_SKIPPED = "no browser: install Debian's `chromium` (apt-get install chromium) and `pip install playwright`"
 PAGES = ("", "releases", f"releases/{MODEL}/4", "rollouts", "rollouts/4", "devices", "enrolment", "runs")
-PAGES += (f"runs/{RUN}", "audit", "operators")
+PAGES += (f"runs/{RUN}", "audit", "operators", "operators/ada")
+PAGES += (f"runs/{NEXT_RUN}/release?show=yes&phases=10,50",)
 
 
 class Console:
@@ -201,6 +202,42 @@ def test_an_enrolment_file_is_downloaded(page: Page, console: Console, tmp_path:
     assert file["model"] == MODEL
     page.reload()
     assert "0 of 3" in page.locator("tbody tr").first.inner_text()
+
+
+def test_a_program_gets_an_account_and_a_token(page: Page, console: Console) -> None:
+    login(page, console)
+    page.get_by_role("link", name="Operators").click()
+    page.get_by_label("Name").fill("nightly")
+    page.get_by_label("For a program").check()
+    page.get_by_label("Your own password").fill(PASSWORD)
+    page.get_by_role("button", name="Make the account").click()
+    assert page.locator("h1").inner_text() == "Operator nightly"
+    making = page.locator("form[action$='/tokens']")
+    making.get_by_label("What it is for").fill("metrics")
+    making.get_by_label("Your own password").fill(PASSWORD)
+    making.get_by_role("button").click()
+    token = page.get_by_label("The token").inner_text()
+    page.get_by_role("link", name="Back to nightly").click()
+    assert token.partition(".")[0] in page.locator("tbody tr").first.inner_text()
+    assert token.partition(".")[2] not in page.content()
+    page.get_by_role("button", name="Revoke token").click()
+    assert "revoked" in page.locator("tbody tr", has_text="metrics").inner_text()
+
+
+def test_a_release_is_prepared(page: Page, console: Console) -> None:
+    login(page, console, name="paul")
+    page.get_by_role("link", name="Training").click()
+    page.get_by_role("link", name=NEXT_RUN).click()
+    page.get_by_role("link", name="Prepare a release of this run").click()
+    page.get_by_label("Phases in percent").fill("5, 25")
+    page.get_by_label("fail or revert").fill("3")
+    page.keyboard.press("Enter")
+    command = page.get_by_label("The command", exact=True).inner_text()
+    assert command == (
+        f"lamella release {NEXT_RUN} --rollout 5%,25%,100% --soak 1 --success 0.95 --failure 0.03 --min-reports 20"
+    )
+    page.get_by_text("What this asks and means").first.click()
+    assert "Sample: 400 values" in page.locator("main").inner_text()
 
 
 def test_a_form_of_another_site_does_nothing(page: Page, console: Console, tmp_path: Path) -> None:

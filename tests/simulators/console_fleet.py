@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from simulators.server_home import MODEL, Clock, Home, make_event, open_home, write_adapter
 
 from delta_updates import OutcomeReport
+from privacy.audits import Finding, Verdict
 from server.publishing import Gate, create_candidate
 from server.registry import Registry, Role
 from server.rollouts import Launch, RolloutPlan
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 PASSWORD = "correct horse battery"
 RUN = "spring-tuning"
+NEXT_RUN = "summer-tuning"  # its candidate, v6, passed the gate and waits
 DEVICES = 24
 
 
@@ -39,6 +41,7 @@ def seed_console(three_versions: Path, folder: Path) -> Path:
     )
     _train(registry, clock)
     _release(home)
+    _wait(home, clock)
     _live(registry, clock)
     registry.close()
     return folder
@@ -87,6 +90,74 @@ def _release(home: Home) -> None:
     home.publish(4, loss=1.98, launch=Launch(plan=plan, state="running"))
     home.registry.record_gate(MODEL, 5, Gate(margin=0.1).judge(candidate_loss=2.4, parent_loss=2.0))
     home.registry.reject(MODEL, 5, "evaluation gate refused: held-out loss 2.4000, parent 2.0000, margin 0.1000")
+
+
+def make_finding(part: str, *, verdict: Verdict = Verdict.PASS, is_control_caught: bool | None = True) -> Finding:
+    """What an audit could have found."""
+    return Finding(
+        part=part,
+        question="Is there as much noise as the ledger says?",
+        verdict=verdict,
+        reason="the noise is that of the ledger" if verdict is Verdict.PASS else "a <tenth> of the noise is missing",
+        measured=0.998,
+        unit="times",
+        interval=(0.97, 1.02),
+        claimed=1.0,
+        sample_size=400,
+        sample="400 values",
+        control="noise of half the size",
+        is_control_caught=is_control_caught,
+        power="sees a twentieth less",
+        reading="1 is what was promised",
+    )
+
+
+def _wait(home: Home, clock: Clock) -> None:
+    """A second run whose candidate passed the gate, and audits of both runs."""
+    registry = home.registry
+    base = registry.version(MODEL, 1).manifest.base_hash
+    recipe = {"cohort": 4, "target-epsilon": 8.0, "target-delta": 1e-5, "num-server-rounds": 1}
+    registry.create_run(NEXT_RUN, model=MODEL, recipe=recipe, base_version=1, base_hash=base, parent_version=4)
+    clock.advance(minutes=7)
+    registry.record_round(
+        NEXT_RUN,
+        1,
+        status="released",
+        replies=4,
+        failures={},
+        held_out_loss=1.96,
+        events=[make_event(NEXT_RUN, 1)],
+        artifacts={},
+        facts={"seconds": 12.5},
+    )
+    registry.finish_run(NEXT_RUN, status="completed")
+    write_adapter(home.folder / "adapter-6", seed=6)
+    create_candidate(
+        registry,
+        home.artifacts,
+        model=MODEL,
+        adapter=home.folder / "adapter-6",
+        parent=4,
+        facts={
+            "run": NEXT_RUN,
+            "privacy_unit": "example",
+            "epsilon": 3.3,
+            "target_delta": 1e-5,
+            "user_epsilon": 6.1,
+            "user_target_delta": 1e-6,
+        },
+        run_id=NEXT_RUN,
+    )
+    registry.record_gate(MODEL, 6, Gate(margin=0.1).judge(candidate_loss=1.95, parent_loss=1.98))
+    registry.record_findings(RUN, "example", [make_finding("noise-example")])
+    registry.record_findings(
+        NEXT_RUN,
+        "example",
+        [
+            make_finding("noise-example"),
+            make_finding("clipping-example", verdict=Verdict.INCONCLUSIVE, is_control_caught=False),
+        ],
+    )
 
 
 def _live(registry: Registry, clock: Clock) -> None:

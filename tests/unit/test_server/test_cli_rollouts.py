@@ -104,7 +104,7 @@ def test_at_once_is_what_happens_when_nothing_else_is_said() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        (("--rollout", "ten"), ConfigurationError, "no phases"),
+        (("--rollout", "ten"), InvalidRecordError, "no phases"),
         (("--rollout", "50%,10%"), InvalidRecordError, "ascending"),
         (("--rollout", "0%"), InvalidRecordError, "greater than 0"),
         (("--soak", "4"), ConfigurationError, "--rollout 10%,50%"),

@@ -6,14 +6,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from simulators.console_fleet import PASSWORD, RUN, seed_console
+from simulators.console_fleet import NEXT_RUN, PASSWORD, RUN, seed_console
 from simulators.server_home import MODEL
 from simulators.update_api import Service, TestClient
 
 from server.registry import Role
 
 PAGES = ("", "releases", f"releases/{MODEL}/4", "rollouts", "rollouts/4", "devices", "enrolment", "runs")
-PAGES += (f"runs/{RUN}", "audit", "operators")
+PAGES += (f"runs/{RUN}", "audit", "operators", "operators/ada", f"runs/{NEXT_RUN}/release")
 
 
 class Page(HTMLParser):
@@ -357,3 +357,42 @@ def test_a_version_is_withdrawn_with_a_reason(console: Service) -> None:
     assert "wrong &lt;language&gt;" in answer.text
     assert "Withdraw v4" not in answer.text
     assert console.app.state.services.registry.rollout(4).state == "halted"
+
+
+def test_a_version_states_what_each_unit_cost_and_what_the_audit_found(console: Service) -> None:
+    login(console.client)
+    both = console.client.get(f"/console/releases/{MODEL}/6").text
+    assert "ε 3.30" in both
+    assert "for each example, of 8 allowed" in both
+    assert "ε 6.10" in both
+    assert "for each user" in both
+    assert f'href="/console/runs/{NEXT_RUN}#audit"' in both
+    assert "clipping-example" in both
+    run = console.client.get(f"/console/runs/{NEXT_RUN}").text
+    assert 'id="audit"' in run
+    assert "inconclusive" in run
+    assert "not caught" in run
+    assert "a &lt;tenth&gt; of the noise is missing" in run
+    assert "lamella privacy audit cut-short" in console.client.get("/console/runs/cut-short").text
+
+
+def test_a_version_shows_its_signed_statement_and_says_when_it_does_not_verify(console: Service) -> None:
+    login(console.client)
+    page = f"/console/releases/{MODEL}/4"
+    html = console.client.get(page).text
+    assert "the signature holds" in html
+    assert "within budget" in html
+    services = console.app.state.services
+    signed = services.registry.statement(MODEL, 4)
+    assert signed.keyid[:12] in html
+    kept = next(path for path in console.home.settings.home.rglob(f"*{signed.sha256}*") if path.is_file())
+    raw = kept.read_bytes()
+    kept.chmod(0o600)
+    kept.write_bytes(raw.replace(b'"sig"', b'"gis"'))
+    damaged = console.client.get(page)
+    assert damaged.status_code == 200
+    assert "the signature holds" not in damaged.text
+    assert 'role="alert"' in damaged.text
+    kept.unlink()
+    assert "lamella doctor" in console.client.get(page).text
+    assert "Signed privacy statement" not in console.client.get(f"/console/releases/{MODEL}/6").text

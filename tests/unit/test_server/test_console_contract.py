@@ -16,7 +16,19 @@ from simulators.server_home import MODEL
 from simulators.update_api import Service
 
 from server.api import ddi
-from server.console import audit, devices, enrolment, login, operators, overview, releases, rollouts, runs
+from server.console import (
+    account,
+    audit,
+    devices,
+    enrolment,
+    login,
+    operators,
+    overview,
+    publication,
+    releases,
+    rollouts,
+    runs,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,18 +36,16 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 REQUESTS = int(os.environ.get("LAMELLA_TEST_REQUESTS", "8"))
-CONSOLE = (audit, devices, enrolment, login, operators, overview, releases, rollouts, runs)
+CONSOLE = (account, audit, devices, enrolment, login, operators, overview, publication, releases, rollouts, runs)
 # What the parts of an address could be, right and wrong.
 PARTS = st.one_of(
     st.sampled_from([MODEL, RUN, "0", "1", "4", "halt", "0d" * 16, str(2**63), str(2**200), "-1", "٣", "1e3", "%"]),
     st.text(min_size=1, max_size=30),
 )
 VALUES = st.one_of(PARTS, st.text(max_size=200), st.just("x" * 3_000))
-FIELDS = st.dictionaries(
-    st.sampled_from(["q", "after", "before", "model", "state", "uses", "hours", "reason", "name", "password", "next"]),
-    VALUES,
-    max_size=4,
-)
+NAMES = ("q", "after", "before", "model", "state", "uses", "hours", "reason", "name", "password", "next")
+NAMES += ("phases", "show", "soak", "min_reports", "role", "label", "days", "own_password", "is_program")
+FIELDS = st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=4)
 
 
 @pytest.fixture(scope="module")
