@@ -41,8 +41,15 @@ def run_agent(
         SystemExit: code 0 when told to stop.
         EnrolmentError: the device is not enrolled (any more); polling cannot change that.
     """
+    told: list[int] = []
+
+    def stop(signal_number: int, _frame: FrameType | None) -> NoReturn:
+        told.append(signal_number)
+        _logger.info("stopped by %s", signal.Signals(signal_number).name)
+        raise SystemExit(0)
+
     for signal_number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signal_number, _stop)
+        signal.signal(signal_number, stop)
     _logger.info("keeping %s up to date, every %.0f s", device.status().name, interval_s)
     failures = 0
     scrubbed_at = clock()
@@ -52,6 +59,8 @@ def run_agent(
         if clock() - scrubbed_at >= _scrub_interval_s(device):
             scrubbed_at = clock()
             scrub(device)
+        if told:
+            raise SystemExit(0)  # Python drops what a handler raises inside a destructor or a callback of the collector
         sleep(interval_s * 2.0**failures * jittered.uniform(1.0 - jitter, 1.0 + jitter))
 
 
@@ -110,8 +119,3 @@ def _scrub_interval_s(device: Device) -> float:
         return device.config().scrub_interval_s or math.inf
     except ConfigurationError:
         return math.inf  # told by every poll
-
-
-def _stop(signal_number: int, _frame: FrameType | None) -> NoReturn:
-    _logger.info("stopped by %s", signal.Signals(signal_number).name)
-    raise SystemExit(0)

@@ -86,18 +86,21 @@ def _release(service: Service, run: RunRecord, *, margin: float | None, above: i
         raise PublishingError(
             f"v{known[0].number} of {run.model!r} is released already. Roll it out further: `lamella rollout create`."
         )
-    if known:
+    if known and (known[0].state != "candidate" or known[0].gate is not None):
         # An earlier attempt was cut off after the gate, or there is nothing left to do: publishing knows.
         publish_version(service, known[0], gate=None, launch=launch)
+        return
+    gate = Gate(margin=service.settings.gate_margin if margin is None else margin)
+    service.metadata.unlock_releases()  # before minutes of measuring
+    if known:  # cut off before its gate was written down
+        candidate, result = known[0], _measured_again(service, run, known[0], gate=gate)
     else:
-        gate = Gate(margin=service.settings.gate_margin if margin is None else margin)
-        service.metadata.unlock_releases()  # before minutes of measuring
         candidate, result = _candidate(service, run, gate=gate, above=above)
-        console.print(
-            f"Gate: held-out loss {result.parent_loss:.4f} → {result.candidate_loss:.4f} "
-            f"(may rise by {result.margin:g}): {'passed' if result.is_passed else 'failed'}"
-        )
-        publish_version(service, candidate, gate=result, launch=launch)
+    console.print(
+        f"Gate: held-out loss {result.parent_loss:.4f} → {result.candidate_loss:.4f} "
+        f"(may rise by {result.margin:g}): {'passed' if result.is_passed else 'failed'}"
+    )
+    publish_version(service, candidate, gate=result, launch=launch)
 
 
 def versions(
@@ -242,6 +245,19 @@ def _candidate(service: Service, run: RunRecord, *, gate: Gate, above: int) -> t
             above=above,
         )
     return record, result
+
+
+def _measured_again(service: Service, run: RunRecord, candidate: VersionRecord, *, gate: Gate) -> GateResult:
+    """Judge a candidate that is in the registry, as `_candidate` does before it gets there."""
+    from server.publishing import materialise
+
+    recipe = Recipe.from_run_config(run.recipe)
+    with tempfile.TemporaryDirectory(dir=service.settings.work_dir, prefix="candidate-") as folder:
+        tree = Path(folder) / "tree"
+        materialise(service.registry, service.artifacts, model=run.model, version=candidate.number, folder=tree)
+        with console.status("Evaluating the candidate and its parent on held-out text ..."):
+            losses, _, _ = _measurements(service, run, recipe, tree / "adapter")
+    return gate.judge(candidate_loss=losses[0], parent_loss=losses[1])
 
 
 def _measurements(

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import time
 
 import numpy as np
@@ -53,6 +54,25 @@ def test_a_device_follows_the_releases_and_a_fresh_one_ends_on_the_same_bytes(se
     assert json.loads(service.device(old, "update", "--json"))["decision"] == "up_to_date"
     seen = json.loads(service.lamella("devices", "list", "--json"))
     assert [d["installed_version"] for d in seen] == [3, 3]
+
+
+CUT_OFF_BEFORE_THE_GATE = """
+import os, sys
+import server.cli.release as release
+release.publish_version = lambda *_arguments, **_options: os._exit(7)  # the candidate is there, its gate is not
+sys.argv = ["lamella", "release", sys.argv[1]]
+from server.cli import main
+main()
+"""
+
+
+def test_a_release_that_was_cut_off_before_its_gate_is_measured_again(service):
+    service.train("--rounds", "1")
+    run_id = service.runs()[0]["run_id"]
+    service.run(sys.executable, "-c", CUT_OFF_BEFORE_THE_GATE, run_id, expect=7)
+    assert [v["state"] for v in service.versions()] == ["released", "candidate"]
+    assert "Gate: held-out loss" in service.lamella("release", run_id)
+    assert [v["state"] for v in service.versions()] == ["released", "released"]
 
 
 def test_what_rounding_a_release_left_behind_is_in_the_next_one(service, tmp_path):

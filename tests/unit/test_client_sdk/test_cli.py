@@ -1,5 +1,6 @@
 """`lamella-device`: what people and programs see."""
 
+import contextlib
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from simulators.update_service import CREDENTIAL, DEVICE_ID, FakeUpdateService
@@ -175,6 +177,27 @@ def test_the_agent_ends_when_the_device_is_not_enrolled_any_more(
     (tmp_path / "home" / "credential").write_text("another-credential-1")
     with pytest.raises(EnrolmentError):
         waits_of(open_device(), 3, interval_s=1.0, jitter=0.0)
+
+
+@pytest.mark.usefixtures("keep_signals")
+def test_a_signal_that_python_drops_ends_the_agent_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dropping:
+        """What a signal's handler raises while a destructor runs is reported, and dropped."""
+
+        def __del__(self) -> None:
+            with contextlib.suppress(SystemExit):
+                signal.raise_signal(signal.SIGTERM)
+
+    def never(_seconds: float) -> None:
+        raise AssertionError("it slept although it was told to stop")
+
+    device = SimpleNamespace(
+        status=lambda: SimpleNamespace(name="kitchen"), config=lambda: SimpleNamespace(scrub_interval_s=None)
+    )
+    monkeypatch.setattr("client_sdk.agent.poll", lambda _device: bool(Dropping()))
+    with pytest.raises(SystemExit) as ended:
+        run_agent(device, interval_s=1.0, jitter=0.0, sleep=never)  # type: ignore[arg-type]
+    assert ended.value.code == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
