@@ -67,7 +67,9 @@ class TrainingSite:
         data: A source specification of `model.open_source`.
         user: Whose examples of that source; empty: the only one there is.
         max_epsilon: The most that this device lets anyone spend in all, whatever the server asks for.
-        trusts_server: Whether this device sends updates without noise, for rounds whose noise the server adds.
+        trusts_server: Whether this device sends updates without noise for each example: the server adds noise, or
+            brings together devices that add it.
+        requires_secure_aggregation: Whether this device takes part only where its update is seen in a sum alone.
     """
 
     home: Path
@@ -76,6 +78,7 @@ class TrainingSite:
     user: str = ""
     max_epsilon: float = DEFAULT_MAX_EPSILON
     trusts_server: bool = False
+    requires_secure_aggregation: bool = False
 
     @property
     def device_id(self) -> str:
@@ -186,7 +189,18 @@ def _charge(
 
 def _require_sane(site: TrainingSite, instructions: RoundInstructions, *, num_examples: int) -> None:
     """Hold the server's wishes against this device's own limits: a server may be hostile, or badly set up."""
+    if site.requires_secure_aggregation and instructions.secure_norm is None:
+        raise DeclinedError(
+            "the round would show this device's update alone; its owner allows secure sums only "
+            "(`require_secure_aggregation`)"
+        )
     if instructions.privacy_unit == "user":
+        if not site.trusts_server and instructions.secure_share_variance is not None:
+            raise DeclinedError(
+                "the round wants an update whose noise all devices make together, and a server that invents devices "
+                "would see it with this device's share alone; its owner has not allowed that "
+                "(`lamella-device train --trust-server`)"
+            )
         if not site.trusts_server:
             raise DeclinedError(
                 "the round wants an update without noise of this device's own; its owner has not allowed that "

@@ -13,6 +13,7 @@ from privacy.randomness import SystemRandom
 from privacy.secure_aggregation import Member, Neighbours, RoundPlan, Survivors
 from privacy.secure_aggregation.messages import Delivered
 from privacy.secure_aggregation.quantization import Quantization, wrapped
+from privacy.skellam import skellam_noise
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -94,13 +95,19 @@ def _masked(
     form = Quantization(clipping_norm=bound, levels=instructions.secure_levels, length=length)
     contribution, update = train_round(site, instructions, adapter)
     flat = np.concatenate([update[name].ravel() for name in names])
-    masked = member.mask(delivered, wrapped(form.quantized(flat, SystemRandom())))
+    masked = member.mask(delivered, wrapped(_noised(form.quantized(flat, SystemRandom()), instructions)))
     return RecordDict(
         {
             "contribution": ConfigRecord({**contribution.to_config()}),
             "masked": ArrayRecord({"masked": Array(masked.values)}),
         }
     )
+
+
+def _noised(whole: npt.NDArray[np.int64], instructions: RoundInstructions) -> npt.NDArray[np.int64]:
+    """The rounded update with this device's share of the noise, where the round promises some to whole users."""
+    variance = instructions.secure_share_variance
+    return whole if variance is None else whole + skellam_noise(whole.size, variance=variance, random=SystemRandom())
 
 
 def _kept(context: Context, member: Member, reply: RecordDict) -> RecordDict:

@@ -18,6 +18,7 @@ from privacy.event import (
     StepCount,
     new_event_id,
 )
+from privacy.noise_shares import MOST_SHARE_VARIANCE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,6 +63,13 @@ class RoundInstructions(BaseModel):
         description="L2 bound of an update that is summed securely; the number of examples is then not told",
     )
     secure_levels: int | None = Field(default=None, ge=1, lt=1 << 31, description="that bound in whole numbers")
+    secure_share_variance: float | None = Field(
+        default=None,
+        gt=0,
+        le=MOST_SHARE_VARIANCE,
+        allow_inf_nan=False,
+        description="variance of the noise that this device adds to each of these; None: no noise for whole users",
+    )
 
     @field_validator("targets")
     @classmethod
