@@ -74,7 +74,7 @@ class Device:
         'Hi there! How are you?'
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a choice of its own, and all but the first go by name
         self,
         home: Path,
         *,
