@@ -115,10 +115,15 @@ def train_round(
         adapter: The adapter of this round, float32, by the names of `model.adapter_state_dict`.
 
     Raises:
-        DeclinedError: Another base, no examples, a way to train that the base does not allow, or the budget; nothing
-            was spent.
+        DeclinedError: Another base, no examples, a way to train that the base does not allow, the budget, or an update
+            that would be seen alone where the owner forbids it; nothing was spent.
         AdapterError: The received adapter does not fit the base.
     """
+    if site.requires_secure_aggregation and instructions.secure_norm is None:
+        raise DeclinedError(
+            "the round would show this device's update alone; its owner allows secure sums only "
+            "(`require_secure_aggregation`)"
+        )
     actual = _base_hash(site.tree)
     if actual != instructions.base_hash:
         raise DeclinedError(f"this device runs base {actual[:12]}, the round is for base {instructions.base_hash[:12]}")
@@ -189,11 +194,6 @@ def _charge(
 
 def _require_sane(site: TrainingSite, instructions: RoundInstructions, *, num_examples: int) -> None:
     """Hold the server's wishes against this device's own limits: a server may be hostile, or badly set up."""
-    if site.requires_secure_aggregation and instructions.secure_norm is None:
-        raise DeclinedError(
-            "the round would show this device's update alone; its owner allows secure sums only "
-            "(`require_secure_aggregation`)"
-        )
     if instructions.privacy_unit == "user":
         if not site.trusts_server and instructions.secure_share_variance is not None:
             raise DeclinedError(

@@ -29,7 +29,7 @@ USERS_TRUST_THE_SERVER = (
 USERS_TRUST_EACH_OTHER = (
     "For the guarantee per user,",
     (
-        "the server is trusted to bring together real devices and to unmask no sum of too few; it sees no contribution. "
+        "the server is trusted to bring together real devices, and to unmask no sum of too few; it sees no single one. "
         "The devices are trusted to clip, and to add their shares of the noise: all but those not counted on."
     ),
 )
