@@ -10,9 +10,6 @@ from client_sdk import secure_round
 from client_sdk.flower_round import simulated_site
 from client_sdk.secure_round import SECURE
 from privacy import BudgetExceededError, PrivacyEvent
-from privacy.budget import PrivacyBudget
-from privacy.recompute import compare
-from privacy.report import RunFacts, build_report, write_report
 from privacy.user_level import user_epsilon
 from server.errors import FederationError
 
@@ -148,7 +145,7 @@ def test_with_fewer_shares_than_promised_nothing_is_unmasked_or_charged(fleet, r
     assert run_with(fleet, registry, tmp_path, run_id="again").execute()
 
 
-def test_a_run_with_both_units_ends_with_a_report_that_recomputes(fleet, registry, tmp_path):
+def test_noise_is_calibrated_to_the_budget_and_both_units_are_charged(fleet, registry, tmp_path):
     run = run_with(fleet, registry, tmp_path, privacy_mode="both", num_server_rounds=2, user_noise_multiplier=0.0)
     run.execute()
     recipe, events = run.recipe, registry.privacy_events(run_id="run")
@@ -157,31 +154,6 @@ def test_a_run_with_both_units_ends_with_a_report_that_recomputes(fleet, registr
     users = [event for event in events if event.privacy_unit == "user"]
     spent = user_epsilon(users, target_delta=recipe.user_target_delta)
     assert 0.98 * recipe.user_target_epsilon < spent <= recipe.user_target_epsilon
-    report = build_report(
-        title="t",
-        run=RunFacts(
-            run_id="run",
-            model="chat",
-            release="v2",
-            base_hash=run.base_hash,
-            rounds_planned=2,
-            rounds_completed=2,
-            devices_enrolled=DEVICES,
-        ),
-        events=events,
-        target_delta=recipe.target_delta,
-        budget=None,
-        provenance={},
-        user_budget=PrivacyBudget(target_epsilon=recipe.user_target_epsilon, target_delta=recipe.user_target_delta),
-    )
-    write_report(report, tmp_path / "report")
-    assert compare(tmp_path / "report") == []
-    ledger = tmp_path / "report" / "ledger.jsonl"
-    tampered = ledger.read_text().replace(f'"variance":{users[0].shares.variance}', '"variance":1e30', 1)
-    assert tampered != ledger.read_text()
-    ledger.write_text(tampered)
-    with pytest.raises(Exception, match="ledger"):
-        compare(tmp_path / "report")
 
 
 def test_a_run_does_not_start_and_a_device_sits_out_when_the_users_budget_is_spent(fleet, registry, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime
 from typing import Any
 
 import dp_accounting
@@ -14,6 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy import stats
+from simulators.share_events import RULE
+from simulators.share_events import event_in_shares as event
 
 from privacy import BudgetExceededError, CalibrationError, PrivacyEvent, UnknownEventError
 from privacy.accountant import epsilon_of_steps
@@ -27,30 +28,10 @@ from privacy.user_budget import UserPlan, can_afford, require_users_affordable, 
 from privacy.user_level import UserBills, user_epsilon
 
 DELTA = 1e-5
-RULE = ShareRule(cohort=20, dropouts=0.2, colluding=0.05, length=10_000)
 
 
 def sums(shares: NoiseShares, count: int = 1) -> SkellamSums:
     return SkellamSums(shares.l2, shares.l1, shares.variance, count)
-
-
-def event(server_round: int = 1, devices: int = 16, rule: ShareRule = RULE, noise: float = 2.0) -> PrivacyEvent:
-    return PrivacyEvent(
-        run_id="run",
-        server_round=server_round,
-        privacy_unit="user",
-        population="chat",
-        devices=tuple(f"d{n:02}" for n in range(devices)),
-        cohort_rule="fixed",
-        mechanism="skellam_shares",
-        noise_multiplier=noise,
-        sampling_probability=1.0,
-        steps=1,
-        clipping_norm=1.0,
-        target_delta=DELTA,
-        shares=rule.shares(noise),
-        recorded_at=datetime(2026, 3, 1, tzinfo=UTC),
-    )
 
 
 def test_silent_and_colluding_devices_are_not_counted_on() -> None:
@@ -209,8 +190,8 @@ def test_a_bill_of_both_kinds_is_dearer_than_either_and_one_without_noise_is_inf
 
 def test_each_device_pays_for_its_own_sums() -> None:
     bills = UserBills([event(1, devices=16), event(2, devices=17)])
-    assert bills.charges_of("d00") == (sums(RULE.shares(2.0), 2),)
-    assert bills.charges_of("d16") == (sums(RULE.shares(2.0), 1),)
+    assert bills.charges_of("device-00") == (sums(RULE.shares(2.0), 2),)
+    assert bills.charges_of("device-16") == (sums(RULE.shares(2.0), 1),)
     assert bills.charges_of(None) == ()
     known = user_epsilon([event(1), event(2)], target_delta=DELTA, is_drawing_secret=False)
     assert bills.epsilon(target_delta=DELTA) == known
@@ -224,7 +205,7 @@ def test_a_budget_is_kept_with_shares_as_without() -> None:
     noise = user_noise_for(budget, plan, UserBills())
     after = [event(n, noise=noise) for n in range(3)]
     assert 0.99 * 4.0 < user_epsilon(after, target_delta=DELTA) <= 4.0
-    assert not can_afford(budget, UserBills(after), "d00", event(9, noise=noise))
-    assert can_afford(budget, UserBills(after), "d18", event(9, noise=noise))
+    assert not can_afford(budget, UserBills(after), "device-00", event(9, noise=noise))
+    assert can_afford(budget, UserBills(after), "device-18", event(9, noise=noise))
     with pytest.raises(BudgetExceededError, match=r"user-noise-multiplier \d+\.\d+ would fit"):
         require_users_affordable(budget, plan, UserBills(), noise_multiplier=1.0)

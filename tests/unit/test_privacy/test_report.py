@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from simulators.share_events import RULE, event_in_shares
 
 from privacy import LEAVES_THE_DEVICE, PrivacyEvent, ReportError
 from privacy.__main__ import main
@@ -20,6 +21,7 @@ from privacy.accountant import epsilon, epsilon_by_device
 from privacy.audits import MembershipResult, membership_audit
 from privacy.budget import PrivacyBudget
 from privacy.report import AuditReport, RunFacts, TensorFact, UtilityFigure, build_report, write_report
+from privacy.report.claim import claim_of
 from privacy.report.costs import _evaluated
 from privacy.report.document import document_of
 from privacy.report.pages import to_html, to_markdown
@@ -440,10 +442,38 @@ def test_users_are_beside_examples_and_never_in_the_same_figure() -> None:
     assert AuditReport.from_json(report.to_json()).users == report.users
 
 
+def test_who_makes_the_noise_of_a_sum_is_said_and_priced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    by_devices = make_report(events=(event_in_shares(1), event_in_shares(2, devices=20)), user_budget=USER_BUDGET)
+    assert by_devices.users is not None
+    assert by_devices.users.shares == (RULE.shares(2.0),)
+    assert by_devices.users.epsilon == by_devices.users.epsilon_if_drawing_is_known
+    told = to_markdown(by_devices)
+    for words in ("15 shares are counted on, of 20 devices", "Agarwal, Kairouz, Liu 2021", "replaced by zeros"):
+        assert words in told
+    assert "saw noisy sums alone" in claim_of(by_devices)
+    assert "it sees each contribution" not in told
+
+    mixed = make_report(events=(event_in_shares(1), user_event(2)), user_budget=USER_BUDGET)
+    assert "it sees each contribution and adds the noise" in to_markdown(mixed)
+    assert "which saw the updates" in claim_of(mixed)
+
+    write_report(by_devices, tmp_path)
+    assert main(["recompute", str(tmp_path)]) == 0
+    assert "per user: RDP" in capsys.readouterr().out
+    ledger = (tmp_path / "ledger.jsonl").read_text()
+    levels = f'"levels":{RULE.shares(2.0).levels}'
+    assert levels in ledger
+    (tmp_path / "ledger.jsonl").write_text(ledger.replace(levels, '"levels":4'))
+    assert main(["recompute", str(tmp_path)]) == 2
+    assert "noise in shares" in capsys.readouterr().err  # such an event contradicts itself
+
+
 @pytest.mark.parametrize(
     ("events", "verdict"),
     [
         ([user_event(1)], "within_budget"),
+        ([event_in_shares(1)], "within_budget"),
+        ([event_in_shares(n) for n in range(9)], "over_budget"),
         ([user_event(n) for n in range(9)], "over_budget"),
         ([user_event(1, noise_multiplier=0.0)], "no_guarantee"),
     ],
