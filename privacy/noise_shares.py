@@ -19,6 +19,8 @@ from privacy.rounding import MOST_IN_A_SUM, reach_of_sum, rounded_l1, rounded_l2
 
 # Finer levels gain nothing: rounding adds a quarter to the variance of a value, beside millions.
 _MOST_LEVELS: Final = 1 << 20
+# One device alone would know the noise of the whole sum.
+FEWEST_SHARES: Final = 2
 # Of one share, so that its Poisson numbers are exact in double precision.
 MOST_SHARE_VARIANCE: Final = float(1 << 38)
 _EXACTLY: Final = 1e-9
@@ -104,7 +106,7 @@ class ShareRule:
 
     @property
     def counted(self) -> int:
-        """Shares that are counted on; without any there is no promise."""
+        """Shares that are counted on; with fewer than `FEWEST_SHARES` there is no promise."""
         return self.cohort - self._silent - self._colluding
 
     @property
@@ -119,10 +121,10 @@ class ShareRule:
         """The shares that make this much noise over the clipping norm, in the finest levels that there is room for.
 
         Raises:
-            CalibrationError: There is no room for so much noise, or no share is counted on.
+            CalibrationError: There is no room for so much noise, or too few shares are counted on.
         """
         levels = _MOST_LEVELS
-        while levels >= 1 and self.counted >= 1:
+        while levels >= 1 and self.counted >= FEWEST_SHARES:
             try:
                 return self._in_levels(levels, noise_multiplier)
             except ValueError:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from model.adapter_format import AdapterFormat  # noqa: TC001 - pydantic reads it at run time
+from privacy.noise_shares import FEWEST_SHARES
 from server.errors import RecipeError
 from server.federation.rule import AggregationName, AggregationRule
 from server.federation.secure_recipe import SecureSumRecipe
@@ -20,8 +21,6 @@ ADAPTER_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj
 
 
 _FEWEST_IN_A_SECURE_SUM = 3
-# One alone knows the noise of the whole sum.
-_FEWEST_SHARES = 2
 
 
 def _kebab(name: str) -> str:
@@ -153,9 +152,9 @@ class Recipe(UserLevelRecipe, SecureSumRecipe):
             return "takes noise-bands 1: noise that is correlated over rounds comes from one key, on the server"
         if self.clipping_quantile > 0:
             return "takes clipping-quantile 0: the server sees no norm that the bound could follow"
-        if share_rule_of(self, length=1).counted < _FEWEST_SHARES:
+        if share_rule_of(self, length=1).counted < FEWEST_SHARES:
             return (
-                f"counts on fewer than {_FEWEST_SHARES} of {self.cohort} shares of the noise: raise cohort, or lower "
+                f"counts on fewer than {FEWEST_SHARES} of {self.cohort} shares of the noise: raise cohort, or lower "
                 "secure-dropouts and secure-colluding"
             )
         return None
