@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from client_sdk.errors import DeclinedError
+from client_sdk.user_share import user_event
 from delta_updates import base_hash, scan_tree
 from model import (
     EncodedExample,
@@ -173,15 +174,17 @@ def _charge(
         target_delta=instructions.target_delta,
     )
     ledger = site.ledger
-    event = contribution.event(datetime.now(UTC))
+    event, of_user = contribution.event(datetime.now(UTC)), user_event(site, instructions)
     budget = PrivacyBudget(target_epsilon=instructions.target_epsilon, target_delta=instructions.target_delta)
     try:
         if is_noisy:
-            require_affordable(budget, ledger.events(), event)
+            require_affordable(budget, [one for one in ledger.events() if one.privacy_unit == "example"], event)
     except BudgetExceededError as error:
         raise DeclinedError(f"privacy budget: {error}") from error
     # Without noise too: towards the server these examples have no guarantee from now on, and the ledger says so.
     ledger.append(event)
+    if of_user is not None:
+        ledger.append(of_user)
     return contribution, DPSGDParameters(
         noise_multiplier=multiplier,
         clipping_norm=instructions.clipping_norm,
@@ -195,7 +198,7 @@ def _charge(
 def _require_sane(site: TrainingSite, instructions: RoundInstructions, *, num_examples: int) -> None:
     """Hold the server's wishes against this device's own limits: a server may be hostile, or badly set up."""
     if instructions.privacy_unit == "user":
-        if not site.trusts_server and instructions.secure_share_variance is not None:
+        if not site.trusts_server and instructions.user_promise is not None:
             raise DeclinedError(
                 "the round wants an update whose noise all devices make together, and a server that invents devices "
                 "would see it with this device's share alone; its owner has not allowed that "

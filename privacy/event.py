@@ -125,7 +125,8 @@ def _problem_with_noise(event: PrivacyEvent) -> str | None:
 def _problem_with_shares(event: PrivacyEvent, shares: NoiseShares) -> str | None:
     if not isclose(event.noise_multiplier, shares.noise_multiplier, rel_tol=1e-9):
         return f"says noise {event.noise_multiplier}, and its shares make {shares.noise_multiplier}"
-    # Nobody, in a plan; in a sum, never so few that the noise were less than was promised, nor more than were asked.
-    if event.devices and not shares.fewest <= len(event.devices) <= shares.cohort:
-        return f"has the shares of {len(event.devices)} devices, not of {shares.fewest} to {shares.cohort}"
+    # In a plan nobody, in a device's own ledger it alone. In a sum never so few that there were less noise than was
+    # promised, nor more than were asked.
+    if len(event.devices or ()) > 1 and not shares.fewest <= len(event.devices or ()) <= shares.cohort:
+        return f"has the shares of {event.contributions} devices, not of {shares.fewest} to {shares.cohort}"
     return None

@@ -8,14 +8,14 @@ from privacy import RoundInstructions
 from server.federation.secure_round import levels_for
 
 if TYPE_CHECKING:
-    from privacy.noise_shares import NoiseShares
+    from privacy.user_promise import UserPromise
     from server.federation.recipe import Recipe
 
 
 def instructions_of(
-    recipe: Recipe, *, run_id: str, server_round: int, base_hash: str, shares: NoiseShares | None
+    recipe: Recipe, *, run_id: str, server_round: int, base_hash: str, promise: UserPromise | None
 ) -> RoundInstructions:
-    """One round's instructions; with `shares` each device adds its own of the noise for whole users."""
+    """One round's instructions; with a `promise` to users each device adds its share of the noise."""
     is_secure = recipe.secure_aggregation
     return RoundInstructions(
         run_id=run_id,
@@ -36,10 +36,10 @@ def instructions_of(
         targets=recipe.target_names,
         gradients=recipe.gradients,
         secure_norm=recipe.secure_norm if is_secure else None,
-        secure_levels=_levels(recipe, shares) if is_secure else None,
-        secure_share_variance=None if shares is None else shares.share_variance,
+        secure_levels=_levels(recipe, promise) if is_secure else None,
+        user_promise=promise,
     )
 
 
-def _levels(recipe: Recipe, shares: NoiseShares | None) -> int:
-    return levels_for(recipe.cohort) if shares is None else shares.levels
+def _levels(recipe: Recipe, promise: UserPromise | None) -> int:
+    return levels_for(recipe.cohort) if promise is None else promise.shares.levels

@@ -279,7 +279,7 @@ class FederatedRun:
             run_id=self.run_id,
             server_round=server_round,
             base_hash=self.base_hash,
-            shares=None if self._users is None else self._users.shares,
+            promise=None if self._users is None else self._users.promise,
         )
 
 

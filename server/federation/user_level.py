@@ -12,6 +12,7 @@ import numpy as np
 from privacy import BudgetExceededError, PrivacyEvent
 from privacy.mechanism import noisy_average, norm_of, size_of
 from privacy.user_budget import can_afford, require_users_affordable
+from privacy.user_promise import UserPromise
 from server.federation.user_plan import adaptive_clipping_of
 
 if TYPE_CHECKING:
@@ -60,6 +61,19 @@ class UserLevel:
         rule = self.plan.share_rule
         # Made once: what devices are told and what the ledger says of it must be the same.
         self.shares: NoiseShares | None = None if rule is None else rule.shares(self.noise_multiplier)
+
+    @property
+    def promise(self) -> UserPromise | None:
+        """What devices are told, where they make the noise."""
+        if self.shares is None:
+            return None
+        budget = self.budget
+        return UserPromise(
+            population=self.recipe.model,
+            target_epsilon=budget.target_epsilon,
+            target_delta=budget.target_delta,
+            shares=self.shares,
+        )
 
     def require_affordable(self, server_round: int) -> None:
         """Refuse a round before anybody trains, if its noisy sum could overspend whoever takes part.

@@ -173,4 +173,7 @@ def test_devices_keep_to_their_cap_before_they_are_in_the_sum(fleet, registry, t
 def test_without_noise_for_each_example_a_devices_own_ledger_says_so(fleet, registry, tmp_path):
     run_with(fleet, registry, tmp_path).execute()
     own: tuple[PrivacyEvent, ...] = simulated_site(fleet, 0).ledger.events()
-    assert [(event.privacy_unit, event.noise_multiplier) for event in own] == [("example", 0.0)]
+    assert [(event.privacy_unit, event.noise_multiplier) for event in own] == [("example", 0.0), ("user", NOISE)]
+    (said,) = registry.privacy_events(run_id="run")
+    assert own[1].shares == said.shares
+    assert user_epsilon(own[1:], target_delta=1e-6) == user_epsilon([said], target_delta=1e-6)

@@ -17,6 +17,9 @@ from client_sdk.local_training import TrainingSite, train_round
 from delta_updates import base_hash, scan_tree
 from model import LoRAConfig, ModelConfig, initial_adapter
 from privacy import RoundInstructions
+from privacy.noise_shares import ShareRule
+from privacy.user_level import user_epsilon
+from privacy.user_promise import UserPromise
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,6 +58,13 @@ def instructions(tree: Path, **changes: object) -> RoundInstructions:
     return RoundInstructions.from_config({**values, **changes})
 
 
+def promised(*, noise: float = 4.0, epsilon: float = 5.0, delta: float = 1e-6) -> dict[str, object]:
+    """Of a secure sum whose devices make the noise."""
+    shares = ShareRule(cohort=10, dropouts=0.2, colluding=0.1, length=100).shares(noise)
+    promise = UserPromise(population="chat", target_epsilon=epsilon, target_delta=delta, shares=shares)
+    return {"secure_norm": 1.0, "secure_levels": shares.levels, "user_promise": promise.model_dump_json()}
+
+
 def site(tree: Path, tmp_path: Path, *, insists: bool = False, trusts: bool = False) -> TrainingSite:
     data = tmp_path / "data"
     data.mkdir()
@@ -88,13 +98,43 @@ def test_trusting_the_server_does_not_open_plain_rounds_to_it(tree: Path, tmp_pa
     own = site(tree, tmp_path, insists=True, trusts=True)
     with pytest.raises(DeclinedError, match="show this device's update alone"):
         train_round(own, instructions(tree, privacy_unit="user"), adapter(tree))
-    train_round(own, instructions(tree, privacy_unit="user", **MASKED, secure_share_variance=4.0), adapter(tree))
+    train_round(own, instructions(tree, privacy_unit="user", **promised()), adapter(tree))
 
 
 def test_noise_in_shares_alone_needs_the_owners_word_too(tree: Path, tmp_path: Path) -> None:
-    asked = instructions(tree, privacy_unit="user", **MASKED, secure_share_variance=4.0)
+    asked = instructions(tree, privacy_unit="user", **promised())
     with pytest.raises(DeclinedError, match=r"invents devices .* --trust-server"):
         train_round(site(tree, tmp_path), asked, adapter(tree))
+
+
+def test_it_charges_itself_as_a_user_and_declines_before_it_would_overspend(tree: Path, tmp_path: Path) -> None:
+    own, asked = site(tree, tmp_path), instructions(tree, budget_rounds=9, **promised(epsilon=2.0))
+    train_round(own, asked, adapter(tree))
+    spent = [event for event in own.ledger.events() if event.privacy_unit == "user"]
+    assert [(event.population, event.devices) for event in spent] == [("chat", (own.device_id,))]
+    most = max(rounds for rounds in range(1, 9) if user_epsilon(spent * rounds, target_delta=1e-6) <= 2.0)
+    for server_round in range(2, most + 1):
+        train_round(own, asked.model_copy(update={"server_round": server_round}), adapter(tree))
+    with pytest.raises(DeclinedError, match=r"as a user to 2\.\d+, and 2 is allowed"):
+        train_round(own, asked.model_copy(update={"server_round": most + 1}), adapter(tree))
+    assert len(own.ledger.events()) == 2 * most
+    # Rounds for each example alone go on: the two units are never added up.
+    train_round(own, instructions(tree, budget_rounds=9, server_round=most + 2), adapter(tree))
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        (promised(noise=0.4, epsilon=900.0), "and 10 is allowed"),
+        (promised(delta=0.01), "no protection"),
+    ],
+    ids=["above-its-own-limit", "delta"],
+)
+def test_the_owners_limit_holds_for_the_user_as_well(tree: Path, tmp_path: Path, told: dict, why: str) -> None:
+    own = site(tree, tmp_path)
+    with pytest.raises(DeclinedError, match=why):
+        train_round(own, instructions(tree, **told), adapter(tree))
+    assert own.ledger.events() == ()
 
 
 def context(home: Path, **config: str | bool) -> Context:

@@ -116,6 +116,7 @@ def test_shares_that_contradict_themselves_are_refused(changes: dict[str, Any]) 
         {"mechanism": "gaussian_capped"},
         {"noise_multiplier": 2.5},
         {"devices": ("a", "b")},
+        {"devices": tuple(f"d{n}" for n in range(15))},
         {"devices": tuple(f"d{n}" for n in range(21))},
         {"cohort_rule": "poisson", "sampling_probability": 0.1},
         {"bands": 4},
