@@ -126,7 +126,7 @@ def _against(users: UserCost) -> str:
     if users.trusts_server:
         return _AGAINST_USER
     most = min((shares.colluding for shares in users.shares), default=0)
-    return f"{_AGAINST_SHARES}, and at most {most} devices of a round work with it"
+    return f"{_AGAINST_SHARES}, and has no more than {most} of a round's devices on its side"
 
 
 def _guarantees(report: AuditReport) -> tuple[Guarantee, ...]:

@@ -152,7 +152,7 @@ def test_where_devices_made_the_noise_the_server_is_trusted_with_less(tmp_path: 
     told = statement(report_of(events)).predicate
     (guarantee,) = told.guarantees
     assert "the server too" in guarantee.holds_against
-    assert "at most 1 devices of a round" in guarantee.holds_against
+    assert "no more than 1 of a round's devices" in guarantee.holds_against
     assert "RDP" in told.evidence.accountant
     assert "the server, which saw each contribution" in (
         statement(report_of((*events, user_event(3, "a")))).predicate.guarantees[0].holds_against
