@@ -77,6 +77,16 @@ def silent_from(behave, step):
     return some
 
 
+def watched(behave, asked):
+    """A device that notes down which steps it was asked for."""
+
+    def answer(message):
+        asked.append(message.content.config_records[SECURE]["step"])
+        return behave(message)
+
+    return answer
+
+
 def run_with(fleet, registry, tmp_path, nodes=None, **recipe):
     behaviours = {n: device(fleet, n) for n in range(DEVICES)} | (nodes or {})
     return text_run(behaviours, fleet, registry, tmp_path / "artifacts", **(RECIPE | recipe))
@@ -125,15 +135,7 @@ def test_a_device_that_adds_the_wrong_share_shows_in_the_variance(fleet, registr
 
 def test_with_fewer_shares_than_promised_nothing_is_unmasked_or_charged(fleet, registry, tmp_path, updates):
     asked = []
-
-    def watched(behave):
-        def answer(message):
-            asked.append(message.content.config_records[SECURE]["step"])
-            return behave(message)
-
-        return answer
-
-    nodes = {n: watched(device(fleet, n)) for n in range(4)} | {
+    nodes = {n: watched(device(fleet, n), asked) for n in range(4)} | {
         n: silent_from(device(fleet, n), "mask") for n in (4, 5)
     }
     with pytest.raises(FederationError, match="void"):
@@ -163,8 +165,12 @@ def test_a_run_does_not_start_and_a_device_sits_out_when_the_users_budget_is_spe
 
 def test_devices_keep_to_their_cap_before_they_are_in_the_sum(fleet, registry, tmp_path):
     run_with(fleet, registry, tmp_path, max_participations=1).execute()
+    asked = []
+    nodes = {n: watched(device(fleet, n), asked) for n in range(DEVICES)}
     with pytest.raises(FederationError, match="void"):
-        run_with(fleet, registry, tmp_path, run_id="later", max_participations=1).execute()
+        run_with(fleet, registry, tmp_path, nodes, run_id="later", max_participations=1).execute()
+    assert "mask" in asked
+    assert "reveal" not in asked
     (row,) = registry.rounds("later")
     assert all("max-participations" in reason for reason in row.failures.values())
     assert registry.privacy_events(run_id="later") == ()

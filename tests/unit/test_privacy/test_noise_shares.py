@@ -23,7 +23,7 @@ from privacy.noise_shares import NoiseShares, ShareRule
 from privacy.randomness import SeededRandom
 from privacy.renyi import SkellamSums, epsilon_of_charges, gaussian_rdp
 from privacy.secure_aggregation.quantization import Quantization, wrapped
-from privacy.skellam import skellam_noise
+from privacy.skellam import skellam_noise, skellam_rdp
 from privacy.user_budget import UserPlan, can_afford, require_users_affordable, user_noise_for
 from privacy.user_level import UserBills, user_epsilon
 
@@ -133,6 +133,9 @@ def test_events_that_contradict_their_shares_are_refused(changes: dict[str, Any]
 def test_one_sum_costs_what_the_theorem_says() -> None:
     """By hand: 4 levels, one value, variance 64, at order 9: 9*16/128 + (17*16 + 24)/(4*64**2) = 1.14306..."""
     at_nine = 9 * 16 / 128 + (17 * 16 + 6 * 4) / (4 * 64**2) + math.log(8 / 9) - math.log(DELTA * 9) / 8
+    assert skellam_rdp(9, l2=4.0, l1=4.0, variance=64.0) == pytest.approx(1.143066, abs=1e-6)
+    # Where noise is little the other of the two bounds is the smaller: 2*16/2 + 3*4/2.
+    assert skellam_rdp(2, l2=4.0, l1=4.0, variance=1.0) == pytest.approx(16 + 6)
     found = epsilon_of_charges([SkellamSums(l2=4.0, l1=4.0, variance=64.0, sums=1)], target_delta=DELTA)
     assert at_nine == pytest.approx(2.18980, abs=1e-4)
     assert 2.1 < found <= at_nine
