@@ -145,7 +145,7 @@ class LocalTraining:
             optimizer.zero_grad(set_to_none=False)  # a step without examples still coasts, as in DP-SGD
             for start in range(0, len(drawn), _EXAMPLES_WITHOUT_GRADIENTS):
                 part = [examples[index] for index in drawn[start : start + _EXAMPLES_WITHOUT_GRADIENTS]]
-                (loss_of(model, part).sum() / parameters.expected_batch_size).backward()
+                torch.autograd.backward(loss_of(model, part).sum() / parameters.expected_batch_size)
             optimizer.step()
 
     @contextmanager
