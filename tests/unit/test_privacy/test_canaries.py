@@ -225,6 +225,7 @@ def test_an_audit_whose_control_goes_unnoticed_is_inconclusive() -> None:
     assert clipping_finding(run, run, unit="example").verdict is Verdict.INCONCLUSIVE
 
 
+@pytest.mark.slow
 def test_honest_mechanisms_are_rarely_accused() -> None:
     """2,000 honest runs: at 99.9% certainty a verdict of fail is chance, once in a thousand for each audit."""
     random, alarms, runs = np.random.default_rng(0), {"noise": 0, "clipping": 0}, 2000

@@ -218,6 +218,7 @@ def test_no_string_from_outside_becomes_markup() -> None:
             assert len(re.findall(r"(?<!\\)\|", line)) >= 3
 
 
+@pytest.mark.slow
 def test_the_page_needs_no_network_and_its_plots_are_whole(report: AuditReport) -> None:
     html = to_html(report)
     page = Strict()

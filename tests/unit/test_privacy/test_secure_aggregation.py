@@ -104,6 +104,7 @@ def test_any_pattern_of_silence_gives_the_exact_sum_or_none(data: st.DataObject)
     assert (found == round_.expected()).all()
 
 
+@pytest.mark.slow
 def test_what_one_member_sends_is_uniform_whatever_it_sums() -> None:
     """Chi-square over the bytes of 400 rounds with the same vector of zeros."""
     zeros = {number: np.zeros(PLAN.length, dtype=np.uint32) for number in range(1, 7)}

@@ -128,6 +128,7 @@ def verdicts(findings: tuple[Finding, ...]) -> dict[str, Verdict]:
     return {finding.part: finding.verdict for finding in findings}
 
 
+@pytest.mark.slow
 def test_dp_sgd_with_canaries_on_the_costliest_device(audit: RunAudit) -> None:
     found = verdicts(audit.example(silent))
     assert found.pop("one-run-example") is not Verdict.FAIL
