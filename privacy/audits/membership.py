@@ -2,8 +2,9 @@
 
 The attack is the calibrated loss: what an example's loss fell by from the base to the release (Watson et al., "On the
 Importance of Difficulty Calibration in Membership Inference Attacks", ICLR 2022). Without that calibration the attack
-looks harmless even on a model trained without any protection. Judged at low false-positive rates (Carlini et al., IEEE
-S&P 2022), not on average.
+looks harmless even on a model trained without any protection. A mean over few tokens falls far by chance, so it counts
+times the root of its tokens: then short texts do not crowd out the members at the top. Judged at low false-positive
+rates (Carlini et al., IEEE S&P 2022), not on average.
 """
 
 from __future__ import annotations
@@ -102,6 +103,8 @@ def membership_audit(
     member_base_losses: Sequence[float],
     non_member_losses: Sequence[float],
     non_member_base_losses: Sequence[float],
+    member_tokens: Sequence[int] | None = None,
+    non_member_tokens: Sequence[int] | None = None,
     positive_control: MembershipResult | None = None,
     likelihood_scores: tuple[Sequence[float], Sequence[float]] | None = None,
     seed: int = 0,
@@ -117,6 +120,8 @@ def membership_audit(
         member_base_losses: on the base, the same examples in the same order.
         non_member_losses: on the release, shape (non_members,).
         non_member_base_losses: on the base, the same examples in the same order.
+        member_tokens: over how many tokens each member's loss is a mean; None: all over equally many.
+        non_member_tokens: the same of the non-members.
         positive_control: the result for a run known to leak.
         likelihood_scores: scores of members and non-members by shadow models (`privacy.audits.lira`), where there are
             any; the claim is then held against the stronger one of the two attacks.
@@ -127,7 +132,8 @@ def membership_audit(
     """
     member, member_base = _paired(member_losses, member_base_losses, "member")
     other, other_base = _paired(non_member_losses, non_member_base_losses, "non-member")
-    member_scores, other_scores = member_base - member, other_base - other
+    member_scores = (member_base - member) * _weights(member_tokens, member.size, "member")
+    other_scores = (other_base - other) * _weights(non_member_tokens, other.size, "non-member")
     calibrated = _figures(member_scores, other_scores, seed)
     likelihood = None
     if likelihood_scores is not None:
@@ -229,6 +235,16 @@ def _paired(losses: Sequence[float], base_losses: Sequence[float], who: str) -> 
     if not (np.isfinite(values).all() and np.isfinite(base).all()):
         raise AuditError(f"{who} losses contain values that are not finite; the model may have diverged")
     return values, base
+
+
+def _weights(tokens: Sequence[int] | None, count: int, who: str) -> Floats:
+    """The root of each example's tokens: what chance moves its mean loss by falls with it."""
+    if tokens is None:
+        return np.ones(count)
+    found = np.asarray(tokens, dtype=np.float64)
+    if found.shape != (count,) or not (found >= 1).all():
+        raise AuditError(f"{who} losses need the number of their tokens, at least 1, for each of {count} examples")
+    return np.sqrt(found)
 
 
 def _figures(member: Floats, other: Floats, seed: int) -> AttackFigures:

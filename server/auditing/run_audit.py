@@ -154,7 +154,13 @@ class RunAudit:
         inside_base, outside_base = evaluation.losses_of_base(inside), evaluation.losses_of_base(outside)
 
         lora = lora_of(self.recipe)
-        judged = partial(membership_audit, member_base_losses=inside_base, non_member_base_losses=outside_base)
+        judged = partial(
+            membership_audit,
+            member_base_losses=inside_base,
+            non_member_base_losses=outside_base,
+            member_tokens=[example.predicted for example in inside],
+            non_member_tokens=[example.predicted for example in outside],
+        )
         of_control = judged(
             member_losses=evaluation.losses(control, lora, inside),
             non_member_losses=evaluation.losses(control, lora, outside),

@@ -106,4 +106,6 @@ def _membership(
         member_base_losses=evaluation.losses_of_base(inside),
         non_member_losses=evaluation.losses(adapter, lora, outside),
         non_member_base_losses=evaluation.losses_of_base(outside),
+        member_tokens=[example.predicted for example in inside],
+        non_member_tokens=[example.predicted for example in outside],
     )

@@ -209,9 +209,33 @@ def test_results_repeat_and_survive_json() -> None:
         ({"member_losses": [], "member_base_losses": []}, "member losses need"),
         ({"member_losses": [1.0, math.nan]}, "not finite"),
         ({"non_member_base_losses": [1.0, math.inf]}, "not finite"),
+        ({"member_tokens": [3]}, "number of their tokens"),
+        ({"non_member_tokens": [3, 0]}, "number of their tokens"),
     ],
 )
 def test_unusable_measurements_are_refused(changes: dict[str, list[float]], message: str) -> None:
     names = ("member_losses", "member_base_losses", "non_member_losses", "non_member_base_losses")
     with pytest.raises(AuditError, match=message):
         membership_audit(**{**{name: [1.0, 2.0] for name in names}, **changes})
+
+
+def test_short_texts_do_not_crowd_out_members() -> None:
+    """Means over few tokens move far by chance: unweighted, they fill the top of the list and hide a leak."""
+    random = np.random.default_rng(5)
+
+    def falls(count: int, leak: float) -> tuple[NDArray[np.float64], list[int]]:
+        tokens = random.integers(1, 60, count)
+        return leak + random.normal(0, 1, count) / np.sqrt(tokens), tokens.tolist()
+
+    (members, inside), (others, outside) = falls(1000, 0.4), falls(2000, 0.0)
+    losses = {
+        "member_losses": (3 - members).tolist(),
+        "member_base_losses": [3.0] * len(members),
+        "non_member_losses": (3 - others).tolist(),
+        "non_member_base_losses": [3.0] * len(others),
+    }
+    blind = membership_audit(**losses)
+    seeing = membership_audit(**losses, member_tokens=inside, non_member_tokens=outside)
+    assert blind.verdict is not Verdict.FAIL
+    assert seeing.verdict is Verdict.FAIL
+    assert seeing.claimed_point.hits > 10 * blind.claimed_point.hits
