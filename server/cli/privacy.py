@@ -101,11 +101,5 @@ def _membership(
     digest = [r for r in rounds if r.status == "released"][-1].artifacts[ADAPTER]
     adapter, lora = load(service.artifacts.read_bytes(digest)), lora_of(recipe)
     inside, outside = evaluation.encode(members), evaluation.encode(others)
-    return membership_audit(
-        member_losses=evaluation.losses(adapter, lora, inside),
-        member_base_losses=evaluation.losses_of_base(inside),
-        non_member_losses=evaluation.losses(adapter, lora, outside),
-        non_member_base_losses=evaluation.losses_of_base(outside),
-        member_tokens=[example.predicted for example in inside],
-        non_member_tokens=[example.predicted for example in outside],
-    )
+    of_members, of_others = (evaluation.losses_beside_base(group, lora)(adapter) for group in (inside, outside))
+    return membership_audit(of_members, of_others)

@@ -18,7 +18,7 @@ from simulators.share_events import RULE, event_in_shares
 from privacy import LEAVES_THE_DEVICE, PrivacyEvent, ReportError
 from privacy.__main__ import main
 from privacy.accountant import epsilon, epsilon_by_device
-from privacy.audits import MembershipResult, membership_audit
+from privacy.audits import Losses, MembershipResult, membership_audit
 from privacy.budget import PrivacyBudget
 from privacy.report import AuditReport, RunFacts, TensorFact, UtilityFigure, build_report, write_report
 from privacy.report.claim import claim_of
@@ -91,10 +91,7 @@ def measured() -> MembershipResult:
     random = np.random.default_rng(0)
     base, other = random.normal(3, 1, 200), random.normal(3, 1, 300)
     return membership_audit(
-        member_losses=list(base - 0.1),
-        member_base_losses=list(base),
-        non_member_losses=list(other - random.normal(0.05, 0.1, 300)),
-        non_member_base_losses=list(other),
+        Losses(list(base - 0.1), list(base)), Losses(list(other - random.normal(0.05, 0.1, 300)), list(other))
     )
 
 
@@ -147,10 +144,7 @@ def test_verdicts(changes: dict[str, Any], verdict: str, headline: str) -> None:
 def test_a_successful_attack_outweighs_a_kept_budget() -> None:
     random = np.random.default_rng(0)
     leak = membership_audit(
-        member_losses=list(random.normal(1, 0.1, 500)),
-        member_base_losses=[3.0] * 500,
-        non_member_losses=list(random.normal(3, 0.1, 1000)),
-        non_member_base_losses=[3.0] * 1000,
+        Losses(list(random.normal(1, 0.1, 500)), [3.0] * 500), Losses(list(random.normal(3, 0.1, 1000)), [3.0] * 1000)
     )
     assert "The membership attack succeeds" in to_markdown(make_report(membership=leak))
 
