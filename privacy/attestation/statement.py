@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 
 from privacy.errors import StatementError
 
@@ -22,7 +22,9 @@ _SUFFIX: Final = ".privacy.json"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Words = Annotated[str, Field(max_length=1_000)]
-Epsilon = Annotated[float, Field(ge=0, allow_inf_nan=True)]
+# JSON has no infinity: it is written as a word, and described so.
+_EPSILON_SCHEMA: Final = {"anyOf": [{"type": "number", "minimum": 0}, {"const": "Infinity"}]}
+Epsilon = Annotated[float, Field(ge=0, allow_inf_nan=True), WithJsonSchema(_EPSILON_SCHEMA)]
 
 
 def statement_path(model: str, version: int) -> str:
