@@ -223,7 +223,7 @@ class RolloutProgress:
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutFailureRecord:
-    """A reason that devices gave for not taking a rollout's version, and how many reports gave it."""
+    """Why devices did not take a rollout's version (it failed, or they declined), and how many reports said so."""
 
     outcome: str
     reason: str
