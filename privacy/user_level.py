@@ -7,6 +7,9 @@ Two users' datasets are neighbours when one user's whole contribution, in all ro
 - Banded noise costs who took part by the overlap of its own rounds in a run (`privacy.banded_matrix.sensitivity`).
 
 What a population is charged is the bill of its costliest user. It is never added to anything per example.
+
+Models that were trained on one base may have users in common, whom nobody can recognize: a pseudonym is made for one
+model. So each user of a model is charged, besides its own bill, the costliest one of every other such model.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from privacy.banded_matrix import sensitivity
 from privacy.errors import UnknownEventError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from privacy.accountant import Group
     from privacy.event import PrivacyEvent
@@ -51,12 +54,16 @@ class UserBills:
         events: What is charged already.
         is_drawing_secret: Against whom: True, who sees releases only; False, who knows who was drawn in each round
             (the operator, a reader of this ledger, whoever watches the network). Sampling amplifies nothing then.
+        besides: What each user is charged on top, in the accountant's terms.
 
     Raises:
         UnknownEventError: An event is not per user, is of another population, or cannot be accounted for.
     """
 
-    def __init__(self, events: Iterable[PrivacyEvent] = (), *, is_drawing_secret: bool = True) -> None:
+    def __init__(
+        self, events: Iterable[PrivacyEvent] = (), *, is_drawing_secret: bool = True, besides: Sequence[Group] = ()
+    ) -> None:
+        self.besides = tuple(besides)
         self._is_drawing_secret = is_drawing_secret
         self._population: str | None = None
         self._noise_of_bands: dict[tuple[str, int], float] = {}
@@ -92,12 +99,16 @@ class UserBills:
         for (_, noise, bands), rounds in own.bands.items():
             steps[1.0, noise / sensitivity(rounds, bands=bands)] += 1
         steps.update(shared)
-        return tuple(sorted((q, noise, count) for (q, noise), count in steps.items()))
+        return (*sorted((q, noise, count) for (q, noise), count in steps.items()), *self.besides)
+
+    def costliest_bill(self, *, target_delta: float) -> tuple[Group, ...]:
+        """The bill with the largest ε; as bills differ in Gaussian sums alone, also the largest beside any other."""
+        bills = {self.groups_of(user) for user in self.users()}
+        return max(sorted(bills), key=lambda groups: epsilon_of_groups(groups, target_delta=target_delta))
 
     def epsilon(self, *, target_delta: float) -> float:
         """ε of the costliest user."""
-        bills = {self.groups_of(user) for user in self.users()}
-        return max(epsilon_of_groups(groups, target_delta=target_delta) for groups in bills)
+        return epsilon_of_groups(self.costliest_bill(target_delta=target_delta), target_delta=target_delta)
 
     def _is_shared(self, event: PrivacyEvent) -> bool:
         return event.mechanism == "poisson_subsampled_gaussian" and self._is_drawing_secret
@@ -125,6 +136,24 @@ def user_epsilon(events: Iterable[PrivacyEvent], *, target_delta: float, is_draw
         UnknownEventError: An event is not per user, is of another population, or cannot be accounted for.
     """
     return UserBills(events, is_drawing_secret=is_drawing_secret).epsilon(target_delta=target_delta)
+
+
+def bills_with_others(
+    events: Iterable[PrivacyEvent], *, population: str, target_delta: float, is_drawing_secret: bool = True
+) -> UserBills:
+    """The bills of one population, with the costliest of every other population in `events` on top of each.
+
+    Raises:
+        UnknownEventError: An event is not per user, or cannot be accounted for.
+    """
+    found: dict[str | None, UserBills] = {}
+    for event in events:
+        found.setdefault(event.population, UserBills(is_drawing_secret=is_drawing_secret)).add(event)
+    own = found.pop(population, UserBills(is_drawing_secret=is_drawing_secret))
+    own.besides = tuple(
+        group for others in found.values() for group in others.costliest_bill(target_delta=target_delta)
+    )
+    return own
 
 
 def epsilon_by_population(events: Iterable[PrivacyEvent], *, target_delta: float) -> dict[str, float]:

@@ -121,7 +121,7 @@ def list_rollouts(
     },
 )
 def show_rollout(services: ServicesDep, _: Viewer, rollout_id: RolloutId) -> RolloutDetail:
-    """Show how many devices took the version, failed or declined it, what it waits for, and what became of it so far."""
+    """Show how many devices took the version, failed or declined it, what it waits for, and what became of it."""
     services.registry.settle_rollout(rollout_id)
     return RolloutDetail(
         progress=services.registry.rollout_progress(rollout_id),
