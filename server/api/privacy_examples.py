@@ -28,6 +28,7 @@ _STATEMENT: Final[dict[str, Any]] = {
                 "budget_epsilon": 8.0,
             }
         ],
+        "usefulness": [{"measure": "held-out loss, nats (lower is better)", "before": 2.553, "after": 2.549}],
         "audits": [{"part": "noise", "verdict": "pass"}],
         "evidence": {
             "ledger_sha256": HASH,

@@ -1,4 +1,4 @@
-"""Whether a population has nobody in common with those of other models on the same base."""
+"""What a gate measured by group; whether a population has nobody in common with other models' on its base."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,10 +10,12 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Nobody has said so of any yet."""
+    """No gate has measured groups yet, and of no population has anybody said so."""
+    op.add_column("versions", sa.Column("gate_groups", sa.JSON(), nullable=True))
     op.add_column("privacy_budgets", sa.Column("is_apart", sa.Boolean(), server_default=sa.false(), nullable=False))
 
 
 def downgrade() -> None:
-    """Forget it."""
+    """Forget both."""
     op.drop_column("privacy_budgets", "is_apart")
+    op.drop_column("versions", "gate_groups")
