@@ -31,7 +31,7 @@ from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen
 from privacy.randomness import SystemRandom
 from privacy.secure_aggregation import Coordinator, MaskedVector, Member, RoundPlan, neighbours_needed
 from privacy.secure_aggregation.quantization import Quantization, wrapped
-from privacy.skellam import share_variance, skellam_noise
+from privacy.skellam import skellam_noise
 
 _SAMPLE = 3
 _NOISE_STDDEV = 65_536.0
@@ -89,7 +89,7 @@ def measure(count: int, length: int, silent_share: float, *, has_check: bool) ->
     vector = random.standard_normal(length).astype(np.float32)
     form = Quantization(clipping_norm=float(np.linalg.norm(vector)), levels=(1 << 30) // count, length=length)
     whole = quantized(form, vector, cost)
-    variance = share_variance(noise_stddev=_NOISE_STDDEV, fewest_honest=count - len(silent))
+    variance = _NOISE_STDDEV**2 / (count - len(silent))
     cost.device_noise_s = seconds(lambda: skellam_noise(length, variance=variance, random=SystemRandom()))
     round_(plan, silent, whole, cost, has_check=has_check)
     beside_plain(vector, count - len(silent), cost)

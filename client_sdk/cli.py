@@ -211,6 +211,13 @@ def train(
             help="Also send updates without noise of this device's own; the server adds it to the sum.",
         ),
     ] = False,
+    require_secure_aggregation: Annotated[  # noqa: FBT002 - a flag on the command line
+        bool,
+        typer.Option(
+            "--require-secure-aggregation",
+            help="Decline every round that would show this device's update alone.",
+        ),
+    ] = False,
     interval_s: Annotated[float, typer.Option(min=1.0, help="Mean seconds between two looks for an update.")] = 3600.0,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Loopback port for Flower itself; 0: a free one.")] = 0,
     home: Home = DEFAULT_HOME,
@@ -228,6 +235,7 @@ def train(
         port=port,
         max_epsilon=max_epsilon,
         trusts_server=trust_server,
+        requires_secure_aggregation=require_secure_aggregation,
     )
     raise typer.Exit(run_supernode(Device(home), membership, interval_s=interval_s))
 

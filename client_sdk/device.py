@@ -13,7 +13,7 @@ from client_sdk.device_config import DeviceConfig, DownloadPolicy
 from client_sdk.disk import Disk, LocalDisk
 from client_sdk.download import Fetcher, HttpFetcher, MirroredFetcher, Progress
 from client_sdk.enrolment import enrol, read_enrolment
-from client_sdk.errors import DeviceError, EnrolmentError, MissingExtraError, NothingInstalledError
+from client_sdk.errors import DeclinedError, DeviceError, EnrolmentError, MissingExtraError, NothingInstalledError
 from client_sdk.generation import GenerationOptions, Prompt
 from client_sdk.identity import Identity
 from client_sdk.key_ring import KeyRing
@@ -74,7 +74,7 @@ class Device:
         'Hi there! How are you?'
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a choice of its own, and all but the first go by name
         self,
         home: Path,
         *,
@@ -85,6 +85,7 @@ class Device:
         engine: EngineSettings | None = None,
         conditions: ConditionsSource = system_conditions,
         max_epsilon: float | None = None,
+        require_secure_aggregation: bool = False,
     ) -> None:
         """Open a device's folder; touches nothing yet.
 
@@ -98,6 +99,8 @@ class Device:
             conditions: tells the battery and whether the connection is metered, for the download policy.
             max_epsilon: releases whose signed privacy statement says more, or that have none, are refused. The stricter
                 of this and what `device.toml` says holds.
+            require_secure_aggregation: train only where this device's update is seen in a sum alone; so does
+                `device.toml`, for whoever opens the home.
         """
         self.home = home.expanduser().absolute()
         self._limits = limits
@@ -105,6 +108,7 @@ class Device:
         self._disk = disk or LocalDisk()
         self._conditions = conditions
         self._max_epsilon = max_epsilon
+        self._require_secure_aggregation = require_secure_aggregation
         self._states = StateFile(self.home, self._disk)
         self._slots = SlotStore(self.home / "slots", self._disk)
         self._engine = engine or EngineSettings()
@@ -289,8 +293,14 @@ class Device:
         Raises:
             MissingExtraError: this install cannot train.
             NothingInstalledError: update first.
-            DeclinedError: another base, no examples, or the privacy budget does not allow it.
+            DeclinedError: another base, no examples, or the privacy budget does not allow it; or this device takes part
+                in secure sums only: what is returned here is an update by itself.
         """
+        if self.requires_secure_aggregation():
+            raise DeclinedError(
+                "this device shows its update in secure sums only (`require_secure_aggregation`), and this call would "
+                "give it alone; join the federation with `lamella-device train`"
+            )
         try:
             from client_sdk import local_training  # noqa: PLC0415 - updating and generating must not import Opacus
         except ImportError as error:
@@ -299,6 +309,14 @@ class Device:
             home=self.home, tree=self.active().tree, data=data or f"jsonl:{self.home / 'data'}"
         )
         return local_training.train_round(site, instructions, adapter)
+
+    def requires_secure_aggregation(self) -> bool:
+        """Whether this device declines every round that would show its update alone; its owner says so.
+
+        Raises:
+            ConfigurationError: `device.toml` cannot be read.
+        """
+        return self._require_secure_aggregation or self.config().training.require_secure_aggregation
 
     # --- look
 

@@ -90,6 +90,16 @@ class ReleasePolicy(_Section):
         return min((one for one in (self.max_epsilon, other) if one is not None), default=None)
 
 
+class TrainingPolicy(_Section):
+    """In which federated rounds this device takes part.
+
+    Attributes:
+        require_secure_aggregation: decline every round that would show the server this device's update alone.
+    """
+
+    require_secure_aggregation: bool = False
+
+
 class DeviceConfig(_Section):
     """The whole file.
 
@@ -98,6 +108,7 @@ class DeviceConfig(_Section):
         self_test: see `SelfTestLimits`.
         reports: see `ReportPolicy`.
         releases: see `ReleasePolicy`.
+        training: see `TrainingPolicy`.
         scrub_interval_s: the agent hashes the installed version this often and repairs it; 0 never.
     """
 
@@ -105,6 +116,7 @@ class DeviceConfig(_Section):
     self_test: SelfTestLimits = SelfTestLimits()
     reports: ReportPolicy = ReportPolicy()
     releases: ReleasePolicy = ReleasePolicy()
+    training: TrainingPolicy = TrainingPolicy()
     scrub_interval_s: Annotated[float, Field(ge=0)] = 7 * 24 * 3600.0
 
     @classmethod

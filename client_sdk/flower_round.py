@@ -50,7 +50,8 @@ def site_of(context: Context) -> TrainingSite:
     """Where this node trains.
 
     A real device says so in its node config: `home` (a `Device` home), `data` (a source of `model.open_source`), where
-    that source has several users `user`, `max-epsilon`, and `trust-server` (updates without noise of its own).
+    that source has several users `user`, `max-epsilon`, `trust-server` (updates without noise of its own) and
+    `require-secure-aggregation` (no round but secure sums; so does `device.toml`).
     A simulated one is number `partition-id` of the folder that `lamella fleet make` wrote (run config key `fleet`).
 
     Raises:
@@ -63,10 +64,16 @@ def site_of(context: Context) -> TrainingSite:
         data = str(context.node_config.get("data") or f"jsonl:{home}/data")
         user = str(context.node_config.get("user") or "")
         limit = float(context.node_config.get("max-epsilon", DEFAULT_MAX_EPSILON))
-        tree = Device(Path(str(home))).active().tree
-        trusts = context.node_config.get("trust-server") is True
+        insists = context.node_config.get("require-secure-aggregation") is True
+        device = Device(Path(str(home)), require_secure_aggregation=insists)
         return TrainingSite(
-            home=Path(str(home)), tree=tree, data=data, user=user, max_epsilon=limit, trusts_server=trusts
+            home=Path(str(home)),
+            tree=device.active().tree,
+            data=data,
+            user=user,
+            max_epsilon=limit,
+            trusts_server=context.node_config.get("trust-server") is True,
+            requires_secure_aggregation=device.requires_secure_aggregation(),
         )
     fleet = str(context.run_config.get("fleet") or "")
     if not fleet:

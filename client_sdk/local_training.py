@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from client_sdk.errors import DeclinedError
+from client_sdk.user_share import user_event
 from delta_updates import base_hash, scan_tree
 from model import (
     EncodedExample,
@@ -67,7 +68,9 @@ class TrainingSite:
         data: A source specification of `model.open_source`.
         user: Whose examples of that source; empty: the only one there is.
         max_epsilon: The most that this device lets anyone spend in all, whatever the server asks for.
-        trusts_server: Whether this device sends updates without noise, for rounds whose noise the server adds.
+        trusts_server: Whether this device sends updates without noise for each example: the server adds noise, or
+            brings together devices that add it.
+        requires_secure_aggregation: Whether this device takes part only where its update is seen in a sum alone.
     """
 
     home: Path
@@ -76,6 +79,7 @@ class TrainingSite:
     user: str = ""
     max_epsilon: float = DEFAULT_MAX_EPSILON
     trusts_server: bool = False
+    requires_secure_aggregation: bool = False
 
     @property
     def device_id(self) -> str:
@@ -112,10 +116,15 @@ def train_round(
         adapter: The adapter of this round, float32, by the names of `model.adapter_state_dict`.
 
     Raises:
-        DeclinedError: Another base, no examples, a way to train that the base does not allow, or the budget; nothing
-            was spent.
+        DeclinedError: Another base, no examples, a way to train that the base does not allow, the budget, or an update
+            that would be seen alone where the owner forbids it; nothing was spent.
         AdapterError: The received adapter does not fit the base.
     """
+    if site.requires_secure_aggregation and instructions.secure_norm is None:
+        raise DeclinedError(
+            "the round would show this device's update alone; its owner allows secure sums only "
+            "(`require_secure_aggregation`)"
+        )
     actual = _base_hash(site.tree)
     if actual != instructions.base_hash:
         raise DeclinedError(f"this device runs base {actual[:12]}, the round is for base {instructions.base_hash[:12]}")
@@ -165,15 +174,17 @@ def _charge(
         target_delta=instructions.target_delta,
     )
     ledger = site.ledger
-    event = contribution.event(datetime.now(UTC))
+    event, of_user = contribution.event(datetime.now(UTC)), user_event(site, instructions)
     budget = PrivacyBudget(target_epsilon=instructions.target_epsilon, target_delta=instructions.target_delta)
     try:
         if is_noisy:
-            require_affordable(budget, ledger.events(), event)
+            require_affordable(budget, [one for one in ledger.events() if one.privacy_unit == "example"], event)
     except BudgetExceededError as error:
         raise DeclinedError(f"privacy budget: {error}") from error
     # Without noise too: towards the server these examples have no guarantee from now on, and the ledger says so.
     ledger.append(event)
+    if of_user is not None:
+        ledger.append(of_user)
     return contribution, DPSGDParameters(
         noise_multiplier=multiplier,
         clipping_norm=instructions.clipping_norm,
@@ -187,6 +198,12 @@ def _charge(
 def _require_sane(site: TrainingSite, instructions: RoundInstructions, *, num_examples: int) -> None:
     """Hold the server's wishes against this device's own limits: a server may be hostile, or badly set up."""
     if instructions.privacy_unit == "user":
+        if not site.trusts_server and instructions.user_promise is not None:
+            raise DeclinedError(
+                "the round wants an update whose noise all devices make together, and a server that invents devices "
+                "would see it with this device's share alone; its owner has not allowed that "
+                "(`lamella-device train --trust-server`)"
+            )
         if not site.trusts_server:
             raise DeclinedError(
                 "the round wants an update without noise of this device's own; its owner has not allowed that "

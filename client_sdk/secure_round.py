@@ -13,6 +13,7 @@ from privacy.randomness import SystemRandom
 from privacy.secure_aggregation import Member, Neighbours, RoundPlan, Survivors
 from privacy.secure_aggregation.messages import Delivered
 from privacy.secure_aggregation.quantization import Quantization, wrapped
+from privacy.skellam import skellam_noise
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -91,16 +92,27 @@ def _masked(
     bound = instructions.secure_norm
     if bound is None or instructions.secure_levels is None:
         raise DeclinedError("the round is summed securely, but its instructions say no bound for it")
+    promise = instructions.user_promise
+    if promise is not None and promise.shares.length != length:
+        raise DeclinedError("the noise for whole users was agreed on for another adapter")
     form = Quantization(clipping_norm=bound, levels=instructions.secure_levels, length=length)
     contribution, update = train_round(site, instructions, adapter)
     flat = np.concatenate([update[name].ravel() for name in names])
-    masked = member.mask(delivered, wrapped(form.quantized(flat, SystemRandom())))
+    masked = member.mask(delivered, wrapped(_noised(form.quantized(flat, SystemRandom()), instructions)))
     return RecordDict(
         {
             "contribution": ConfigRecord({**contribution.to_config()}),
             "masked": ArrayRecord({"masked": Array(masked.values)}),
         }
     )
+
+
+def _noised(whole: npt.NDArray[np.int64], instructions: RoundInstructions) -> npt.NDArray[np.int64]:
+    """The rounded update with this device's share of the noise, where the round promises some to whole users."""
+    if instructions.user_promise is None:
+        return whole
+    variance = instructions.user_promise.shares.share_variance
+    return whole + skellam_noise(whole.size, variance=variance, random=SystemRandom())
 
 
 def _kept(context: Context, member: Member, reply: RecordDict) -> RecordDict:

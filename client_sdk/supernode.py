@@ -33,6 +33,8 @@ class Membership:
         port: port on loopback that the SuperNode and its ClientApps talk through, with `/health`; 0: a free one.
         max_epsilon: the most ε this device lets anyone spend, whatever the server asks for; None: the default.
         trusts_server: whether it also sends updates without noise of its own, for rounds whose noise the server adds.
+        requires_secure_aggregation: whether it declines rounds that would show its update alone; what `device.toml`
+            says holds as well.
     """
 
     superlink: str
@@ -43,6 +45,7 @@ class Membership:
     port: int = 0
     max_epsilon: float | None = None
     trusts_server: bool = False
+    requires_secure_aggregation: bool = False
 
 
 def run_supernode(device: Device, membership: Membership, *, interval_s: float) -> int:
@@ -97,6 +100,7 @@ def _command(program: str, home: Path, membership: Membership) -> list[str]:
         "user": membership.user,
         "max-epsilon": membership.max_epsilon,
         "trust-server": membership.trusts_server or None,
+        "require-secure-aggregation": membership.requires_secure_aggregation or None,
     }
     command = [program, "--superlink", membership.superlink, "--port", str(membership.port or _free_port())]
     command += [

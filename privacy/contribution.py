@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from privacy.errors import ContributionError, InstructionsError
 from privacy.event import (
@@ -18,6 +18,7 @@ from privacy.event import (
     StepCount,
     new_event_id,
 )
+from privacy.user_promise import UserPromise
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,6 +63,10 @@ class RoundInstructions(BaseModel):
         description="L2 bound of an update that is summed securely; the number of examples is then not told",
     )
     secure_levels: int | None = Field(default=None, ge=1, lt=1 << 31, description="that bound in whole numbers")
+    user_promise: UserPromise | None = Field(
+        default=None,
+        description="what the round promises to whole users, where each device adds its share of the noise",
+    )
 
     @field_validator("targets")
     @classmethod
@@ -69,6 +74,19 @@ class RoundInstructions(BaseModel):
         if len(set(value)) != len(value):
             raise ValueError(f"a target is named twice in {value}")
         return value
+
+    @field_validator("user_promise", mode="before")
+    @classmethod
+    def _from_json(cls, value: object) -> object:
+        """A config is flat: the promise travels as JSON."""
+        return UserPromise.model_validate_json(value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _promise_fits(self) -> Self:
+        promise = self.user_promise
+        if promise is not None and (self.secure_norm is None or self.secure_levels != promise.shares.levels):
+            raise ValueError("user_promise goes with a secure sum in its own levels")
+        return self
 
     def sampling_probability_for(self, num_examples: int) -> float:
         """The chance with which each of `num_examples` examples enters a step: batch_size / num_examples, at most 1.
@@ -164,8 +182,14 @@ LEAVES_THE_DEVICE: tuple[tuple[str, str], ...] = tuple(
 
 
 def _flat(facts: BaseModel) -> dict[str, ConfigValue]:
-    told = ((name, value) for name, value in facts if value is not None)
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in told}
+    return {name: _plain(value) for name, value in facts if value is not None}
+
+
+def _plain(value: object) -> ConfigValue:
+    if isinstance(value, BaseModel):
+        return value.model_dump_json()
+    plain: ConfigValue = list(value) if isinstance(value, tuple) else value  # type: ignore[assignment]
+    return plain
 
 
 def _problems(error: ValidationError) -> str:

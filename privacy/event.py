@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from math import isclose
 from typing import Annotated, Final, Literal, Self
 from uuid import uuid4
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+from privacy.noise_shares import NoiseShares  # noqa: TC001 - pydantic reads it
 
 Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$")]
 EventId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
@@ -17,7 +20,7 @@ StepCount = Annotated[int, Field(ge=1, le=10_000_000)]
 
 PrivacyUnit = Literal["example", "user"]
 CohortRule = Literal["poisson", "fixed"]
-Mechanism = Literal["poisson_subsampled_gaussian", "gaussian_capped", "banded_toeplitz_gaussian"]
+Mechanism = Literal["poisson_subsampled_gaussian", "gaussian_capped", "banded_toeplitz_gaussian", "skellam_shares"]
 
 MAX_DEVICES: Final = 100_000
 _OF_USERS: Final = ("population", "cohort_rule", "devices")
@@ -38,7 +41,9 @@ class PrivacyEvent(BaseModel):
     round used or may have used. With `cohort_rule` "poisson" every device of the population was drawn independently
     with `sampling_probability`. With "fixed" nothing is assumed about who was drawn: the probability is 1, and each
     device pays for its own participations. `banded_toeplitz_gaussian` is noise that is correlated over the rounds of a
-    run, in `bands` bands (`privacy.banded_matrix`).
+    run, in `bands` bands (`privacy.banded_matrix`). `skellam_shares` is noise that the devices made together under a
+    secure sum, as `shares` says; who took part is then public, and a user's contributions are neighbour to zeros in
+    their place.
 
     `noise_multiplier` is the noise's standard deviation over `clipping_norm` (per user: of the noise in the whole sum,
     before anything is divided); 0 is honest and costs ε = infinity. The two units are never added up.
@@ -59,6 +64,7 @@ class PrivacyEvent(BaseModel):
     sampling_probability: Probability
     steps: StepCount
     bands: int | None = Field(default=None, ge=2, le=1024)
+    shares: NoiseShares | None = None
     clipping_norm: PositiveFloat
     target_delta: Delta
     recorded_at: AwareDatetime
@@ -91,8 +97,8 @@ class PrivacyEvent(BaseModel):
 def _problem_per_example(event: PrivacyEvent) -> str | None:
     if event.device_id is None:
         return "names its device_id"
-    if any(getattr(event, name) is not None for name in (*_OF_USERS, "bands")):
-        return f"has no {', '.join(_OF_USERS)} or bands"
+    if any(getattr(event, name) is not None for name in (*_OF_USERS, "bands", "shares")):
+        return f"has no {', '.join(_OF_USERS)}, bands or shares"
     return None if event.mechanism == "poisson_subsampled_gaussian" else f"is never of mechanism {event.mechanism}"
 
 
@@ -105,6 +111,22 @@ def _problem_per_user(event: PrivacyEvent) -> str | None:
         return f"of mechanism {event.mechanism} does not go with a {event.cohort_rule} cohort"
     if event.cohort_rule == "fixed" and event.sampling_probability < 1:
         return "with a fixed cohort gets no credit for sampling: its sampling_probability is 1"
+    return _problem_with_noise(event)
+
+
+def _problem_with_noise(event: PrivacyEvent) -> str | None:
     if (event.mechanism == "banded_toeplitz_gaussian") != (event.bands is not None):
         return "names bands exactly when its noise is banded"
+    if (event.mechanism == "skellam_shares") != (event.shares is not None):
+        return "names shares exactly when its noise was made in shares"
+    return None if event.shares is None else _problem_with_shares(event, event.shares)
+
+
+def _problem_with_shares(event: PrivacyEvent, shares: NoiseShares) -> str | None:
+    if not isclose(event.noise_multiplier, shares.noise_multiplier, rel_tol=1e-9):
+        return f"says noise {event.noise_multiplier}, and its shares make {shares.noise_multiplier}"
+    # In a plan nobody, in a device's own ledger it alone. In a sum never so few that there were less noise than was
+    # promised, nor more than were asked.
+    if len(event.devices or ()) > 1 and not shares.fewest <= len(event.devices or ()) <= shares.cohort:
+        return f"has the shares of {event.contributions} devices, not of {shares.fewest} to {shares.cohort}"
     return None

@@ -40,7 +40,8 @@ def compare(folder: Path) -> list[str]:
         provenance=report.provenance,
     )
     sys.stdout.write(
-        f"{len(events)} events, {len(again.devices)} devices, delta {report.target_delta:g}\n{ACCOUNTANT}\n\n"
+        f"{len(events)} events, {len(again.devices)} devices, delta {report.target_delta:g}\n{ACCOUNTANT}\n"
+        f"{_of_users(again)}\n"
     )
     differences: list[str] = []
     if hashlib.sha256(raw).hexdigest() != report.ledger_sha256:
@@ -72,6 +73,12 @@ def _user_budget(report: AuditReport) -> PrivacyBudget | None:
         return PrivacyBudget(target_epsilon=users.budget_epsilon, target_delta=users.target_delta)
     except ValueError as error:
         raise ReportError(f"report.json: {error}") from error
+
+
+def _of_users(report: AuditReport) -> str:
+    if report.users is None or report.users.accountant is None:
+        return ""
+    return f"per user: {report.users.accountant}\n"
 
 
 def _figures(report: AuditReport) -> dict[str, float]:

@@ -1,5 +1,7 @@
 """The Skellam mechanism: noise in whole numbers that many devices add in shares, whose sum is noise of the same kind.
 
+How large shares are is `privacy.noise_shares`' business, what they cost in all `privacy.renyi`'s.
+
 Source: Agarwal, Kairouz, Liu, "The Skellam Mechanism for Differentially Private Federated Learning", NeurIPS 2021. A
 Skellam number is the difference of two independent Poisson numbers, so shares of variance v, of as many devices as
 answered, add up to variance v times their number, exactly: nothing is approximated when some fall silent.
@@ -18,20 +20,10 @@ if TYPE_CHECKING:
 
     from privacy.randomness import RandomSource
 
-_ORDERS: Final = (*range(2, 64), 80, 96, 128, 192, 256, 384, 512, 1024, 2048, 4096)
 # Hörmann's rejection method needs a mean of at least this; below it, a Poisson number is added up from its definition.
 _SMALL_MEAN: Final = 12.0
-
-
-def share_variance(*, noise_stddev: float, fewest_honest: int) -> float:
-    """The variance of one device's share, when at least `fewest_honest` shares are added and known to nobody.
-
-    Raises:
-        ValueError: A number is not positive.
-    """
-    if not (0 < noise_stddev < math.inf and fewest_honest >= 1):
-        raise ValueError(f"noise of {noise_stddev} in {fewest_honest} shares")
-    return noise_stddev**2 / fewest_honest
+# Above, the terms of the logarithm of a probability are so large that their difference loses its digits.
+_LARGE_MEAN: Final = 1e5
 
 
 def skellam_noise(count: int, *, variance: float, random: RandomSource) -> NDArray[np.int64]:
@@ -74,22 +66,6 @@ def skellam_rdp(order: int, *, l2: float, l1: float, variance: float) -> float:
     return gaussian + beyond
 
 
-def skellam_epsilon(*, l2: float, l1: float, variance: float, sums: int, target_delta: float) -> float:
-    """ε at δ after `sums` noisy sums to which one user may add each time (no credit for sampling).
-
-    Source of the conversion: Canonne, Kamath, Steinke, "The Discrete Gaussian for Differential Privacy", NeurIPS 2020,
-    proposition 12.
-    """
-    if not (sums >= 1 and 0 < target_delta < 1):
-        raise ValueError(f"{sums} sums at delta {target_delta}")
-
-    def at(order: int) -> float:
-        spent = sums * skellam_rdp(order, l2=l2, l1=l1, variance=variance)
-        return spent + math.log1p(-1 / order) - math.log(target_delta * order) / (order - 1)
-
-    return max(0.0, min(at(order) for order in _ORDERS))
-
-
 def _tried(count: int, mean: float, random: RandomSource) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Candidates, and which of them are Poisson numbers."""
     b = 0.931 + 2.53 * math.sqrt(mean)
@@ -104,9 +80,21 @@ def _tried(count: int, mean: float, random: RandomSource) -> tuple[NDArray[np.in
     k = np.where(is_possible, k, 0.0)
     with np.errstate(divide="ignore"):
         left = np.log(v) + np.log(inverse_alpha) - np.log(a / us**2 + b)
-    right = k * math.log(mean) - mean - special.gammaln(k + 1)
+    right = _log_probability(k, mean)
     is_sure = (us >= 0.07) & (v <= sure)  # noqa: PLR2004 - the algorithm's constants
     return k.astype(np.int64), is_possible & (is_sure | (left <= right))
+
+
+def _log_probability(k: NDArray[np.float64], mean: float) -> NDArray[np.float64]:
+    """Of the Poisson numbers `k`; right to 1e-9 for every mean.
+
+    Source: Loader, "Fast and Accurate Computation of Binomial Probabilities" (2000): Stirling's series and a deviance.
+    """
+    if mean < _LARGE_MEAN:
+        return np.asarray(k * math.log(mean) - mean - special.gammaln(k + 1), dtype=np.float64)
+    k = np.maximum(k, 1.0)  # 0 and 1 are equally impossible
+    x = (k - mean) / mean
+    return -0.5 * np.log(2 * math.pi * k) - 1 / (12 * k) - mean * ((1 + x) * np.log1p(x) - x)
 
 
 def _small_poisson(count: int, mean: float, random: RandomSource) -> NDArray[np.int64]:

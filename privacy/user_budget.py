@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from privacy.accountant import epsilon_of_groups
 from privacy.calibration import least_tick, noise_of
 from privacy.errors import BudgetExceededError, CalibrationError
+from privacy.renyi import SkellamSums, epsilon_of_charges
 
 if TYPE_CHECKING:
     from privacy.budget import PrivacyBudget
     from privacy.event import PrivacyEvent
+    from privacy.noise_shares import ShareRule
+    from privacy.renyi import Charge
     from privacy.user_level import UserBills
 
 
@@ -24,29 +26,42 @@ class UserPlan:
         sampling_probability: Of Poisson sampling; None for a cohort of fixed size, where no chance is counted on.
         max_participations: Contributions of one device at most, over all runs.
         min_separation: Rounds from one contribution of a device to its next, at least.
+        share_rule: How devices make the noise in shares; None: the server adds it.
     """
 
     rounds: int
     sampling_probability: float | None
     max_participations: int
     min_separation: int
+    share_rule: ShareRule | None = None
 
     def participations_after(self, done: int) -> int:
         """How often a device that took part `done` times can still take part."""
         return max(0, min(self.max_participations - done, -(-self.rounds // self.min_separation)))
+
+    def charge(self, *, noise_multiplier: float, done: int) -> Charge | None:
+        """What is still to come for a user that took part `done` times, with that noise; None: nothing.
+
+        Raises:
+            CalibrationError: So much noise cannot be made in shares.
+        """
+        times = self.participations_after(done) if self.sampling_probability is None else self.rounds
+        if times == 0:
+            return None
+        if self.share_rule is None:
+            return self.sampling_probability or 1.0, noise_multiplier, times
+        shares = self.share_rule.shares(noise_multiplier)
+        return SkellamSums(shares.l2, shares.l1, shares.variance, times)
 
 
 def epsilon_after(plan: UserPlan, spent: UserBills, *, noise_multiplier: float, target_delta: float) -> float:
     """ε of the costliest user once `plan` has run its course with that noise, whoever is drawn."""
     outlooks = set()
     for user in spent.users():
-        if plan.sampling_probability is None:
-            done = 0 if user is None else spent.participations[user]
-            more = (1.0, noise_multiplier, plan.participations_after(done))
-        else:
-            more = (plan.sampling_probability, noise_multiplier, plan.rounds)
-        outlooks.add((*spent.groups_of(user), *([more] if more[2] else [])))
-    return max(epsilon_of_groups(groups, target_delta=target_delta) for groups in outlooks)
+        done = 0 if user is None else spent.participations[user]
+        more = plan.charge(noise_multiplier=noise_multiplier, done=done)
+        outlooks.add((*spent.charges_of(user), *([] if more is None else [more])))
+    return max(epsilon_of_charges(charges, target_delta=target_delta) for charges in outlooks)
 
 
 def user_noise_for(budget: PrivacyBudget, plan: UserPlan, spent: UserBills) -> float:
@@ -89,8 +104,8 @@ def require_users_affordable(
 
 def can_afford(budget: PrivacyBudget, spent: UserBills, user: str | None, event: PrivacyEvent) -> bool:
     """Whether one user (None: one who was never drawn) can take part in `event` within `budget`."""
-    groups = spent.groups_of(user, then=event)
-    return epsilon_of_groups(groups, target_delta=budget.target_delta) <= budget.target_epsilon
+    charges = spent.charges_of(user, then=event)
+    return epsilon_of_charges(charges, target_delta=budget.target_delta) <= budget.target_epsilon
 
 
 def _too_little(budget: PrivacyBudget, plan: UserPlan, spent: UserBills, before: float) -> str:

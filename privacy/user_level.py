@@ -4,6 +4,8 @@ Two users' datasets are neighbours when one user's whole contribution, in all ro
 
 - A Poisson-sampled sum costs every user the same, whether drawn or not (amplification by sampling).
 - A sum over a fixed cohort costs only who took part, once for each participation, with no credit for chance.
+- A sum whose noise the devices made in shares costs only who took part, each time, as well. Who took part is public
+  there, as the number of shares shows in the noise: the neighbour is the same user sending zeros.
 - Banded noise costs who took part by the overlap of its own rounds in a run (`privacy.banded_matrix.sensitivity`).
 
 What a population is charged is the bill of its costliest user. It is never added to anything per example.
@@ -15,36 +17,42 @@ model. So each user of a model is charged, besides its own bill, the costliest o
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from privacy.accountant import epsilon_of_groups
 from privacy.banded_matrix import sensitivity
 from privacy.errors import UnknownEventError
+from privacy.renyi import SkellamSums, epsilon_of_charges
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from privacy.accountant import Group
     from privacy.event import PrivacyEvent
+    from privacy.noise_shares import NoiseShares
+    from privacy.renyi import Charge
 
 # Of a run's banded noise: the run, the noise multiplier, the bands.
 _Band = tuple[str, float, int]
+# Of a sum with noise in shares: how far one user moves it, L2 and L1, and the variance that is promised.
+_Sum = tuple[float, float, float]
 
 
 @dataclass
 class _Bill:
-    """What one user pays for on its own: plain sums by noise multiplier, and rounds of banded noise."""
+    """What one user pays for on its own: plain sums by noise multiplier, sums by shares, rounds of banded noise."""
 
     sums: Counter[float] = field(default_factory=Counter)
+    in_shares: Counter[_Sum] = field(default_factory=Counter)
     bands: dict[_Band, list[int]] = field(default_factory=dict)
 
     def after(self, event: PrivacyEvent) -> _Bill:
         """The bill once this user took part in `event` as well."""
+        if event.shares is not None:
+            return replace(self, in_shares=self.in_shares + Counter([_sum_of(event.shares)]))
         if event.bands is None:
-            return _Bill(self.sums + Counter([event.noise_multiplier]), self.bands)
+            return replace(self, sums=self.sums + Counter([event.noise_multiplier]))
         key = (event.run_id, event.noise_multiplier, event.bands)
-        return _Bill(self.sums, self.bands | {key: [*self.bands.get(key, []), event.server_round]})
+        return replace(self, bands=self.bands | {key: [*self.bands.get(key, []), event.server_round]})
 
 
 class UserBills:
@@ -61,7 +69,7 @@ class UserBills:
     """
 
     def __init__(
-        self, events: Iterable[PrivacyEvent] = (), *, is_drawing_secret: bool = True, besides: Sequence[Group] = ()
+        self, events: Iterable[PrivacyEvent] = (), *, is_drawing_secret: bool = True, besides: Sequence[Charge] = ()
     ) -> None:
         self.besides = tuple(besides)
         self._is_drawing_secret = is_drawing_secret
@@ -88,7 +96,7 @@ class UserBills:
         """Everybody with a bill of their own, and None for a user who was never drawn."""
         return (*self._own, None)
 
-    def groups_of(self, user: str | None, *, then: PrivacyEvent | None = None) -> tuple[Group, ...]:
+    def charges_of(self, user: str | None, *, then: PrivacyEvent | None = None) -> tuple[Charge, ...]:
         """A user's bill in the accountant's terms, sorted; with `then`, once it took part in that as well."""
         own, shared = self._own.get(user or "", _Bill()), self._shared
         if then is not None and self._is_shared(then):
@@ -99,16 +107,29 @@ class UserBills:
         for (_, noise, bands), rounds in own.bands.items():
             steps[1.0, noise / sensitivity(rounds, bands=bands)] += 1
         steps.update(shared)
-        return (*sorted((q, noise, count) for (q, noise), count in steps.items()), *self.besides)
-
-    def costliest_bill(self, *, target_delta: float) -> tuple[Group, ...]:
-        """The bill with the largest ε; as bills differ in Gaussian sums alone, also the largest beside any other."""
-        bills = {self.groups_of(user) for user in self.users()}
-        return max(sorted(bills), key=lambda groups: epsilon_of_groups(groups, target_delta=target_delta))
+        return (
+            *sorted((q, noise, count) for (q, noise), count in steps.items()),
+            *sorted(SkellamSums(*one, count) for one, count in own.in_shares.items()),
+            *self.besides,
+        )
 
     def epsilon(self, *, target_delta: float) -> float:
         """ε of the costliest user."""
-        return epsilon_of_groups(self.costliest_bill(target_delta=target_delta), target_delta=target_delta)
+        bills = {self.charges_of(user) for user in self.users()}
+        return max(epsilon_of_charges(charges, target_delta=target_delta) for charges in bills)
+
+    def costliest_bill(self, *, target_delta: float) -> tuple[Charge, ...]:
+        """A bill that no user's exceeds, beside whatever other charges."""
+        bills = {self.charges_of(user) for user in self.users()}
+        if not any(bill.in_shares for bill in self._own.values()):
+            # They differ in Gaussian sums alone, so the one with the largest ε is the largest beside any other, too.
+            return max(sorted(bills), key=lambda charges: epsilon_of_charges(charges, target_delta=target_delta))
+        # Gaussian and Skellam sums have no order among each other: of each the most that anybody pays.
+        most: dict[tuple[float, ...], Charge] = {}
+        for charge in (charge for bill in bills for charge in bill):
+            kind = tuple(charge)[:-1]
+            most[kind] = max(most.get(kind, charge), charge, key=lambda one: one[-1])
+        return tuple(most.values())
 
     def _is_shared(self, event: PrivacyEvent) -> bool:
         return event.mechanism == "poisson_subsampled_gaussian" and self._is_drawing_secret
@@ -127,6 +148,10 @@ class UserBills:
             raise UnknownEventError(
                 f"event {event.event_id}: cannot account for banded noise that changed within run {event.run_id}"
             )
+
+
+def _sum_of(shares: NoiseShares) -> _Sum:
+    return shares.l2, shares.l1, shares.variance
 
 
 def user_epsilon(events: Iterable[PrivacyEvent], *, target_delta: float, is_drawing_secret: bool = True) -> float:

@@ -21,10 +21,11 @@ from model import (
     remove_lora,
 )
 from model.probe import describe_logits, logits_of
+from privacy.audits import Losses
 from server.errors import EvaluationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -78,6 +79,13 @@ class HeldOutEvaluation:
     def losses_of_base(self, examples: Sequence[EncodedExample]) -> list[float]:
         """Loss per example of the base alone."""
         return example_losses(self._model, examples)
+
+    def losses_beside_base(
+        self, examples: Sequence[EncodedExample], lora: LoRAConfig
+    ) -> Callable[[Mapping[str, npt.NDArray[np.float32]]], Losses]:
+        """For any adapter: the losses of `examples` with it, beside the base's, which are computed once."""
+        base, tokens = self.losses_of_base(examples), [example.predicted for example in examples]
+        return lambda adapter: Losses(self.losses(adapter, lora, examples), base, tokens)
 
     def loss_of_base(self) -> float:
         """Loss of the base alone."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.data.filters import is_clean
-from model.data.source import Example, newest
+from model.data.source import MOST_EXAMPLES, Example, newest
 from model.errors import DataError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class ChitchatSource:
     Reading it takes about a second and 200 MB; a fleet of device processes should read `export_users` files instead.
     """
 
-    def __init__(self, *, min_messages: int = 100, max_examples: int = 400) -> None:
+    def __init__(self, *, min_messages: int = 100, max_examples: int = MOST_EXAMPLES) -> None:
         """Choose whom to take.
 
         Args:

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model.data.source import Example, newest
+from model.data.source import MOST_EXAMPLES, Example, newest
 from model.errors import DataError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _TESTS = frozenset({"test", "tests", "idle_test", "site-packages", "_vendor", "_
 class DocstringSource:
     """Modules of this Python's standard library; nothing is imported, only parsed."""
 
-    def __init__(self, *, min_examples: int = 20, max_examples: int = 400) -> None:
+    def __init__(self, *, min_examples: int = 20, max_examples: int = MOST_EXAMPLES) -> None:
         """Choose whom to take.
 
         Args:

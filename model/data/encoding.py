@@ -30,6 +30,11 @@ class EncodedExample:
         if not 0 < self.loss_start < len(self.token_ids):
             raise DataError(f"loss_start {self.loss_start} leaves nothing to predict in {len(self.token_ids)} tokens")
 
+    @property
+    def predicted(self) -> int:
+        """Over how many tokens the loss is a mean."""
+        return len(self.token_ids) - self.loss_start
+
 
 def encode_examples(tokenizer: Tokenizer, examples: Iterable[Example], *, max_length: int) -> list[EncodedExample]:
     """Encode examples in the form that the model answers in: the chat template where there is one.

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, Final
 
-from model.data.source import DataSource, Example, newest
+from model.data.source import MOST_EXAMPLES, DataSource, Example, newest
 from model.errors import CheckpointError, DataError
 from model.files import write_text
 
@@ -29,7 +29,7 @@ _USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 class JsonlSource:
     """One JSONL file a user; each is read when its user is asked for."""
 
-    def __init__(self, folder: Path, *, max_examples: int = 400) -> None:
+    def __init__(self, folder: Path, *, max_examples: int = MOST_EXAMPLES) -> None:
         """Choose a folder and the cap per user, the newest ones.
 
         Raises:
@@ -60,7 +60,9 @@ class JsonlSource:
         raise DataError(f"{self._folder} has no file {user}.jsonl")
 
 
-def export_users(source: DataSource, folder: Path, *, users: int | None = None, held_out_users: int = 50) -> None:
+def export_users(
+    source: DataSource, folder: Path, *, users: int | None = None, held_out_users: int = 50, at_least: int = 1
+) -> None:
     """Write a source as a folder for `JsonlSource`, so that each device reads its own file and nothing else.
 
     Args:
@@ -68,12 +70,17 @@ def export_users(source: DataSource, folder: Path, *, users: int | None = None, 
         folder: Gets one file a user, and `held_out` with the held-out users.
         users: How many users, the first ones; None for all.
         held_out_users: How many held-out users, the first ones.
+        at_least: Only users with as many examples.
 
     Raises:
-        DataError: A user's name is no file name, or the disk does not take it.
+        DataError: Too few users have so many examples, a user's name is no file name, or the disk does not take it.
     """
+    fleet = (user for user in source.users() if at_least <= 1 or len(source.examples(user)) >= at_least)
+    chosen = tuple(islice(fleet, users))
+    if users is not None and at_least > 1 and len(chosen) < users:
+        raise DataError(f"only {len(chosen)} of {users} users have {at_least} examples or more; ask for fewer")
     for target, names in (
-        (folder, source.users()[:users]),
+        (folder, chosen),
         (folder / _HELD_OUT, source.held_out_users()[:held_out_users]),
     ):
         for user in names:

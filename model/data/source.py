@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from model.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+# Of one user, the newest ones: a bound on memory and time. What is trained on, the recipe's `max-examples` says.
+MOST_EXAMPLES: Final = 4096
 
 
 @dataclass(frozen=True)

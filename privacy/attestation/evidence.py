@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from privacy.event import PrivacyEvent
-    from privacy.report.schema import AuditReport
+    from privacy.report.schema import AuditReport, UserCost
 
 # Another version of the accountant may round its grid differently; a fault would be far larger.
 RELATIVE: Final = 1e-4
@@ -33,6 +33,11 @@ ABSOLUTE: Final = 2e-3
 
 _AGAINST_EXAMPLE = "everyone, the server included"
 _AGAINST_USER = "everyone who sees releases; the server, which saw each contribution, is trusted"
+
+_AGAINST_SHARES = (
+    "everyone who sees releases; the server too, which saw noisy sums alone, as long as it keeps to the protocol, "
+    "invents no devices"
+)
 
 
 def statement_of(
@@ -60,7 +65,7 @@ def statement_of(
                 ledger_head=chained_lines(report.events)[1],
                 events=report.event_count,
                 report_sha256=hashlib.sha256(report.to_json().encode()).hexdigest(),
-                accountant=report.accountant,
+                accountant=_accountant(report),
             ),
             issued_at=report.created_at,
         ),
@@ -121,6 +126,20 @@ def _epsilon(events: Sequence[PrivacyEvent], guarantee: Guarantee) -> float:
     return max(epsilon_by_device(events, target_delta=guarantee.delta).values())
 
 
+def _accountant(report: AuditReport) -> str:
+    if report.users is None or report.users.accountant is None:
+        return report.accountant
+    return f"{report.accountant}; per user {report.users.accountant}"
+
+
+def _against(users: UserCost) -> str:
+    """Against whom the guarantee per user holds; the weakest of its sums decides."""
+    if users.trusts_server:
+        return _AGAINST_USER
+    most = min((shares.colluding for shares in users.shares), default=0)
+    return f"{_AGAINST_SHARES}, and has no more than {most} of a round's devices on its side"
+
+
 def _guarantees(report: AuditReport) -> tuple[Guarantee, ...]:
     found = []
     if report.devices:
@@ -139,7 +158,7 @@ def _guarantees(report: AuditReport) -> tuple[Guarantee, ...]:
                 privacy_unit="user",
                 epsilon=report.users.epsilon,
                 delta=report.users.target_delta,
-                holds_against=_AGAINST_USER,
+                holds_against=_against(report.users),
                 budget_epsilon=report.users.budget_epsilon,
             )
         )

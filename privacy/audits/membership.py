@@ -2,8 +2,9 @@
 
 The attack is the calibrated loss: what an example's loss fell by from the base to the release (Watson et al., "On the
 Importance of Difficulty Calibration in Membership Inference Attacks", ICLR 2022). Without that calibration the attack
-looks harmless even on a model trained without any protection. Judged at low false-positive rates (Carlini et al., IEEE
-S&P 2022), not on average.
+looks harmless even on a model trained without any protection. A mean over few tokens falls far by chance, so it counts
+times the root of its tokens: then short texts do not crowd out the members at the top. Judged at low false-positive
+rates (Carlini et al., IEEE S&P 2022), not on average.
 """
 
 from __future__ import annotations
@@ -25,14 +26,11 @@ from privacy.audits.attack_figures import (
     shared_edges,
 )
 from privacy.audits.finding import CONFIDENCE, Finding, Verdict, one_sided
-from privacy.errors import AuditError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
+    from privacy.audits.losses import Losses
 
 CLAIMED_RATE = 0.003
 # Fewer members cannot prove the claim even if the attack finds none: (1 - rate)^n must fall below 5%.
@@ -74,26 +72,22 @@ class MembershipResult(BaseModel):
 
 
 def membership_audit(
+    members: Losses,
+    non_members: Losses,
     *,
-    member_losses: Sequence[float],
-    member_base_losses: Sequence[float],
-    non_member_losses: Sequence[float],
-    non_member_base_losses: Sequence[float],
     positive_control: MembershipResult | None = None,
     likelihood_scores: tuple[Sequence[float], Sequence[float]] | None = None,
     seed: int = 0,
 ) -> MembershipResult:
     """Measure how well an attacker tells members from non-members.
 
-    Losses are per example, on the released model and on its base; members were trained on, non-members come from the
-    same source and were not. `positive_control` is this audit's result on the same run without noise, which the attack
-    must catch before its silence elsewhere means anything: without it the verdict is never pass.
+    Members were trained on, non-members come from the same source and were not. `positive_control` is this audit's
+    result on the same run without noise, which the attack must catch before its silence elsewhere means anything:
+    without it the verdict is never pass.
 
     Args:
-        member_losses: on the release, shape (members,).
-        member_base_losses: on the base, the same examples in the same order.
-        non_member_losses: on the release, shape (non_members,).
-        non_member_base_losses: on the base, the same examples in the same order.
+        members: what was trained on.
+        non_members: what was not.
         positive_control: the result for a run known to leak.
         likelihood_scores: scores of members and non-members by shadow models (`privacy.audits.lira`), where there are
             any; the claim is then held against the stronger one of the two attacks.
@@ -102,9 +96,7 @@ def membership_audit(
     Raises:
         AuditError: lengths differ, a loss is not finite, or there are too few to measure anything.
     """
-    member, member_base = _paired(member_losses, member_base_losses, "member")
-    other, other_base = _paired(non_member_losses, non_member_base_losses, "non-member")
-    member_scores, other_scores = member_base - member, other_base - other
+    member_scores, other_scores = members.calibrated("member"), non_members.calibrated("non-member")
     calibrated = figures_of(member_scores, other_scores, seed=seed)
     likelihood = None
     if likelihood_scores is not None:
@@ -112,17 +104,19 @@ def membership_audit(
         likelihood = figures_of(scores[0], scores[1], seed=seed)
     caught = None if positive_control is None else positive_control.verdict is Verdict.FAIL
     strongest = max(filter(None, (calibrated, likelihood)), key=lambda figures: figures.points[0].hits)
-    verdict, reason, upper = _judge(strongest.points[0], len(member), len(other), is_control_caught=caught)
+    verdict, reason, upper = _judge(
+        strongest.points[0], member_scores.size, other_scores.size, is_control_caught=caught
+    )
     edges = shared_edges(member_scores, other_scores)
     return MembershipResult(
         verdict=verdict,
         reason=reason,
-        members=len(member),
-        non_members=len(other),
+        members=member_scores.size,
+        non_members=other_scores.size,
         upper_bound=upper,
-        power=power_to_pass(members=len(member)),
+        power=power_to_pass(members=member_scores.size),
         calibrated=calibrated,
-        raw_loss=figures_of(-member, -other, seed=seed),
+        raw_loss=figures_of(members.raw("member"), non_members.raw("non-member"), seed=seed),
         likelihood=likelihood,
         roc=roc_of(member_scores, other_scores),
         bin_edges=tuple(edges.tolist()),
@@ -197,12 +191,3 @@ def _judge(
         reason = f"{found}: below {CLAIMED_RATE:.1%}, but the attack missed the control, a run without noise"
         return Verdict.INCONCLUSIVE, reason, high
     return Verdict.PASS, f"{found}: at most {high:.2%} with 95% confidence, and the control was caught", high
-
-
-def _paired(losses: Sequence[float], base_losses: Sequence[float], who: str) -> tuple[Floats, Floats]:
-    values, base = np.asarray(losses, dtype=np.float64), np.asarray(base_losses, dtype=np.float64)
-    if values.ndim != 1 or values.shape != base.shape or values.size == 0:
-        raise AuditError(f"{who} losses need one value an example on both models: {values.shape} and {base.shape}")
-    if not (np.isfinite(values).all() and np.isfinite(base).all()):
-        raise AuditError(f"{who} losses contain values that are not finite; the model may have diverged")
-    return values, base

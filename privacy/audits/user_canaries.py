@@ -1,11 +1,13 @@
 """Devices that do not exist, among the devices of a round: what the noisy sum over users shows of each.
 
 Each canary device sends a hundred clipping norms in a direction of its own. The mechanism under audit clips it, adds
-it to the others, and adds its noise, as in every round (`privacy.mechanism.noisy_average`).
+it to the others, and adds its noise, as in every round: `privacy.mechanism.noisy_average`, or for noise in shares the
+devices' own clipping and rounding and as many of their shares as are counted on.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
@@ -16,6 +18,8 @@ from privacy.banded_noise import BandedNoise
 from privacy.errors import AuditError
 from privacy.mechanism import noisy_average
 from privacy.randomness import SystemRandom
+from privacy.secure_aggregation.quantization import Quantization, wrapped
+from privacy.skellam import skellam_noise
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -53,7 +57,7 @@ def user_canary_run(
     canaries: int,
     participations: int,
     random: np.random.Generator,
-    average: NoisyAverage = noisy_average,
+    average: NoisyAverage | None = None,
     is_faulty: bool = False,
 ) -> CanaryRun:
     """Do again the noisy sums that `events` tell of, with canary devices alone.
@@ -67,7 +71,7 @@ def user_canary_run(
         canaries: How many; each is put in by a fair coin.
         participations: Of the costliest device, for fixed cohorts.
         random: For coins and draws; the noise comes from the system's generator.
-        average: The mechanism under audit.
+        average: The mechanism under audit; that of the events unless given.
         is_faulty: Do it without noise and without clipping, as a control.
 
     Raises:
@@ -79,7 +83,7 @@ def user_canary_run(
     drawn = _draws(events, is_in, participations, random)
     noise = _UnitNoise(events)
     released = [
-        _one_round(event, took_part, noise.at(event, canaries), average, is_faulty=is_faulty)
+        _one_round(event, took_part, noise.at(event, canaries), average or mechanism_of(event), is_faulty=is_faulty)
         for event, took_part in zip(events, drawn, strict=True)
     ]
     norms = np.array([event.clipping_norm for event in events])
@@ -91,6 +95,32 @@ def user_canary_run(
         clipping_norms=norms * noise.own_share,
         noise_stddevs=stddevs,
     )
+
+
+def mechanism_of(event: PrivacyEvent) -> NoisyAverage:
+    """What made the noisy sum that an event tells of."""
+    if event.shares is None:
+        return noisy_average
+    levels = event.shares.levels
+
+    def summed(
+        updates: Iterable[Mapping[str, npt.NDArray[np.floating]]],
+        *,
+        shapes: Mapping[str, tuple[int, ...]],
+        clipping_norm: float,
+        noise_multiplier: float,
+        expected_contributions: int,
+        unit_noise: npt.NDArray[np.float64],
+    ) -> Mapping[str, npt.NDArray[np.float64]]:
+        """As devices do it, in whole numbers; the masks are left out, as they cancel."""
+        ((name, shape),) = shapes.items()
+        form = Quantization(clipping_norm=clipping_norm, levels=levels, length=math.prod(shape))
+        total = np.rint(unit_noise * noise_multiplier * levels).astype(np.int64)
+        for update in updates:
+            total += form.quantized(update[name], SystemRandom())
+        return {name: form.restored(wrapped(total)) / expected_contributions}
+
+    return summed
 
 
 def _draws(
@@ -150,8 +180,12 @@ class _UnitNoise:
         """How far one participation moves its own round, after `taken_apart`, in clipping norms."""
         return 1.0 if self._bands is None else float(coefficients(self._bands)[0])
 
-    def at(self, _event: PrivacyEvent, count: int) -> npt.NDArray[np.float64]:
+    def at(self, event: PrivacyEvent, count: int) -> npt.NDArray[np.float64]:
         self._round += 1
+        if event.shares is not None:
+            one = event.shares.share_variance
+            shares = (skellam_noise(count, variance=one, random=self._system) for _ in range(event.shares.counted))
+            return np.asarray(sum(shares) / math.sqrt(event.shares.variance), dtype=np.float64)
         return self._system.normals(count) if self._banded is None else self._banded.at(self._round, count=count)
 
     def taken_apart(self, released: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

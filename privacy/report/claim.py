@@ -10,9 +10,14 @@ from privacy.report.blocks import Paragraph, Section, number, probability
 
 if TYPE_CHECKING:
     from privacy.report.blocks import Block
-    from privacy.report.schema import AuditReport
+    from privacy.report.schema import AuditReport, UserCost
 
 _NEARLY_SURE = 0.999
+_NOT_TOWARDS_SERVER = "Nothing is claimed towards the server, which saw the updates."
+_TOWARDS_HONEST_SERVER = (
+    "The server saw noisy sums alone; towards one that invents devices, or that more devices work with than the report "
+    "says, nothing is claimed."
+)
 
 
 def claim_of(report: AuditReport) -> str:
@@ -20,8 +25,8 @@ def claim_of(report: AuditReport) -> str:
     if not report.devices and report.users is not None:
         return (
             f"The releases are ({number(report.users.epsilon)}, {probability(report.users.target_delta)})-"
-            "differentially private for each user's whole contribution, for everyone who sees releases and not the "
-            "server's own records. Nothing is claimed towards the server, which saw the updates."
+            f"differentially private for each user's whole contribution, for {_who_sees(report.users)}. "
+            + (_NOT_TOWARDS_SERVER if report.users.trusts_server else _TOWARDS_HONEST_SERVER)
         )
     if not report.devices:
         return "No device trained, so nothing is claimed."
@@ -38,8 +43,15 @@ def claim_of(report: AuditReport) -> str:
     return (
         f"{per_example} Besides, the releases are ({number(report.users.epsilon)}, "
         f"{probability(report.users.target_delta)})-differentially private for each user's whole contribution, for "
-        "everyone who sees releases and not the server's own records; the two are never added up."
+        f"{_who_sees(report.users)}; the two are never added up."
     )
+
+
+def _who_sees(users: UserCost) -> str:
+    """Against whom the guarantee per user holds."""
+    if users.trusts_server:
+        return "everyone who sees releases and not the server's own records"
+    return "everyone who sees releases, and the server as long as it keeps to the protocol"
 
 
 def meaning_section(report: AuditReport) -> Section:

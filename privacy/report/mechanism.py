@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from privacy.report.blocks import Bullets, Figure, Paragraph, Section, Table, number, probability
-from privacy.report.statements import TRUST, USERS_TRUST_THE_SERVER
+from privacy.report.statements import TRUST, USERS_TRUST_EACH_OTHER, USERS_TRUST_THE_SERVER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,9 +14,13 @@ if TYPE_CHECKING:
 
 
 def trust_section(report: AuditReport) -> Section:
-    """Threats and trust; the user level trusts the server, which the example level does not."""
-    trust = TRUST if report.users is None else (*TRUST, USERS_TRUST_THE_SERVER)
-    return Section("Who must be trusted with what", (Bullets(trust),))
+    """Threats and trust; the user level trusts the server with more than the example level does."""
+    trust = list(TRUST)
+    if report.users is not None and report.users.trusts_server:
+        trust.append(USERS_TRUST_THE_SERVER)
+    if report.users is not None and report.users.shares:
+        trust.append(USERS_TRUST_EACH_OTHER)
+    return Section("Who must be trusted with what", (Bullets(tuple(trust)),))
 
 
 def mechanism_section(report: AuditReport) -> Section:

@@ -31,9 +31,10 @@ def membership_blocks(report: AuditReport) -> tuple[Block, ...]:
     return (
         Paragraph(f"Membership inference. Verdict: {result.verdict}. {result.reason}."),
         Paragraph(
-            "The attack scores an example by how much its loss fell from the base to the release, and calls the "
-            f"highest scores members. It saw {result.members:,} examples that were trained on and "
-            f"{result.non_members:,} that were not. The claim “fewer than {CLAIMED_RATE:.1%} can be traced” "
+            "The attack scores an example by how much its loss fell from the base to the release, times the root of "
+            "its tokens (a mean over few tokens moves far by chance), and calls the highest scores members. "
+            f"It saw {result.members:,} examples that were trained on and {result.non_members:,} that were not. "
+            f"The claim “fewer than {CLAIMED_RATE:.1%} can be traced” "
             f"means: at {CLAIMED_AT_FPR:.1%} false alarms, the 95% upper bound of the share found is below "
             f"{CLAIMED_RATE:.1%}. Here that bound is {result.upper_bound:.2%}."
         ),

@@ -173,6 +173,6 @@ def _membership(result: MembershipResult) -> bytes:
         scores.stairs(heights, edges, color=colour, linewidth=1.8, linestyle=style, label=name)
         scores.stairs(heights, edges, color=colour, alpha=0.15, fill=True)
     scores.set_ylim(0, 1.3 * scores.get_ylim()[1])
-    scores.set(xlabel="fall of the loss from base to release", ylabel="share of examples")
+    scores.set(xlabel="fall of the loss from base to release, times the root of the tokens", ylabel="share of examples")
     scores.legend(loc="upper right")
     return _svg(figure)

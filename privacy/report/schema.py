@@ -10,6 +10,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from privacy.audits import Finding, MembershipResult  # noqa: TC001 - pydantic reads it
 from privacy.errors import ReportError
 from privacy.event import Mechanism, PrivacyEvent  # noqa: TC001 - pydantic reads it
+from privacy.noise_shares import NoiseShares  # noqa: TC001 - pydantic reads it
 from privacy.utility import GroupChange  # noqa: TC001 - the same
 
 Scalar = str | int | float | bool | None
@@ -91,7 +92,11 @@ class DeviceSeries(_Part):
 
 
 class UserCost(_Part):
-    """What the users of a population were charged; pairs are the smallest and the largest value."""
+    """What the users of a population were charged; pairs are the smallest and the largest value.
+
+    `shares` are the different ways in which devices made the noise themselves; `accountant` computed `epsilon`, where
+    it is not the report's.
+    """
 
     population: str
     epsilon: float
@@ -105,6 +110,13 @@ class UserCost(_Part):
     sampling_probabilities: tuple[float, float]
     contributions: tuple[int, int]
     participations: dict[int, int]
+    shares: tuple[NoiseShares, ...] = ()
+    accountant: str | None = None
+
+    @property
+    def trusts_server(self) -> bool:
+        """Whether any sum had the server's noise alone, so that the server saw contributions."""
+        return any(mechanism != "skellam_shares" for mechanism in self.mechanisms)
 
 
 class AuditReport(_Part):

@@ -26,6 +26,14 @@ USERS_TRUST_THE_SERVER = (
     "is trusted: it sees each contribution and adds the noise to their sum.",
 )
 
+USERS_TRUST_EACH_OTHER = (
+    "For the guarantee per user,",
+    (
+        "the server is trusted to bring together real devices, and to unmask no sum of too few; it sees no single one. "
+        "The devices are trusted to clip, and to add their shares of the noise: all but those not counted on."
+    ),
+)
+
 EXCLUSIONS = (
     (
         "One example, not one person.",
@@ -78,7 +86,8 @@ NUMERICS = (
 
 PER_EXAMPLE_ONLY = "It gives no guarantee per person or per device, only per example."
 USER_IS_A_DEVICE = (
-    "The guarantee per user is one per device, trusts the server, and counts only the rounds of this ledger. Who was "
+    "The guarantee per user is one per device, trusts the server as said above, and counts only the rounds of this "
+    "ledger. Who was "
     "drawn in a round is in the ledger: where sampling is credited, keep the ledger from those who see the releases."
 )
 LIMITS = (

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from privacy.renyi import RENYI_ACCOUNTANT
 from privacy.report.blocks import Paragraph, Table, number, probability
 from privacy.report.schema import UserCost
 from privacy.user_level import UserBills, user_epsilon
@@ -15,13 +16,29 @@ if TYPE_CHECKING:
 
     from privacy.budget import PrivacyBudget
     from privacy.event import PrivacyEvent
+    from privacy.noise_shares import NoiseShares
     from privacy.report.blocks import Block
 
 _MECHANISMS = {
     "poisson_subsampled_gaussian": "noisy sum over a Poisson-sampled cohort",
     "gaussian_capped": "noisy sum over a fixed cohort, no credit for sampling",
     "banded_toeplitz_gaussian": "sums with noise correlated over rounds, no credit for sampling",
+    "skellam_shares": "secure sum over a fixed cohort that adds Skellam noise in shares, no credit for sampling",
 }
+_SERVER_IS_TRUSTED = (
+    "The server is trusted with it: it sees each contribution, clips it, and adds the noise once to the "
+    "sum. Missing contributions changed neither the noise nor the number that the sum was divided by."
+)
+_SERVER_SEES_SUMS = (
+    "The server is not shown any contribution. Each device clips its own, rounds it to whole numbers, adds its share "
+    "of the noise and a mask; the server sees their sum, and takes the masks off only where enough shares are in it. "
+    "It is trusted to do so, and to bring together real devices; the devices, to clip and to add their shares."
+)
+_BOTH_KINDS = (
+    "Some sums had the server's noise: there it saw each contribution. In the others devices made the noise in shares, "
+    "and it saw sums alone."
+)
+_A_USER = "A user is a device: a person with several, or with a new home for the old one, counts several times."
 
 
 def user_cost(events: Sequence[PrivacyEvent], budget: PrivacyBudget | None) -> UserCost | None:
@@ -48,6 +65,8 @@ def user_cost(events: Sequence[PrivacyEvent], budget: PrivacyBudget | None) -> U
         sampling_probabilities=(min(e.sampling_probability for e in own), max(e.sampling_probability for e in own)),
         contributions=(min(e.contributions for e in own), max(e.contributions for e in own)),
         participations=dict(sorted(Counter(bills.participations.values()).items())),
+        shares=_different_shares(own),
+        accountant=RENYI_ACCOUNTANT if any(event.shares is not None for event in own) else None,
     )
 
 
@@ -55,15 +74,11 @@ def users_blocks(cost: UserCost) -> tuple[Block, ...]:
     """The user level in words and figures."""
     return (
         Paragraph(_claim(cost)),
-        Paragraph(
-            "The server is trusted with it: it sees each contribution, clips it, and adds the noise once to the "
-            "sum. Missing contributions changed neither the noise nor the number that the sum was divided by. A "
-            "user is a device: a person with several, or with a new home for the old one, counts several times."
-        ),
+        Paragraph(f"{_who_is_trusted(cost)} {_A_USER}"),
         Table(
             ("what", "value"),
             (
-                ("neighbouring relation", "all contributions of one user added or removed"),
+                ("neighbouring relation", _neighbours(cost)),
                 ("ε, for who sees releases only", number(cost.epsilon)),
                 ("ε, for who knows who was drawn in each round", number(cost.epsilon_if_drawing_is_known)),
                 ("δ", probability(cost.target_delta)),
@@ -74,6 +89,8 @@ def users_blocks(cost: UserCost) -> tuple[Block, ...]:
                 ("clipping norm of a contribution", _span(cost.clipping_norms)),
                 ("sampling probability (1: no credit taken)", _span(cost.sampling_probabilities)),
                 ("contributions in a round", _span(cost.contributions, digits=0)),
+                *(("noise in shares", _made_by(shares)) for shares in cost.shares),
+                *(() if cost.accountant is None else (("accountant", cost.accountant),)),
             ),
             is_text=True,
         ),
@@ -82,6 +99,36 @@ def users_blocks(cost: UserCost) -> tuple[Block, ...]:
             tuple((str(times), str(users)) for times, users in cost.participations.items()),
             caption="How often users took part, in all runs.",
         ),
+    )
+
+
+def _different_shares(events: Sequence[PrivacyEvent]) -> tuple[NoiseShares, ...]:
+    """Each way once, in the order of the ledger."""
+    found: dict[str, NoiseShares] = {}
+    for event in events:
+        if event.shares is not None:
+            found.setdefault(event.shares.model_dump_json(), event.shares)
+    return tuple(found.values())
+
+
+def _who_is_trusted(cost: UserCost) -> str:
+    if not cost.shares:
+        return _SERVER_IS_TRUSTED
+    return f"{_SERVER_SEES_SUMS} {_BOTH_KINDS}" if cost.trusts_server else _SERVER_SEES_SUMS
+
+
+def _neighbours(cost: UserCost) -> str:
+    if not cost.shares:
+        return "all contributions of one user added or removed"
+    replaced = "all contributions of one user replaced by zeros (who took part is public)"
+    return f"{replaced}, or added or removed where the server made the noise" if cost.trusts_server else replaced
+
+
+def _made_by(shares: NoiseShares) -> str:
+    return (
+        f"{shares.counted} shares are counted on, of {shares.cohort} devices; {shares.colluding} more may be known to "
+        f"the server, and a sum of fewer than {shares.fewest} stays masked. In levels ({shares.levels} make a clipping "
+        f"norm): variance {shares.variance:.4g}, L2 {shares.l2:.6g}, L1 {shares.l1:.6g}, {shares.length} values"
     )
 
 

@@ -28,7 +28,7 @@ def draw_graph(members: Sequence[int], *, neighbours: int) -> dict[int, tuple[in
         ValueError: An odd number of neighbours for an odd number of members, or too few members.
     """
     ring = list(members)
-    if len(ring) <= neighbours:
+    if len(ring) - 1 <= neighbours:
         return {member: tuple(sorted(set(ring) - {member})) for member in ring}
     if neighbours % 2:
         raise ValueError(f"{neighbours} neighbours: an even number is needed")

@@ -1,8 +1,4 @@
-"""Vectors of floats as whole numbers modulo 2^32 and back, so that sums of them lose nothing and no norm grows much.
-
-Source: Kairouz, Liu, Steinke, "The Distributed Discrete Gaussian Mechanism for Federated Learning with Secure
-Aggregation", ICML 2021, section 4.2: rounding at random, done again until the rounded vector is short enough.
-"""
+"""Vectors of floats as whole numbers modulo 2^32 and back, so that sums of them lose nothing and no norm grows much."""
 
 from __future__ import annotations
 
@@ -13,18 +9,14 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from privacy.errors import SecureSumError
+from privacy.rounding import MOST_IN_A_SUM, reach_of_sum, rounded_l1, rounded_l2
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from privacy.randomness import RandomSource
 
-_HALF: Final = 1 << 31
-# Rounding is done again with this probability at most, each time (their β).
-_AGAIN: Final = math.exp(-0.5)
 _MOST_TRIES: Final = 1000
-# How far out noise in the sum is never expected.
-_TAIL: Final = 12.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,20 +34,18 @@ class Quantization:
     length: int
 
     def __post_init__(self) -> None:
-        if not (0 < self.clipping_norm < math.inf and 1 <= self.levels < _HALF and self.length >= 1):
+        if not (0 < self.clipping_norm < math.inf and 1 <= self.levels < MOST_IN_A_SUM and self.length >= 1):
             raise ValueError(f"not a quantization: {self.clipping_norm}, {self.levels} levels, {self.length} values")
 
     @property
     def norm_bound(self) -> float:
-        """The longest that a rounded vector may be, L2 in whole numbers (their equation 4)."""
-        root = math.sqrt(self.length)
-        rounded = self.levels**2 + self.length / 4 + math.sqrt(-2 * math.log(_AGAIN)) * (self.levels + root / 2)
-        return min(self.levels + root, math.sqrt(rounded))
+        """The longest that a rounded vector may be, L2 in whole numbers."""
+        return rounded_l2(levels=self.levels, length=self.length)
 
     @property
     def absolute_bound(self) -> float:
-        """The same for the sum of absolute values: at most root of length times L2, and at most its square."""
-        return min(math.sqrt(self.length) * self.norm_bound, self.norm_bound**2)
+        """The same for the sum of absolute values."""
+        return rounded_l1(levels=self.levels, length=self.length)
 
     def require_room(self, *, members: int, noise_stddev: float) -> None:
         """Make sure that no sum of `members` vectors, with noise of this size in whole numbers, wraps around.
@@ -63,8 +53,8 @@ class Quantization:
         Raises:
             SecureSumError: It could.
         """
-        reach = members * self.norm_bound + _TAIL * noise_stddev
-        if reach >= _HALF:
+        reach = reach_of_sum(members=members, norm_bound=self.norm_bound, noise_stddev=noise_stddev)
+        if reach >= MOST_IN_A_SUM:
             raise SecureSumError(
                 f"a sum of {members} vectors of {self.levels} levels with noise {noise_stddev:.3g} may reach "
                 f"{reach:.3g}, beyond 2^31: use fewer levels or a smaller cohort"

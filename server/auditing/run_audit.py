@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -151,21 +151,18 @@ class RunAudit:
         on_step("losses of members and others", 0, 1)
         evaluation = HeldOutEvaluation(self.tree, data=self.recipe.data, examples=1, max_length=self.recipe.max_length)
         inside, outside = evaluation.encode(members), evaluation.encode(others)
-        inside_base, outside_base = evaluation.losses_of_base(inside), evaluation.losses_of_base(outside)
-
-        lora = lora_of(self.recipe)
-        judged = partial(membership_audit, member_base_losses=inside_base, non_member_base_losses=outside_base)
-        of_control = judged(
-            member_losses=evaluation.losses(control, lora, inside),
-            non_member_losses=evaluation.losses(control, lora, outside),
+        of_inside, of_outside = (
+            evaluation.losses_beside_base(group, lora_of(self.recipe)) for group in (inside, outside)
         )
-        of_members = evaluation.losses(self.result, lora, inside)
-        of_others = evaluation.losses(self.result, lora, outside)
-        result = judged(
-            member_losses=of_members,
-            non_member_losses=of_others,
+        of_control = membership_audit(of_inside(control), of_outside(control))
+        of_members, of_others = of_inside(self.result), of_outside(self.result)
+        result = membership_audit(
+            of_members,
+            of_others,
             positive_control=of_control,
-            likelihood_scores=self._likelihoods(evaluation, (members, of_members), (others, of_others), on_step),
+            likelihood_scores=self._likelihoods(
+                evaluation, (members, of_members.release), (others, of_others.release), on_step
+            ),
         )
         on_step("losses of members and others", 1, 1)
         control_was = f"the same run on the same text without noise and clipping; the others are {who}"
@@ -218,8 +215,8 @@ class RunAudit:
     def _likelihoods(
         self,
         evaluation: HeldOutEvaluation,
-        members: tuple[Sequence[Example], list[float]],
-        others: tuple[Sequence[Example], list[float]],
+        members: tuple[Sequence[Example], Sequence[float]],
+        others: tuple[Sequence[Example], Sequence[float]],
         on_step: OnStep,
     ) -> tuple[list[float], list[float]] | None:
         """Scores of members and others by shadow runs; None: none are wanted, or strangers are among the others."""

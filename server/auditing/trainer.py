@@ -22,6 +22,7 @@ from model import (
 from model.training import StepCost, compute_dtype, is_lean, lean_sequence_losses
 from privacy.canary_training import canary_run
 from privacy.dp_sgd import DPSGDParameters, train_dp_sgd
+from privacy.randomness import SystemRandom
 from server.federation.adapter import lora_of
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from server.federation.replies import AdapterState
 
 _EXAMPLES_AT_ONCE = 8
+# More fit in memory where no example's own gradient is kept.
+_EXAMPLES_WITHOUT_GRADIENTS = 32
 _NO_CLIPPING = 1e9
 
 
@@ -73,15 +76,18 @@ class LocalTraining:
             optimizer = torch.optim.SGD(
                 [p for p in model.parameters() if p.requires_grad], lr=self.recipe.learning_rate, momentum=0.9
             )
-            train_dp_sgd(
-                model,
-                examples,
-                loss_of=self._loss_of,
-                optimizer=optimizer,
-                parameters=parameters,
-                max_physical_batch=_EXAMPLES_AT_ONCE,
-                gradients="own" if self.is_direct else "hooks",
-            )
+            if parameters.clipping_norm >= _NO_CLIPPING:
+                self._train_without_dp(model, examples, optimizer, parameters)
+            else:
+                train_dp_sgd(
+                    model,
+                    examples,
+                    loss_of=self._loss_of,
+                    optimizer=optimizer,
+                    parameters=parameters,
+                    max_physical_batch=_EXAMPLES_AT_ONCE,
+                    gradients="own" if self.is_direct else "hooks",
+                )
             trained = {name: tensor.detach().numpy().copy() for name, tensor in adapter_state_dict(model).items()}
         return {name: trained[name] - adapter[name] for name in adapter}
 
@@ -123,6 +129,24 @@ class LocalTraining:
         if self.is_direct:
             return partial(lean_sequence_losses, cost=self.cost, per_example=True)
         return sequence_losses
+
+    def _train_without_dp(
+        self,
+        model: LayeredTransformer,
+        examples: Sequence[EncodedExample],
+        optimizer: torch.optim.Optimizer,
+        parameters: DPSGDParameters,
+    ) -> None:
+        """The steps of DP-SGD without what makes it private: no single example's gradient is needed, only their sum."""
+        loss_of = partial(lean_sequence_losses, cost=self.cost) if self.is_direct else sequence_losses
+        random = SystemRandom()
+        for _ in range(parameters.steps):
+            drawn = (random.uniforms(len(examples)) < parameters.sampling_probability).nonzero()[0].tolist()
+            optimizer.zero_grad(set_to_none=False)  # a step without examples still coasts, as in DP-SGD
+            for start in range(0, len(drawn), _EXAMPLES_WITHOUT_GRADIENTS):
+                part = [examples[index] for index in drawn[start : start + _EXAMPLES_WITHOUT_GRADIENTS]]
+                torch.autograd.backward(loss_of(model, part).sum() / parameters.expected_batch_size)
+            optimizer.step()
 
     @contextmanager
     def _adapted(self, adapter: AdapterState) -> Iterator[LayeredTransformer]:

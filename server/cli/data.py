@@ -17,10 +17,11 @@ def export(
     data: Annotated[str, typer.Option(help="Where from: chitchat, docstrings or jsonl:FOLDER.")],
     out: Annotated[Path, typer.Option(help="Folder to write; `--data jsonl:FOLDER` reads it.")],
     users: Annotated[int, typer.Option(help="People to train on.", min=1)] = 8,
+    at_least: Annotated[int, typer.Option(help="Only people with as many examples to train on.", min=1)] = 1,
     held_out: Annotated[int, typer.Option(help="People that no device trains on; a release is judged by them.")] = 50,
 ) -> None:
     """Write a source as files: the shape of your own data, and quicker to read again."""
     from model import export_users, open_source
 
-    export_users(open_source(data), out, users=users, held_out_users=held_out)
+    export_users(open_source(data), out, users=users, held_out_users=held_out, at_least=at_least)
     console.print(f"{out}: {users} people to train on, up to {held_out} held out. Use it with --data jsonl:{out}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.cli import privacy_audit, privacy_ledger, privacy_plan, privacy_statement
+from server.cli import privacy_audit, privacy_ledger, privacy_plan, privacy_shares, privacy_statement
 from server.cli.console import Service, console, open_service, problems
 from server.federation.recipe import Recipe
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Plan what a run costs; write a run's privacy report, recompute one.")
 app.command()(privacy_plan.epsilon)
 app.command()(privacy_plan.plan)
+app.command()(privacy_shares.shares)
 app.command()(privacy_ledger.ledger)
 app.command()(privacy_ledger.budget)
 app.command()(privacy_audit.audit)
@@ -100,9 +101,5 @@ def _membership(
     digest = [r for r in rounds if r.status == "released"][-1].artifacts[ADAPTER]
     adapter, lora = load(service.artifacts.read_bytes(digest)), lora_of(recipe)
     inside, outside = evaluation.encode(members), evaluation.encode(others)
-    return membership_audit(
-        member_losses=evaluation.losses(adapter, lora, inside),
-        member_base_losses=evaluation.losses_of_base(inside),
-        non_member_losses=evaluation.losses(adapter, lora, outside),
-        non_member_base_losses=evaluation.losses_of_base(outside),
-    )
+    of_members, of_others = (evaluation.losses_beside_base(group, lora)(adapter) for group in (inside, outside))
+    return membership_audit(of_members, of_others)

@@ -74,6 +74,7 @@ def _open_run(recipe: Recipe, registry: Registry, *, flower_run_id: int) -> RunR
         run = registry.run(recipe.resume_run)
         fixed = ["model", "rank", "alpha", "targets", "clipping_norm", "local_steps", "batch_size", "strategy"]
         fixed += ["privacy_mode", "cohort_sampling", "user_clipping_norm", "noise_bands"]
+        fixed += ["secure_aggregation", "secure_dropouts", "secure_colluding"]
         then = Recipe.from_run_config(run.recipe)
         changed = [key for key in fixed if getattr(then, key) != getattr(recipe, key)]
         if changed:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from model.adapter_format import AdapterFormat  # noqa: TC001 - pydantic reads it at run time
+from privacy.noise_shares import FEWEST_SHARES
 from server.errors import RecipeError
 from server.federation.rule import AggregationName, AggregationRule
 from server.federation.secure_recipe import SecureSumRecipe
+from server.federation.user_plan import share_rule_of
 from server.federation.user_recipe import UserLevelRecipe
 
 if TYPE_CHECKING:
@@ -133,11 +135,34 @@ class Recipe(UserLevelRecipe, SecureSumRecipe):
             return None
         if self.aggregation != "mean":
             return f"shows the server no single update, and {self.aggregation} compares them. Use aggregation mean"
-        if self.has_user_level:
-            return "goes with privacy-mode example: the server cannot clip what it does not see"
+        if self.has_user_level and (problem := self._problem_of_shares()) is not None:
+            return f"with privacy-mode {self.privacy_mode} {problem}"
         if self.quorum < _FEWEST_IN_A_SECURE_SUM:
             return f"needs a quorum of {_FEWEST_IN_A_SECURE_SUM}: a sum of fewer gives the others' updates away"
         return None
+
+    def _problem_of_shares(self) -> str | None:
+        """What does not go with noise that devices make in shares."""
+        if self.cohort_sampling != "fixed":
+            return (
+                "takes cohort-sampling fixed: how many were drawn shows in the noise that they make, so that sampling "
+                "hides nobody"
+            )
+        if self.noise_bands > 1:
+            return "takes noise-bands 1: noise that is correlated over rounds comes from one key, on the server"
+        if self.clipping_quantile > 0:
+            return "takes clipping-quantile 0: the server sees no norm that the bound could follow"
+        if share_rule_of(self, length=1).counted < FEWEST_SHARES:
+            return (
+                f"counts on fewer than {FEWEST_SHARES} of {self.cohort} shares of the noise: raise cohort, or lower "
+                "secure-dropouts and secure-colluding"
+            )
+        return None
+
+    @property
+    def secure_norm(self) -> float:
+        """L2 bound of an update under a secure sum."""
+        return self.user_clipping_norm if self.has_user_level else self.secure_clipping_norm
 
     @property
     def aggregation_rule(self) -> AggregationRule:

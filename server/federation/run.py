@@ -10,19 +10,21 @@ from typing import TYPE_CHECKING
 
 from safetensors.numpy import load, save
 
-from privacy import PrivacyError, PrivacyEvent, RoundInstructions
+from privacy import PrivacyError, PrivacyEvent
 from privacy.budget import PrivacyBudget, require_affordable
+from privacy.mechanism import size_of
 from privacy.randomness import RandomSource, SystemRandom
 from server.errors import FederationError
 from server.federation.adapter import ADAPTER, OPTIMIZER
 from server.federation.aggregation import Aggregate, aggregate
 from server.federation.cohort import draw_cohort, draw_poisson, wait_for_nodes
 from server.federation.exchange import Exchange, exchange
+from server.federation.instructions import instructions_of
 from server.federation.norms import norm_report
 from server.federation.optimizer import ServerOptimizer
 from server.federation.refusals import RefusalKind, Refused, count_kinds, reasons_by_node
 from server.federation.replies import Accepted, AdapterState, update_norm
-from server.federation.secure_round import SecureRound, levels_for, plan_of
+from server.federation.secure_round import SecureRound, plan_of
 from server.federation.user_start import open_user_level
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     from flwr.serverapp import Grid
 
+    from privacy import RoundInstructions
     from server.artifacts import ArtifactStore
     from server.federation.recipe import Recipe
     from server.registry import Registry
@@ -58,7 +61,16 @@ class FederatedRun:
     next_round: int = 1
 
     def __post_init__(self) -> None:
-        self._users = open_user_level(self.recipe, run_id=self.run_id, registry=self.registry, random=self.noise)
+        self._users = open_user_level(
+            self.recipe,
+            run_id=self.run_id,
+            registry=self.registry,
+            random=self.noise,
+            length=size_of({name: tensor.shape for name, tensor in self.adapter.items()}),
+        )
+        shares = None if self._users is None else self._users.shares
+        # With fewer, a sum of shares would have less noise than was promised.
+        self._fewest = max(self.recipe.quorum, 0 if shares is None else shares.fewest)
         self._optimizer = ServerOptimizer(self.recipe.strategy, self.recipe.server_learning_rate)
 
     def resume(self) -> None:
@@ -85,7 +97,7 @@ class FederatedRun:
             void_in_a_row += 1
             if void_in_a_row > self.recipe.max_void_rounds:
                 raise FederationError(
-                    f"{void_in_a_row} rounds in a row were void (fewer than {self.recipe.quorum} usable replies). "
+                    f"{void_in_a_row} rounds in a row were void (fewer than {self._fewest} usable replies). "
                     f"The reasons are in `lamella runs show {self.run_id}`."
                 )
         if not any(r.status == "released" for r in self.registry.rounds(self.run_id)):
@@ -102,7 +114,7 @@ class FederatedRun:
             self._users.require_affordable(server_round)
         nodes = wait_for_nodes(
             self.grid,
-            minimum=self.recipe.quorum,
+            minimum=self._fewest,
             timeout_s=self.recipe.wait_for_devices_s,
             now=self.now,
             sleep=self.sleep,
@@ -121,7 +133,7 @@ class FederatedRun:
         # that the user level leaves out: the server has seen their updates.
         examples = [a.contribution.event(recorded_at) for a in result.accepted if self.recipe.has_example_level]
         result = self._admitted(result, server_round)
-        is_void = len(result.accepted) < self.recipe.quorum or (self.recipe.secure_aggregation and summed is None)
+        is_void = len(result.accepted) < self._fewest or (self.recipe.secure_aggregation and summed is None)
         combined = None if is_void else summed or self._aggregate(result.accepted, server_round)
         loss = None if combined is None else self._advance(combined)
         facts = {"seconds": round(self.now() - started, 3)} | _health_facts(result, combined, self.recipe)
@@ -146,8 +158,11 @@ class FederatedRun:
 
         def admit(item: Accepted) -> Refused | None:
             found = self._within_budget(self._without_replays(Exchange((item,), ())))
+            found = self._admitted(found, server_round)
             return found.refused[0] if found.refused else None
 
+        if len(nodes) < self._fewest:  # nobody spends anything on a sum that could not be unmasked
+            return Exchange((), ()), None
         length = sum(tensor.size for tensor in self.adapter.values())
         found, mean = SecureRound(
             grid=self.grid,
@@ -155,6 +170,8 @@ class FederatedRun:
             instructions=self._instructions(server_round),
             adapter=self.adapter,
             admit=admit,
+            fewest=self._fewest,
+            divisor=None if self._users is None else self.recipe.cohort,
             deadline_s=self.recipe.deadline_s,
             now=self.now,
             sleep=self.sleep,
@@ -257,27 +274,12 @@ class FederatedRun:
             users.recorded(event, result.accepted, server_round)
 
     def _instructions(self, server_round: int) -> RoundInstructions:
-        recipe = self.recipe
-        return RoundInstructions(
+        return instructions_of(
+            self.recipe,
             run_id=self.run_id,
             server_round=server_round,
             base_hash=self.base_hash,
-            privacy_unit="example" if recipe.has_example_level else "user",
-            clipping_norm=recipe.clipping_norm,
-            target_epsilon=recipe.target_epsilon,
-            target_delta=recipe.target_delta,
-            budget_rounds=recipe.participations,
-            steps=recipe.local_steps,
-            batch_size=recipe.batch_size,
-            learning_rate=recipe.learning_rate,
-            max_length=recipe.max_length,
-            max_examples=recipe.max_examples,
-            rank=recipe.rank,
-            alpha=recipe.alpha,
-            targets=recipe.target_names,
-            gradients=recipe.gradients,
-            secure_norm=recipe.secure_clipping_norm if recipe.secure_aggregation else None,
-            secure_levels=levels_for(recipe.cohort) if recipe.secure_aggregation else None,
+            promise=None if self._users is None else self._users.promise,
         )
 
 

@@ -24,5 +24,10 @@ class SecureSumRecipe(BaseModel):
         float, Field(ge=0, lt=0.5, description="Largest share of a cohort that may fall silent and the sum be kept.")
     ] = 0.2
     secure_colluding: Annotated[
-        float, Field(ge=0, lt=0.5, description="Largest share of a cohort that may work with the server.")
+        float,
+        Field(
+            ge=0,
+            lt=0.5,
+            description="Largest share of a cohort that may work with the server; noise of theirs is not counted on.",
+        ),
     ] = 0.0

@@ -65,13 +65,29 @@ def levels_for(cohort: int) -> int:
 
 @dataclass
 class SecureRound:
-    """The server's side of one round; `admit` may still refuse a contribution by its facts, before it is in the sum."""
+    """The server's side of one round.
+
+    Attributes:
+        grid: How devices are reached.
+        plan: The secure sum.
+        instructions: What devices are asked to train.
+        adapter: What they train from.
+        admit: May still refuse a contribution by its facts, before it is in the sum.
+        fewest: Updates that the sum must hold; with fewer it stays masked, as too few hide each other, and too few
+            shares of noise hide nobody.
+        divisor: Of the sum; None: how many updates are in it.
+        deadline_s: For training.
+        now: A clock.
+        sleep: Waits.
+    """
 
     grid: Grid
     plan: RoundPlan
     instructions: RoundInstructions
     adapter: AdapterState
     admit: Callable[[Accepted], Refused | None]
+    fewest: int
+    divisor: int | None
     deadline_s: float
     now: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
@@ -95,6 +111,7 @@ class SecureRound:
             told = {node_of[number]: _step("share", told=_json(one)) for number, one in introduced.items()}
             delivered = coordinator.deliver(self._heard(told, Envelopes, member_of))
             self._train({node_of[number]: _json(one) for number, one in delivered.items()}, coordinator, member_of)
+            self._require_enough(len(coordinator.alive))
             told = {node_of[number]: _step("reveal", told=_json(one)) for number, one in coordinator.ask().items()}
             for shares in self._heard(told, Shares, member_of, is_late=True):
                 coordinator.hear(shares)
@@ -103,6 +120,11 @@ class SecureRound:
             log.warning("the secure sum of round %d failed: %s", self.plan.server_round, error)
             return self._exchange(), None
         return self._exchange(), self._restored(total)
+
+    def _require_enough(self, updates: int) -> None:
+        """Before anybody is asked to take masks off."""
+        if updates < self.fewest:
+            raise SecureSumError(f"{updates} updates are in it, {self.fewest} are needed; it stays masked")
 
     def _train(self, delivered: Mapping[int, bytes], coordinator: Coordinator, member_of: Mapping[int, int]) -> None:
         adapter = ArrayRecord({name: Array(tensor) for name, tensor in self.adapter.items()})
@@ -195,12 +217,12 @@ class SecureRound:
         return Exchange(tuple(accepted), tuple(self._refused.values()))
 
     def _restored(self, total: npt.NDArray[np.uint32]) -> AdapterState:
-        """The mean of the updates, every one as heavy."""
+        """The sum of the updates, every one as heavy, over the divisor."""
         norm, levels = self.instructions.secure_norm, self.instructions.secure_levels
         if norm is None or levels is None:
             raise FederationError("a secure sum needs instructions that say its bound")
         form = Quantization(clipping_norm=norm, levels=levels, length=self.plan.length)
-        flat, start, found = form.restored(total) / len(self._accepted), 0, {}
+        flat, start, found = form.restored(total) / (self.divisor or len(self._accepted)), 0, {}
         for name in sorted(self.adapter):
             tensor = self.adapter[name]
             found[name] = flat[start : start + tensor.size].reshape(tensor.shape).astype(np.float32)

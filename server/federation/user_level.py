@@ -12,7 +12,8 @@ import numpy as np
 from privacy import BudgetExceededError, PrivacyEvent
 from privacy.mechanism import noisy_average, norm_of, size_of
 from privacy.user_budget import can_afford, require_users_affordable
-from server.federation.user_plan import adaptive_clipping_of, plan_of
+from privacy.user_promise import UserPromise
+from server.federation.user_plan import adaptive_clipping_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 
     from privacy.banded_noise import BandedNoise
     from privacy.budget import PrivacyBudget
+    from privacy.event import Mechanism
+    from privacy.noise_shares import NoiseShares
     from privacy.randomness import RandomSource
+    from privacy.user_budget import UserPlan
     from privacy.user_level import UserBills
     from server.federation.recipe import Recipe
     from server.federation.replies import Accepted, AdapterState
@@ -43,6 +47,7 @@ class UserLevel:
     run_id: str
     budget: PrivacyBudget
     noise_multiplier: float
+    plan: UserPlan
     spent: UserBills
     known_events: int
     banded: BandedNoise | None
@@ -53,6 +58,22 @@ class UserLevel:
     def __post_init__(self) -> None:
         self._device_of_node: dict[int, str] = {}
         self._next_norm = self.clipping_norm
+        rule = self.plan.share_rule
+        # Made once: what devices are told and what the ledger says of it must be the same.
+        self.shares: NoiseShares | None = None if rule is None else rule.shares(self.noise_multiplier)
+
+    @property
+    def promise(self) -> UserPromise | None:
+        """What devices are told, where they make the noise."""
+        if self.shares is None:
+            return None
+        budget = self.budget
+        return UserPromise(
+            population=self.recipe.model,
+            target_epsilon=budget.target_epsilon,
+            target_delta=budget.target_delta,
+            shares=self.shares,
+        )
 
     def require_affordable(self, server_round: int) -> None:
         """Refuse a round before anybody trains, if its noisy sum could overspend whoever takes part.
@@ -63,7 +84,7 @@ class UserLevel:
             BudgetExceededError: It could.
         """
         if self.recipe.cohort_sampling == "poisson":
-            plan = replace(plan_of(self.recipe), rounds=1)
+            plan = replace(self.plan, rounds=1)
             require_users_affordable(self.budget, plan, self.spent, noise_multiplier=self.noise_multiplier)
         elif not can_afford(self.budget, self.spent, None, self._event((), server_round)):
             raise BudgetExceededError(
@@ -81,7 +102,7 @@ class UserLevel:
 
     def refusal(self, device: str, server_round: int) -> str | None:
         """Why a device's contribution may not be used in this round, in words; None: it may."""
-        cap, done = plan_of(self.recipe).max_participations, self.spent.participations[device]
+        cap, done = self.plan.max_participations, self.spent.participations[device]
         if done >= cap:
             return f"this device has taken part {done} times, of {cap} at most (max-participations)"
         last = self.last_round.get(device, -math.inf)
@@ -112,8 +133,11 @@ class UserLevel:
         return {name: tensor.astype(np.float32) for name, tensor in found.items()}
 
     def event(self, accepted: Sequence[Accepted], server_round: int) -> PrivacyEvent | None:
-        """What the round costs; None when nothing of anybody was seen."""
-        return self._event([item.contribution.device_id for item in accepted], server_round) if accepted else None
+        """What the round costs; None when nothing of anybody was seen: a sum without its noise is never unmasked."""
+        fewest = 1 if self.shares is None else self.shares.fewest
+        if len(accepted) < fewest:
+            return None
+        return self._event([item.contribution.device_id for item in accepted], server_round)
 
     def _event(self, devices: Sequence[str], server_round: int) -> PrivacyEvent:
         recipe = self.recipe
@@ -125,19 +149,24 @@ class UserLevel:
             population=recipe.model,
             devices=tuple(devices),
             cohort_rule=recipe.cohort_sampling,
-            mechanism="banded_toeplitz_gaussian"
-            if self.banded is not None
-            else "poisson_subsampled_gaussian"
-            if is_poisson
-            else "gaussian_capped",
+            mechanism=self._mechanism,
             noise_multiplier=self.noise_multiplier,
             sampling_probability=recipe.sampling_probability if is_poisson else 1.0,
             steps=1,
             bands=recipe.noise_bands if self.banded is not None else None,
+            shares=self.shares,
             clipping_norm=self.clipping_norm,
             target_delta=recipe.user_target_delta,
             recorded_at=datetime.now(UTC),
         )
+
+    @property
+    def _mechanism(self) -> Mechanism:
+        if self.shares is not None:
+            return "skellam_shares"
+        if self.banded is not None:
+            return "banded_toeplitz_gaussian"
+        return "poisson_subsampled_gaussian" if self.recipe.cohort_sampling == "poisson" else "gaussian_capped"
 
     def facts(self) -> dict[str, float]:
         """What the run needs to go on from here, and the operator may like to see."""

@@ -5,19 +5,28 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from privacy.adaptive_clipping import AdaptiveClipping
+from privacy.noise_shares import ShareRule
 from privacy.user_budget import UserPlan
 
 if TYPE_CHECKING:
     from server.federation.recipe import Recipe
 
 
-def plan_of(recipe: Recipe) -> UserPlan:
-    """What a recipe asks of its users in all its rounds."""
+def plan_of(recipe: Recipe, *, length: int) -> UserPlan:
+    """What a recipe asks of its users in all its rounds; `length` counts the values of an adapter."""
     return UserPlan(
         rounds=recipe.num_server_rounds,
         sampling_probability=recipe.sampling_probability if recipe.cohort_sampling == "poisson" else None,
         max_participations=recipe.max_participations or recipe.num_server_rounds,
         min_separation=recipe.min_separation,
+        share_rule=share_rule_of(recipe, length=length) if recipe.secure_aggregation else None,
+    )
+
+
+def share_rule_of(recipe: Recipe, *, length: int) -> ShareRule:
+    """How the devices of a recipe's cohort make the noise of a secure sum together."""
+    return ShareRule(
+        cohort=recipe.cohort, dropouts=recipe.secure_dropouts, colluding=recipe.secure_colluding, length=length
     )
 
 

@@ -14,7 +14,8 @@ class UserLevelRecipe(BaseModel):
         Literal["example", "user", "both"],
         Field(
             description="Who is protected: one `example` (noise on the device, also against the server), a "
-            "whole `user` (a device's contribution; noise by the server in the sum), or `both` at once."
+            "whole `user` (a device's contribution; noise in the sum, by the server or, under `secure-aggregation`, by "
+            "all devices in shares), or `both` at once."
         ),
     ] = "example"
     cohort_sampling: Annotated[
@@ -35,7 +36,8 @@ class UserLevelRecipe(BaseModel):
         int, Field(ge=1, le=10_000, description="Rounds from one contribution of a device to its next, at least.")
     ] = 1
     user_clipping_norm: Annotated[
-        float, Field(gt=0, description="L2 bound of one device's contribution; the server clips each again.")
+        float,
+        Field(gt=0, description="L2 bound of one device's contribution; where the server sees it, it clips it again."),
     ] = 1.0
     user_noise_multiplier: Annotated[
         float,
@@ -73,7 +75,7 @@ class UserLevelRecipe(BaseModel):
 
     @property
     def has_user_level(self) -> bool:
-        """Whether the server adds noise for each user."""
+        """Whether there is noise in the sum for each user."""
         return self.privacy_mode != "example"
 
     @model_validator(mode="after")

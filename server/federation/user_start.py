@@ -18,13 +18,23 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from privacy.randomness import RandomSource
+    from privacy.user_budget import UserPlan
     from privacy.user_level import UserBills
     from server.federation.recipe import Recipe
     from server.registry import Registry
 
 
-def open_user_level(recipe: Recipe, *, run_id: str, registry: Registry, random: RandomSource) -> UserLevel | None:
+def open_user_level(
+    recipe: Recipe, *, run_id: str, registry: Registry, random: RandomSource, length: int
+) -> UserLevel | None:
     """The user level of a run, at its start or where it was left; None where the recipe has none.
+
+    Args:
+        recipe: The run's.
+        run_id: The run.
+        registry: Where earlier rounds, the budget and the key are.
+        random: Where the server's noise comes from.
+        length: Values of the adapter.
 
     Raises:
         RecipeError: The recipe does not fit the budget that the model's users have, or its own numbers.
@@ -37,12 +47,14 @@ def open_user_level(recipe: Recipe, *, run_id: str, registry: Registry, random: 
     rounds = registry.rounds(run_id)
     budget = _budget(recipe, registry)
     spent = bills_with_others(events, population=recipe.model, target_delta=budget.target_delta)
+    plan = plan_of(recipe, length=length)
     level = UserLevel(
         recipe=recipe,
         run_id=run_id,
         budget=budget,
         # A run that goes on keeps its noise: the plan was made with it, and banded noise must not change.
-        noise_multiplier=own[-1].noise_multiplier if own else _noise_multiplier(recipe, budget, spent),
+        noise_multiplier=own[-1].noise_multiplier if own else _noise_multiplier(recipe, budget, plan, spent),
+        plan=plan,
         spent=spent,
         known_events=len(events),
         banded=_banded(recipe, run_id, registry),
@@ -54,9 +66,8 @@ def open_user_level(recipe: Recipe, *, run_id: str, registry: Registry, random: 
     return level
 
 
-def _noise_multiplier(recipe: Recipe, budget: PrivacyBudget, spent: UserBills) -> float:
+def _noise_multiplier(recipe: Recipe, budget: PrivacyBudget, plan: UserPlan, spent: UserBills) -> float:
     """The noise of a new run, with which all its rounds stay within what is left of the budget."""
-    plan = plan_of(recipe)
     if recipe.user_noise_multiplier == 0:
         return user_noise_for(budget, plan, spent)
     require_users_affordable(budget, plan, spent, noise_multiplier=recipe.user_noise_multiplier)

@@ -124,6 +124,22 @@ def test_too_many_silent_devices_void_the_round_and_what_they_spent_is_charged(f
     assert len(registry.privacy_events(run_id="run")) == DEVICES
 
 
+def test_a_sum_of_fewer_than_the_quorum_stays_masked(fleet, registry, tmp_path):
+    asked = []
+
+    def watched(behave):
+        def some(message):
+            asked.append(message.content.config_records[SECURE]["step"])
+            return behave(message)
+
+        return some
+
+    nodes = {0: silent_from(device(fleet, 0), "mask"), 1: watched(device(fleet, 1))}
+    with pytest.raises(FederationError, match="void"):
+        run_with(fleet, registry, tmp_path, nodes, quorum=5).execute()
+    assert asked == ["advertise", "share", "mask"]
+
+
 def wrong_mask(message, reply):
     return replied(
         message,

@@ -45,8 +45,9 @@ def registry(fleet, tmp_path):
             "clipping_bit_noise": 50.0,
         },
         {"noise_bands": 2, "min_separation": 2, "cohort": 2, "quorum": 1},
+        {"secure_aggregation": True, "cohort": 4, "quorum": 3, "secure_dropouts": 0.0},
     ],
-    ids=["both", "user", "poisson-adaptive", "banded"],
+    ids=["both", "user", "poisson-adaptive", "banded", "shares"],
 )
 def test_a_run_is_charged_to_both_units_and_its_report_recomputes(fleet, registry, tmp_path, changes, capsys):
     nodes = {n: device(fleet, n) for n in range(DEVICES)}

@@ -77,6 +77,7 @@ def test_a_round_gives_an_update_and_charges_the_ledger(site, tree):
     assert event.device_id == site.device_id
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_direct_gradients_the_loop_and_the_hooks_train_the_same_update(site, tree, monkeypatch, precision):
     monkeypatch.setattr(local_training, "_COST", StepCost(precision=precision))

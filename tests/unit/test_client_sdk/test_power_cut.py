@@ -62,6 +62,7 @@ def test_a_power_cut_at_any_operation(
     assert set(served_at_restart) == {1, 2}
 
 
+@pytest.mark.slow
 def test_a_power_cut_at_any_operation_of_a_revert(
     service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
 ) -> None:

@@ -132,12 +132,12 @@ def test_flower_reads_the_node_config_back(supernode: Supernode, tmp_path: Path)
 
     assert parse_config_args([arguments[arguments.index("--node-config") + 1]]) == {"home": str(tmp_path / "a home")}
     assert "--insecure" in arguments
-    trusting = Membership(superlink="h:1", trusts_server=True)
+    trusting = Membership(superlink="h:1", trusts_server=True, requires_secure_aggregation=True)
     run_supernode(FakeDevice(tmp_path / "b"), trusting, interval_s=60)  # type: ignore[arg-type]
     arguments = supernode.called_with()["arguments"]
     assert isinstance(arguments, list)
     told = parse_config_args([arguments[arguments.index("--node-config") + 1]])
-    assert told == {"home": str(tmp_path / "b"), "trust-server": True}
+    assert told == {"home": str(tmp_path / "b"), "trust-server": True, "require-secure-aggregation": True}
 
 
 def test_a_device_with_nothing_installed_updates_first(supernode: Supernode, tmp_path: Path) -> None:

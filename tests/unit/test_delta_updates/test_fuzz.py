@@ -43,6 +43,7 @@ def test_a_reader_that_forgets_a_check_is_noticed(fuzz: dict[str, Any], monkeypa
         assert fuzz["run_cases"](box, 0, 600).failures
 
 
+@pytest.mark.slow
 def test_an_exception_of_another_kind_is_noticed(fuzz: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(*_: object) -> bytes:
         raise IndexError("made up")

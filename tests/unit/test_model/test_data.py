@@ -20,6 +20,7 @@ from model import (
     split_by_time,
 )
 from model.data.filters import is_clean
+from model.data.source import MOST_EXAMPLES
 
 
 def example(moment: float, text: str = "x") -> Example:
@@ -84,6 +85,17 @@ def test_export_gives_each_user_a_file_of_its_own(tmp_path: Path) -> None:
     before = {p: p.read_bytes() for p in tmp_path.rglob("*.jsonl")}
     export_users(FakeSource(), tmp_path, held_out_users=2)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*.jsonl")} == before
+
+
+def test_export_leaves_out_who_wrote_too_little_and_says_when_too_few_are_left(tmp_path: Path) -> None:
+    source = FakeSource()
+    most = max(len(source.examples(user)) for user in source.users())
+    enough = tuple(user for user in source.users() if len(source.examples(user)) >= most)
+    export_users(source, tmp_path / "some", at_least=most)
+    assert open_source(f"jsonl:{tmp_path / 'some'}").users() == enough
+    with pytest.raises(DataError, match=f"only {len(enough)} of {len(enough) + 1} users"):
+        export_users(source, tmp_path / "none", users=len(enough) + 1, at_least=most)
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_user_whose_name_is_a_path_is_refused(tmp_path: Path) -> None:
@@ -207,6 +219,7 @@ def test_chitchat_users_are_those_with_a_hundred_messages(chitchat: ChitchatSour
     assert set(chitchat.users()).isdisjoint(chitchat.held_out_users())
 
 
+@pytest.mark.slow
 def test_chitchat_replies_are_ordered_capped_and_clean(chitchat: ChitchatSource) -> None:
     sizes = Counter()
     for user in chitchat.users():
@@ -214,7 +227,7 @@ def test_chitchat_replies_are_ordered_capped_and_clean(chitchat: ChitchatSource)
         sizes[len(examples)] += 1
         assert all(e.prompt.strip() and e.completion.strip() for e in examples)
         assert [e.timestamp for e in examples] == sorted(e.timestamp for e in examples)
-    assert max(sizes) == 400
+    assert max(sizes) == MOST_EXAMPLES
     assert min(sizes) > 0
     texts = [e.completion for user in chitchat.users() for e in chitchat.examples(user)]
     assert all(is_clean(text) for text in texts)

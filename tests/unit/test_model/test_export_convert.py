@@ -99,6 +99,7 @@ def test_sources_of_every_kind_become_the_same_file(tree: Path, tmp_path: Path) 
     assert len(set(weights)) == 1
 
 
+@pytest.mark.slow
 def test_both_sides_are_measured(tree: Path, tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
     report = convert_model(asked(tree, tmp_path / "out", "gguf", measures_speed=True))

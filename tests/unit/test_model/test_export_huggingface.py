@@ -29,6 +29,7 @@ TOKENS = torch.randint(0, 260, (2, 33), generator=torch.Generator().manual_seed(
 UNIFORM = {"qk_norm": False, "query_heads": (4,) * 3, "kv_heads": (2,) * 3, "ffn_dims": (32,) * 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("with_adapter", [True, False])
 @torch.no_grad()

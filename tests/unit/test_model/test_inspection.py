@@ -268,6 +268,7 @@ ENTRY = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 @given(header=st.dictionaries(st.text(max_size=8), ENTRY | JSON, max_size=4), data=st.binary(max_size=32))
 def test_any_header_is_refused_or_sound(tmp_path: Path, header, data: bytes) -> None:

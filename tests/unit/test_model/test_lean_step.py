@@ -245,6 +245,7 @@ def curves(
     return results
 
 
+@pytest.mark.slow
 def test_the_loss_curve_is_the_same(curves: dict[str, tuple[list[float], torch.Tensor]]) -> None:
     plain, weights = curves["plain"]
     assert plain[-1] < plain[0] - 0.5

@@ -51,6 +51,7 @@ def twins(tmp_path: Path, byte_tokenizer: Tokenizer) -> Twins:
     return theirs.eval(), ours
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_peft_loads_ours_with_the_same_logits(twins: Twins, tmp_path: Path) -> None:
     from peft import PeftModel

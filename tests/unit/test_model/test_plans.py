@@ -111,6 +111,7 @@ def test_depth_and_width_can_be_bound() -> None:
     assert abs(config.parameter_count / 135e6 - 1) < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -221,6 +222,7 @@ def fits(told, device: Device, speed: float) -> bool:
     return told.memory_bytes <= device.memory_bytes and told.tokens_per_second >= speed
 
 
+@pytest.mark.slow
 def test_a_found_plan_fits_and_beats_naive_ones() -> None:
     deployment, speed = Deployment(weight_bits=8), 30.0
     found = find_plan(DEVICE, deployment, tokens_per_second=speed, shapes=TWO_SHAPES)
@@ -234,6 +236,7 @@ def test_a_found_plan_fits_and_beats_naive_ones() -> None:
     assert all(found.estimate.loss < told.loss for told in fitting)
 
 
+@pytest.mark.slow
 def test_a_larger_budget_is_never_worse() -> None:
     def loss(memory: float, speed: float, bits: int = 8) -> float:
         device, deployment = Device(memory_bytes=memory), Deployment(weight_bits=bits)

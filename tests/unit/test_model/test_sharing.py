@@ -239,6 +239,7 @@ UNIFORM = dataclasses.replace(PLAIN, query_heads=(4,) * 6, kv_heads=(2,) * 6, ff
 SHARING = st.lists(st.integers(0, 5), min_size=6, max_size=6).map(tuple)
 
 
+@pytest.mark.slow
 @given(weights_of=SHARING, kv_of=SHARING)
 def test_any_sharing_is_refused_or_runs(weights_of: tuple[int, ...], kv_of: tuple[int, ...]) -> None:
     kept = [tuple(min(s, i) for i, s in enumerate(sharing)) for sharing in (weights_of, kv_of)]

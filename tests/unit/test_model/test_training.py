@@ -77,6 +77,7 @@ def test_evaluation_leaves_the_mode_as_it_was(tiny_model: LayeredTransformer, ex
         assert tiny_model.training is mode
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_touches_only_the_adapter(
     tiny_model: LayeredTransformer, examples: list[EncodedExample]
 ) -> None:

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from securesystemslib.signer import CryptoSigner
+from simulators.share_events import event_in_shares
 
 from privacy import PrivacyEvent, StatementError, UnreadableKeyError
 from privacy.__main__ import main
@@ -144,6 +145,22 @@ def test_its_signature_holds_for_anyone_who_follows_the_standard() -> None:
     signed = b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
     public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(SIGNER.public_key.keyval["public"]))
     public.verify(base64.b64decode(envelope["signatures"][0]["sig"]), signed)
+
+
+def test_where_devices_made_the_noise_the_server_is_trusted_with_less(tmp_path: Path) -> None:
+    events = (event_in_shares(1), event_in_shares(2, devices=17))
+    told = statement(report_of(events)).predicate
+    (guarantee,) = told.guarantees
+    assert "the server too" in guarantee.holds_against
+    assert "no more than 1 of a round's devices" in guarantee.holds_against
+    assert "RDP" in told.evidence.accountant
+    assert "the server, which saw each contribution" in (
+        statement(report_of((*events, user_event(3, "a")))).predicate.guarantees[0].holds_against
+    )
+    folder = write_folder(tmp_path / "auditor", events)
+    assert main(["verify", str(folder), "--key", str(key_file(tmp_path))]) == 0
+    cheaper = (events[0], event_in_shares(2, devices=17, noise=1.9))
+    assert any("ε per user" in one for one in differences_from(statement(report_of(events)), cheaper))
 
 
 def test_no_device_is_named() -> None:

@@ -14,6 +14,7 @@ from privacy.calibration import noise_multiplier_for
 from privacy.errors import CalibrationError
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(
     target_epsilon=st.floats(0.3, 12.0),

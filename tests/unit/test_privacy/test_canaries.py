@@ -15,12 +15,13 @@ from privacy.accountant import epsilon_of_steps
 from privacy.audits import Finding, Verdict
 from privacy.audits.canaries import CanaryRun, canary_findings, clipping_finding, noise_finding
 from privacy.audits.finding import clopper_pearson
-from privacy.audits.user_canaries import user_canary_run
+from privacy.audits.user_canaries import mechanism_of, user_canary_run
 from privacy.canary_training import canary_run
 from privacy.dp_sgd import DPSGDParameters, train_dp_sgd
 from privacy.errors import AuditError
 from privacy.event import PrivacyEvent
 from privacy.mechanism import noisy_average
+from privacy.noise_shares import ShareRule
 
 DELTA = 1e-5
 ROUND = DPSGDParameters(
@@ -129,8 +130,12 @@ def test_accounting_for_one_round_only_is_found() -> None:
     assert one < right.measured < all_of_them
 
 
-def user_events(*, rounds: int, noise: float, rule: str = "fixed", bands: int | None = None) -> list[PrivacyEvent]:
+def user_events(
+    *, rounds: int, noise: float, rule: str = "fixed", bands: int | None = None, shares: ShareRule | None = None
+) -> list[PrivacyEvent]:
     mechanism = "poisson_subsampled_gaussian" if rule == "poisson" else "gaussian_capped"
+    if shares is not None:
+        mechanism = "skellam_shares"
     return [
         PrivacyEvent(
             run_id="run",
@@ -144,6 +149,7 @@ def user_events(*, rounds: int, noise: float, rule: str = "fixed", bands: int | 
             sampling_probability=0.3 if rule == "poisson" else 1.0,
             steps=1,
             bands=bands,
+            shares=None if shares is None else shares.shares(noise),
             clipping_norm=0.2 + 0.01 * number,
             target_delta=DELTA,
             recorded_at=datetime(2026, 1, 1, tzinfo=UTC),
@@ -152,7 +158,10 @@ def user_events(*, rounds: int, noise: float, rule: str = "fixed", bands: int | 
     ]
 
 
-@pytest.mark.parametrize("kind", [{"rule": "poisson"}, {"rule": "fixed"}, {"rule": "fixed", "bands": 4}])
+IN_SHARES = {"shares": ShareRule(cohort=3, dropouts=0.34, colluding=0.0, length=5000)}
+
+
+@pytest.mark.parametrize("kind", [{"rule": "poisson"}, {"rule": "fixed"}, {"rule": "fixed", "bands": 4}, IN_SHARES])
 def test_the_noisy_sum_over_users_keeps_its_promises(kind: dict) -> None:
     events = user_events(rounds=16, noise=2.0, **kind)
     run = user_canary_run(events, canaries=1000, participations=3, random=np.random.default_rng(1))
@@ -185,6 +194,18 @@ def test_planted_faults_of_the_noisy_sum_are_found(fault: dict, part: str) -> No
     assert found[part] is Verdict.FAIL
 
 
+def test_shares_that_are_left_out_are_found() -> None:
+    def without_one(updates, *, unit_noise, **stated):
+        return honest(updates, unit_noise=unit_noise * np.sqrt(1 / 2), **stated)
+
+    events = user_events(rounds=12, noise=2.0, **IN_SHARES)
+    honest = mechanism_of(events[0])
+    run = user_canary_run(events, canaries=400, participations=12, random=np.random.default_rng(1), average=without_one)
+    control = user_canary_run(events, canaries=400, participations=12, random=np.random.default_rng(2), is_faulty=True)
+    assert noise_finding(run, control, unit="user").verdict is Verdict.FAIL
+    assert clipping_finding(run, control, unit="user").verdict is Verdict.PASS
+
+
 def test_weights_of_users_are_found() -> None:
     def weighted(updates, **stated):
         clipped = noisy_average(updates, **(stated | {"noise_multiplier": 0.0}))
@@ -204,6 +225,7 @@ def test_an_audit_whose_control_goes_unnoticed_is_inconclusive() -> None:
     assert clipping_finding(run, run, unit="example").verdict is Verdict.INCONCLUSIVE
 
 
+@pytest.mark.slow
 def test_honest_mechanisms_are_rarely_accused() -> None:
     """2,000 honest runs: at 99.9% certainty a verdict of fail is chance, once in a thousand for each audit."""
     random, alarms, runs = np.random.default_rng(0), {"noise": 0, "clipping": 0}, 2000

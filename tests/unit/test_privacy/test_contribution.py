@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from privacy import LEAVES_THE_DEVICE, Contribution, ContributionError, InstructionsError, RoundInstructions
+from privacy.noise_shares import ShareRule
+from privacy.user_promise import UserPromise
 
 INSTRUCTIONS: dict[str, Any] = {
     "run_id": "run-1",
@@ -53,6 +55,28 @@ def test_both_survive_the_wire_unchanged() -> None:
     contribution = Contribution.from_config(CONTRIBUTION)
     assert contribution.to_config() == CONTRIBUTION
     assert Contribution.from_config(contribution.to_config()) == contribution
+
+
+def test_a_promise_to_users_travels_flat_and_must_fit_its_sum() -> None:
+    shares = ShareRule(cohort=10, dropouts=0.2, colluding=0.1, length=100).shares(2.0)
+    promise = UserPromise(population="chat", target_epsilon=5.0, target_delta=1e-6, shares=shares)
+    told = INSTRUCTIONS | {
+        "secure_norm": 1.0,
+        "secure_levels": shares.levels,
+        "user_promise": promise.model_dump_json(),
+    }
+    instructions = RoundInstructions.from_config(told)
+    assert instructions.user_promise == promise
+    assert instructions.to_config() == told
+    for wrong in (
+        {"secure_levels": 7},
+        {"user_promise": "{"},
+        {"user_promise": promise.model_dump_json().replace('"counted":7', '"counted":77')},
+    ):
+        with pytest.raises(InstructionsError, match="not usable"):
+            RoundInstructions.from_config(told | wrong)
+    with pytest.raises(InstructionsError, match="secure sum"):
+        RoundInstructions.from_config(INSTRUCTIONS | {"user_promise": promise.model_dump_json()})
 
 
 def test_configs_are_flat_and_of_plain_types() -> None:

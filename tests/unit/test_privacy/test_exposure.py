@@ -31,6 +31,7 @@ def test_forgetting_passes_only_beside_a_control_that_remembers() -> None:
     assert alone.is_control_caught is False
 
 
+@pytest.mark.slow
 def test_chance_is_rarely_taken_for_memory() -> None:
     random, runs = np.random.default_rng(1), 2000
     accused = sum(

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from privacy import AuditError
-from privacy.audits import MembershipResult, membership_audit
+from privacy.audits import Losses, MembershipResult, membership_audit
 from privacy.audits.attack_figures import _auc_with_interval, _operating_point
 from privacy.audits.finding import Verdict, clopper_pearson
 from privacy.audits.membership import MEMBERS_NEEDED, power_to_pass
@@ -32,10 +32,8 @@ def audit(
     member_base = random.normal(3, 1, len(member_scores))
     other_base = random.normal(3, 1, len(other_scores))
     return membership_audit(
-        member_losses=list(member_base - member_scores),
-        member_base_losses=list(member_base),
-        non_member_losses=list(other_base - other_scores),
-        non_member_base_losses=list(other_base),
+        Losses(list(member_base - member_scores), list(member_base)),
+        Losses(list(other_base - other_scores), list(other_base)),
         positive_control=positive_control,
         seed=seed,
     )
@@ -197,16 +195,37 @@ def test_results_repeat_and_survive_json() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("members", "others", "message"),
     [
-        ({"member_losses": [1.0]}, "member losses need"),
-        ({"non_member_base_losses": []}, "non-member losses need"),
-        ({"member_losses": [], "member_base_losses": []}, "member losses need"),
-        ({"member_losses": [1.0, math.nan]}, "not finite"),
-        ({"non_member_base_losses": [1.0, math.inf]}, "not finite"),
+        (Losses([1.0], [1.0, 2.0]), Losses([1.0], [1.0]), "member losses need"),
+        (Losses([1.0], [1.0]), Losses([1.0, 2.0], []), "non-member losses need"),
+        (Losses([], []), Losses([1.0], [1.0]), "member losses need"),
+        (Losses([1.0, math.nan], [1.0, 2.0]), Losses([1.0], [1.0]), "not finite"),
+        (Losses([1.0], [1.0]), Losses([1.0, 2.0], [1.0, math.inf]), "not finite"),
+        (Losses([1.0, 2.0], [1.0, 2.0], tokens=[3]), Losses([1.0], [1.0]), "number of their tokens"),
+        (Losses([1.0], [1.0]), Losses([1.0, 2.0], [1.0, 2.0], tokens=[3, 0]), "number of their tokens"),
     ],
 )
-def test_unusable_measurements_are_refused(changes: dict[str, list[float]], message: str) -> None:
-    names = ("member_losses", "member_base_losses", "non_member_losses", "non_member_base_losses")
+def test_unusable_measurements_are_refused(members: Losses, others: Losses, message: str) -> None:
     with pytest.raises(AuditError, match=message):
-        membership_audit(**{**{name: [1.0, 2.0] for name in names}, **changes})
+        membership_audit(members, others)
+
+
+def test_short_texts_do_not_crowd_out_members() -> None:
+    """Means over few tokens move far by chance: unweighted, they fill the top of the list and hide a leak."""
+    random = np.random.default_rng(5)
+
+    def falls(count: int, leak: float) -> tuple[NDArray[np.float64], list[int]]:
+        tokens = random.integers(1, 60, count)
+        return leak + random.normal(0, 1, count) / np.sqrt(tokens), tokens.tolist()
+
+    (members, inside), (others, outside) = falls(1000, 0.4), falls(2000, 0.0)
+    start = [3.0] * 2000
+    blind = membership_audit(Losses((3 - members).tolist(), start[:1000]), Losses((3 - others).tolist(), start))
+    seeing = membership_audit(
+        Losses((3 - members).tolist(), start[:1000], tokens=inside),
+        Losses((3 - others).tolist(), start, tokens=outside),
+    )
+    assert blind.verdict is not Verdict.FAIL
+    assert seeing.verdict is Verdict.FAIL
+    assert seeing.claimed_point.hits > 10 * blind.claimed_point.hits

@@ -36,6 +36,7 @@ def test_the_gaussian_conversion_agrees_with_the_accountant(mu: float) -> None:
     assert epsilon_of_mu(mu, DELTA) == pytest.approx(proved, rel=5e-3)
 
 
+@pytest.mark.slow
 def test_bounds_hold_at_least_as_often_as_they_say() -> None:
     random, runs, above = np.random.default_rng(0), 60, {"any": 0, "gaussian": 0}
     for _ in range(runs):

@@ -11,6 +11,7 @@ DELTA = 1e-5
 TRAINING = Training(examples=200, batch_size=8, steps=4, rounds=30)
 
 
+@pytest.mark.slow
 def test_a_budget_is_met_and_hardly_more() -> None:
     plan = plan_for_budget(TRAINING, target_epsilon=8, target_delta=DELTA)
     assert 7.9 < plan.epsilon <= 8
@@ -33,6 +34,7 @@ def test_every_change_that_is_named_is_the_smallest_that_fits() -> None:
     assert cost(examples=changes.examples) <= 4 < cost(examples=changes.examples - 1)
 
 
+@pytest.mark.slow
 def test_where_nothing_but_noise_helps_nothing_else_is_named() -> None:
     plan = plan_with_noise(replace(TRAINING, rounds=3), noise_multiplier=0.3, target_delta=DELTA)
     changes = asdict(alternatives(plan, target_epsilon=0.5))

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from simulators.share_events import RULE, event_in_shares
 
 from privacy import LEAVES_THE_DEVICE, PrivacyEvent, ReportError
 from privacy.__main__ import main
 from privacy.accountant import epsilon, epsilon_by_device
-from privacy.audits import MembershipResult, membership_audit
+from privacy.audits import Losses, MembershipResult, membership_audit
 from privacy.budget import PrivacyBudget
 from privacy.report import AuditReport, RunFacts, TensorFact, UtilityFigure, build_report, write_report
+from privacy.report.claim import claim_of
 from privacy.report.costs import _evaluated
 from privacy.report.document import document_of
 from privacy.report.pages import to_html, to_markdown
@@ -89,10 +91,7 @@ def measured() -> MembershipResult:
     random = np.random.default_rng(0)
     base, other = random.normal(3, 1, 200), random.normal(3, 1, 300)
     return membership_audit(
-        member_losses=list(base - 0.1),
-        member_base_losses=list(base),
-        non_member_losses=list(other - random.normal(0.05, 0.1, 300)),
-        non_member_base_losses=list(other),
+        Losses(list(base - 0.1), list(base)), Losses(list(other - random.normal(0.05, 0.1, 300)), list(other))
     )
 
 
@@ -145,10 +144,7 @@ def test_verdicts(changes: dict[str, Any], verdict: str, headline: str) -> None:
 def test_a_successful_attack_outweighs_a_kept_budget() -> None:
     random = np.random.default_rng(0)
     leak = membership_audit(
-        member_losses=list(random.normal(1, 0.1, 500)),
-        member_base_losses=[3.0] * 500,
-        non_member_losses=list(random.normal(3, 0.1, 1000)),
-        non_member_base_losses=[3.0] * 1000,
+        Losses(list(random.normal(1, 0.1, 500)), [3.0] * 500), Losses(list(random.normal(3, 0.1, 1000)), [3.0] * 1000)
     )
     assert "The membership attack succeeds" in to_markdown(make_report(membership=leak))
 
@@ -216,6 +212,7 @@ def test_no_string_from_outside_becomes_markup() -> None:
             assert len(re.findall(r"(?<!\\)\|", line)) >= 3
 
 
+@pytest.mark.slow
 def test_the_page_needs_no_network_and_its_plots_are_whole(report: AuditReport) -> None:
     html = to_html(report)
     page = Strict()
@@ -440,10 +437,38 @@ def test_users_are_beside_examples_and_never_in_the_same_figure() -> None:
     assert AuditReport.from_json(report.to_json()).users == report.users
 
 
+def test_who_makes_the_noise_of_a_sum_is_said_and_priced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    by_devices = make_report(events=(event_in_shares(1), event_in_shares(2, devices=20)), user_budget=USER_BUDGET)
+    assert by_devices.users is not None
+    assert by_devices.users.shares == (RULE.shares(2.0),)
+    assert by_devices.users.epsilon == by_devices.users.epsilon_if_drawing_is_known
+    told = to_markdown(by_devices)
+    for words in ("15 shares are counted on, of 20 devices", "Agarwal, Kairouz, Liu 2021", "replaced by zeros"):
+        assert words in told
+    assert "saw noisy sums alone" in claim_of(by_devices)
+    assert "it sees each contribution" not in told
+
+    mixed = make_report(events=(event_in_shares(1), user_event(2)), user_budget=USER_BUDGET)
+    assert "it sees each contribution and adds the noise" in to_markdown(mixed)
+    assert "which saw the updates" in claim_of(mixed)
+
+    write_report(by_devices, tmp_path)
+    assert main(["recompute", str(tmp_path)]) == 0
+    assert "per user: RDP" in capsys.readouterr().out
+    ledger = (tmp_path / "ledger.jsonl").read_text()
+    levels = f'"levels":{RULE.shares(2.0).levels}'
+    assert levels in ledger
+    (tmp_path / "ledger.jsonl").write_text(ledger.replace(levels, '"levels":4'))
+    assert main(["recompute", str(tmp_path)]) == 2
+    assert "noise in shares" in capsys.readouterr().err  # such an event contradicts itself
+
+
 @pytest.mark.parametrize(
     ("events", "verdict"),
     [
         ([user_event(1)], "within_budget"),
+        ([event_in_shares(1)], "within_budget"),
+        ([event_in_shares(n) for n in range(9)], "over_budget"),
         ([user_event(n) for n in range(9)], "over_budget"),
         ([user_event(1, noise_multiplier=0.0)], "no_guarantee"),
     ],

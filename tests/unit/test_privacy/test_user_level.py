@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from simulators.share_events import event_in_shares
 
 from privacy import BudgetExceededError, CalibrationError, PrivacyEvent, UnknownEventError
 from privacy.accountant import epsilon_by_device, epsilon_of_steps
@@ -72,6 +73,16 @@ def test_another_models_users_may_be_the_same_people() -> None:
             UserPlan(rounds=1, sampling_probability=None, max_participations=1, min_separation=1),
             fresh,
         )
+
+
+def test_sums_in_shares_of_other_models_are_charged_as_the_most_that_anybody_paid() -> None:
+    """Gaussian and Skellam sums have no order: of each the most, so that no user of the others paid more of either."""
+    sums = [event_in_shares(number, population="two") for number in (1, 2)]
+    others = [*sums, *(event(number, ("other",), population="two") for number in (3, 4))]
+    spent = bills_with_others([event(), *others], population="chat", target_delta=DELTA).epsilon(target_delta=DELTA)
+    for paid in (sums, others[2:]):
+        own = bills_with_others([event(), *paid], population="chat", target_delta=DELTA)
+        assert own.epsilon(target_delta=DELTA) < spent < math.inf
 
 
 def test_a_poisson_cohort_costs_everybody_the_same_whoever_was_drawn() -> None:

@@ -11,9 +11,11 @@ from simulators.models import write_base_version
 from model import LoRAConfig, ModelConfig, initial_adapter
 from privacy import PrivacyEvent
 from privacy.audits import Finding, MembershipResult, Verdict
+from privacy.dp_sgd import DPSGDParameters
 from server.auditing import AuditPlan, RunAudit
 from server.auditing.people import People
 from server.auditing.secret_text import make_secrets, planted
+from server.auditing.trainer import without_dp
 from server.errors import AuditingError
 from server.federation.recipe import Recipe
 from server.registry import RunRecord
@@ -126,6 +128,7 @@ def verdicts(findings: tuple[Finding, ...]) -> dict[str, Verdict]:
     return {finding.part: finding.verdict for finding in findings}
 
 
+@pytest.mark.slow
 def test_dp_sgd_with_canaries_on_the_costliest_device(audit: RunAudit) -> None:
     found = verdicts(audit.example(silent))
     assert found.pop("one-run-example") is not Verdict.FAIL
@@ -170,6 +173,28 @@ def test_membership_and_exposure_share_the_run_without_dp(audit: RunAudit) -> No
     (exposure,) = audit.exposure(lambda what, _done, _total: again.append(what))
     assert not any("without DP" in what for what in again)  # it lies on disk: a command that was stopped goes on
     assert exposure.sample_size == PLAN.secrets
+
+
+@pytest.mark.parametrize("gradients", ["direct", "hooks"])
+def test_the_control_is_dp_sgd_without_its_noise_and_clipping(folder, gradients: str) -> None:
+    """It takes a shorter way to the sum of the gradients, and must arrive where DP-SGD would with nothing clipped."""
+    audit = audit_of(folder, events=[example_event(0, 1)], gradients=gradients)
+    training = audit.training
+    examples = training.encode(audit.people.examples["device0"][:10])
+    everyone = DPSGDParameters(
+        noise_multiplier=0.0,
+        clipping_norm=1e6,  # far above any gradient here, and below what stands for "no clipping"
+        sampling_probability=1.0,
+        steps=3,
+        expected_batch_size=10.0,
+        is_noisy=False,
+    )
+    private = training.update(audit.start, examples, everyone)
+    plain = training.update(audit.start, examples, without_dp(everyone))
+    moved = max(np.abs(update).max() for update in private.values())
+    assert moved > 0
+    for name, update in private.items():
+        np.testing.assert_allclose(plain[name], update, atol=0.02 * moved, err_msg=name)
 
 
 @pytest.mark.slow

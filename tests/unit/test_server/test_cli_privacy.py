@@ -38,6 +38,25 @@ def test_the_noise_for_a_budget() -> None:
     assert "within the budget of 4" in run(*PLAN, "--target-epsilon", "4")
 
 
+SHARES = ("shares", "--cohort", "20", "--participations", "5", "--colluding", "0.05")
+
+
+def test_noise_that_devices_make_in_shares() -> None:
+    found = json.loads(run(*SHARES, "--target-epsilon", "4", "--json"))
+    assert 3.98 < found["epsilon"] <= 4
+    assert 0.9 < found["epsilon_of_gaussian"] / found["epsilon"] < 1
+    assert (found["shares"]["counted"], found["fewest"]) == (15, 16)
+    assert found["share_variance"] == pytest.approx((found["noise_multiplier"] * found["shares"]["levels"]) ** 2 / 15)
+    again = run(*SHARES, "--noise-multiplier", str(found["noise_multiplier"]))
+    assert f"ε ≤ {found['epsilon']:.4f}" in again
+    assert "fewer than 16 stays masked" in " ".join(again.split())
+    for wrong in ((), ("--target-epsilon", "4", "--noise-multiplier", "1")):
+        with pytest.raises(ConfigurationError, match="one of the two"):
+            run(*SHARES, *wrong)
+    with pytest.raises(ConfigurationError, match="larger cohort"):
+        run("shares", "--cohort", "3", "--participations", "1", "--noise-multiplier", "1", "--colluding", "0.4")
+
+
 def test_a_plan_that_does_not_fit_says_what_to_change(tmp_path: Path) -> None:
     asked = (*PLAN, "--target-epsilon", "2", "--noise-multiplier", "0.9")
     said = run(*asked, "--picture", str(tmp_path / "epsilon.svg"))

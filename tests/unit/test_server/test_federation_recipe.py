@@ -21,9 +21,21 @@ def test_every_key_is_documented():
         assert field.description
 
 
+SHARES = {"privacy-mode": "both", "secure-aggregation": True, "cohort": 10, "quorum": 3}
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        (
+            SHARES | {"cohort-sampling": "poisson", "sampling-probability": 0.1},
+            "how many were drawn shows in the noise",
+        ),
+        (SHARES | {"noise-bands": 2, "min-separation": 2}, "noise-bands 1"),
+        (SHARES | {"clipping-quantile": 0.5}, "clipping-quantile 0"),
+        (SHARES | {"secure-dropouts": 0.45, "secure-colluding": 0.45}, "fewer than 2 of 10 shares"),
+        (SHARES | {"aggregation": "median"}, "aggregation mean"),
+        (SHARES | {"quorum": 2}, "quorum of 3"),
         ({"quorum": 5, "cohort": 4}, "quorum"),
         ({"targets": "q_proj,nonsense"}, "targets"),
         ({"target-epsilon": 0}, "target-epsilon"),
@@ -35,6 +47,12 @@ def test_every_key_is_documented():
 def test_a_wrong_key_or_value_is_named(change, said):
     with pytest.raises(RecipeError, match=said):
         Recipe.from_run_config({"model": "chat"} | change)
+
+
+def test_under_a_secure_sum_the_users_bound_is_the_one_that_counts():
+    recipe = Recipe.from_run_config({"model": "chat", "user-clipping-norm": 0.3} | SHARES)
+    assert recipe.secure_norm == 0.3
+    assert recipe.model_copy(update={"privacy_mode": "example"}).secure_norm == recipe.secure_clipping_norm
 
 
 def test_targets_are_put_into_the_models_order():

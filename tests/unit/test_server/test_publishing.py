@@ -298,6 +298,7 @@ def test_a_killed_process_leaves_nothing_half_released(prepared: Path, tmp_path:
         finish_and_check(home, tmp_path / f"check-{cut_at}")
 
 
+@pytest.mark.slow
 def test_two_publishers_of_one_version_agree(prepared: Path, tmp_path: Path) -> None:
     home = copy_of(prepared, tmp_path / "home")
     home.registry = Registry.open(home.settings)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from simulators.server_home import MODEL, Home, make_event, make_user_event, write_adapter
+from simulators.share_events import event_in_shares
 from simulators.tuf_client import folder_getter, updater_for
 from sqlalchemy import text
 from typer.testing import CliRunner
@@ -109,6 +110,19 @@ def test_a_release_has_a_signed_statement_that_devices_find_beside_its_manifest(
     # The report and the ledger that it names are kept with it.
     assert json.loads(trained.artifacts.read_bytes(kept.report_sha256))["verdict"] == "within_budget"
     assert len(trained.artifacts.read_bytes(kept.ledger_sha256).splitlines()) == 2
+
+
+def test_a_run_whose_devices_made_the_noise_is_released_by_the_same_gate(trained: Home) -> None:
+    record(trained, RUN, [event_in_shares(2, run_id=RUN, population=MODEL, noise=4.0)])
+    candidate = candidate_of(trained, RUN)
+    assert release(trained, candidate.number).state == "released"
+    stated = statement_in(trained, candidate.number).predicate
+    # One sum had the server's noise: the weaker of the two holds.
+    assert "which saw each contribution" in next(g for g in stated.guarantees if g.privacy_unit == "user").holds_against
+    assert "per user RDP" in stated.evidence.accountant
+    record(trained, RUN, [event_in_shares(3, run_id=RUN, population=MODEL, noise=0.8)])
+    with pytest.raises(GateRefusedError, match="over budget"):
+        release(trained, candidate_of(trained, RUN, seed=2).number)
 
 
 def test_a_base_says_that_nothing_of_devices_is_in_it(home: Home) -> None:
