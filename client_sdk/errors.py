@@ -7,6 +7,7 @@ DeviceError
 │   └── UpdateInProgressError        another process of this device is updating
 ├── RefusedError                 never retry these bytes or this offer: the service has to change something
 │   ├── OfferRefusedError            the offer would downgrade, repeat a failure, or contradicts what is signed
+│   │   └── ReleaseDeclinedError         nothing is wrong with it, but this device's owner set a limit that it exceeds
 │   ├── MetadataError                signatures, expiry or versions of the signed metadata do not hold
 │   ├── PackageError                 the bytes are not what was signed
 │   └── ServiceRefusedError          a 4xx answer: the service understood and said no
@@ -32,6 +33,7 @@ __all__ = [
     "OfferRefusedError",
     "PackageError",
     "RefusedError",
+    "ReleaseDeclinedError",
     "RetryLaterError",
     "SelfTestError",
     "ServiceRefusedError",
@@ -69,6 +71,10 @@ class RefusedError(DeviceError):
 
 class OfferRefusedError(RefusedError):
     """An offer that would downgrade the device, repeats a failed version, or contradicts what is signed."""
+
+
+class ReleaseDeclinedError(OfferRefusedError):
+    """A release that is what it says, and says more than the owner's limit allows (`max_epsilon`)."""
 
 
 class MetadataError(RefusedError):

@@ -4,7 +4,7 @@ Which bytes are the statement, and by which key they are signed, the releases ro
 role that says what the version is. Nothing of this asks the service.
 """
 
-from client_sdk.errors import MetadataError, OfferRefusedError
+from client_sdk.errors import MetadataError, OfferRefusedError, ReleaseDeclinedError
 from client_sdk.trust import SignedFile
 from delta_updates import VersionManifest
 from privacy import StatementError
@@ -44,12 +44,13 @@ def require_private(
         max_epsilon: the most ε per example or per user that this device's owner accepts; None: any.
 
     Raises:
-        OfferRefusedError: the statement is missing, is about another release, or exceeds the limit.
+        ReleaseDeclinedError: there is a limit, and the statement is missing or exceeds it.
+        OfferRefusedError: the statement is about another release.
     """
     shown = f"v{manifest.version} of {manifest.model!r}"
     if statement is None:
         if max_epsilon is not None:
-            raise OfferRefusedError(
+            raise ReleaseDeclinedError(
                 f"{shown} has no signed privacy statement, and this device takes only releases with ε of at most "
                 f"{max_epsilon:g}. Release it anew with a service that writes statements."
             )
@@ -68,7 +69,7 @@ def require_private(
                 f"The privacy statement of {shown} is about another release: {what} {stated!r}, expected {actual!r}."
             )
     if max_epsilon is not None and (reason := excess_over(max_epsilon, statement)):
-        raise OfferRefusedError(
+        raise ReleaseDeclinedError(
             f"{shown} is not taken: this device accepts ε of at most {max_epsilon:g} per unit, and {reason}. The owner "
             "decides (max_epsilon); the version that is installed serves on."
         )

@@ -3,7 +3,7 @@
 import logging
 
 from client_sdk.device_config import ReportPolicy
-from client_sdk.errors import DeviceDiskError, DeviceError, EnrolmentError, RetryLaterError
+from client_sdk.errors import DeviceDiskError, DeviceError, EnrolmentError, ReleaseDeclinedError, RetryLaterError
 from client_sdk.quality import quality_of
 from client_sdk.service import UpdateService
 from client_sdk.state import DeviceState, StateFile
@@ -43,22 +43,28 @@ class Reporter:
         self.queue(report, state=state)
 
     def queue_failure(self, offer: Offer, error: DeviceError) -> None:
-        """Queue that an offer could not be used; the same failure, polled again and again, is queued once."""
+        """Queue that an offer could not be used, or that the owner's limit forbids it.
+
+        The same, polled again and again, is queued once.
+        """
         state = self._states.load()
         if state.last_decision == str(error)[:_MAX_REASON_CHARS]:
             return
-        report = OutcomeReport(
-            offer_id=offer.offer_id, version=offer.version, outcome=Outcome.FAILED, reason=reason_of(error)
-        )
+        outcome = Outcome.DECLINED if isinstance(error, ReleaseDeclinedError) else Outcome.FAILED
+        report = OutcomeReport(offer_id=offer.offer_id, version=offer.version, outcome=outcome, reason=reason_of(error))
         self._try_to_save(state.with_report(report).with_decision(str(error)))
 
     def deliver(self) -> None:
-        """Send what is queued, oldest first; what the service refuses is dropped, what it cannot take now is kept."""
+        """Send what is queued, oldest first; what the service refuses is dropped, what it cannot take now is kept.
+
+        A decline waits until the service has said which words it has: told as a failure, it could stop a rollout.
+        """
         try:
             state = self._states.load()
         except DeviceError:
             return
-        left = list(state.outbox)
+        waiting = [one for one in state.outbox if one.outcome is Outcome.DECLINED and not self._service.has_spoken]
+        left = [one for one in state.outbox if one not in waiting]
         while left:
             try:
                 self._service.report(left[0])
@@ -69,8 +75,9 @@ class Reporter:
                 # Kept, it would block every later report for ever.
                 _logger.warning("the service refused a report (%s): dropped", error)
             del left[0]
-        if len(left) != len(state.outbox):
-            self._try_to_save(state.model_copy(update={"outbox": tuple(left)}))
+        kept = tuple(one for one in state.outbox if one in waiting or one in left)
+        if len(kept) != len(state.outbox):
+            self._try_to_save(state.model_copy(update={"outbox": kept}))
 
     def _try_to_save(self, state: DeviceState) -> None:
         try:

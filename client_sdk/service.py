@@ -37,14 +37,18 @@ class UpdateService:
             memory: a file for what stands for its last "nothing new", so that repeating the question is cheap for it.
         """
         self._transport = transport
-        # What the service has answered with; until it did, no words that the oldest would refuse.
-        self._spoken = 1
+        self._spoken: int | None = None
         self._memory = memory
 
     @property
     def protocol(self) -> int:
-        """What the service has answered with; 1 before it has."""
-        return self._spoken
+        """What the service has answered with; before it has, 1: no words that the oldest would refuse."""
+        return self._spoken or 1
+
+    @property
+    def has_spoken(self) -> bool:
+        """Whether it has answered, so that its words are known."""
+        return self._spoken is not None
 
     def enrol(self, request: EnrolRequest) -> EnrolReply:
         """Trade a one-time enrolment token for this device's credential.
@@ -116,9 +120,9 @@ class UpdateService:
         Raises:
             ServiceUnavailableError, ServiceRefusedError, EnrolmentError: see `Transport.call`.
         """
-        if not report.is_known_in(self._spoken):
+        if not report.is_known_in(self.protocol):
             return
-        body = json.dumps(report.in_protocol(self._spoken)).encode()
+        body = json.dumps(report.in_protocol(self.protocol)).encode()
         self._transport.call("POST", REPORT, body=body, max_bytes=_MAX_ANSWER_BYTES, attempts=1)
 
 

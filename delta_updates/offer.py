@@ -13,6 +13,7 @@ only, and devices send it only to a service that has answered with it.
 | 2 | `Offer.chain` | 1 to 3 |
 | 3 | `OutcomeReport.quality` | 1 to 3 |
 | 4 | `KeyRequest`, signed requests; `Outcome.TESTED` | 1 to 4 |
+| 5 | `Outcome.DECLINED` | 1 to 4 |
 """
 
 from enum import StrEnum
@@ -22,7 +23,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from delta_updates.manifest import FileLength, ModelName, SafePath, Sha256, VersionNumber
 
-PROTOCOL = 4
+PROTOCOL = 5
 PROTOCOL_HEADER = "Lamella-Protocol"
 ROOM_HEADER = "Lamella-Free-Bytes"
 """The disk bytes that a device has for an update, sent with a check. No part of the question: it differs each time."""
@@ -139,7 +140,7 @@ class Offer(_Message):
 
 
 class Outcome(StrEnum):
-    """How far a device came with an offer."""
+    """How far a device came with an offer; declined: nothing is wrong with it, but the owner wants none such."""
 
     DOWNLOADED = "downloaded"
     APPLIED = "applied"
@@ -147,6 +148,7 @@ class Outcome(StrEnum):
     CONFIRMED = "confirmed"
     REVERTED = "reverted"
     FAILED = "failed"
+    DECLINED = "declined"
 
 
 class Quality(_Message):
@@ -165,7 +167,7 @@ class Quality(_Message):
 
 
 class OutcomeReport(_Message):
-    """What a device tells about one offer; `quality` from protocol 3 on, that it was tested from protocol 4 on."""
+    """What a device tells about one offer; `quality` from protocol 3 on, that it was tested from 4, declined from 5."""
 
     offer_id: Identifier
     version: VersionNumber
@@ -176,10 +178,14 @@ class OutcomeReport(_Message):
     quality: Quality | None = None
 
     def is_known_in(self, protocol: int) -> bool:
-        """Whether `protocol` has a word for this outcome."""
+        """Whether `protocol` has a word for this outcome, or one that comes near."""
         return self.outcome is not Outcome.TESTED or protocol >= 4  # noqa: PLR2004 - see above
 
     def in_protocol(self, protocol: int) -> dict[str, Any]:
         """This report as JSON values, in words that `protocol` has."""
         is_known = protocol >= 3 and self.quality is not None  # noqa: PLR2004 - see above
-        return self.model_dump(mode="json", exclude=None if is_known else {"quality"})
+        told = self.model_dump(mode="json", exclude=None if is_known else {"quality"})
+        if self.outcome is Outcome.DECLINED and protocol < 5:  # noqa: PLR2004 - see above
+            # An older service has no other word for a version that was not taken; the reason says which it was.
+            told["outcome"] = Outcome.FAILED.value
+        return told

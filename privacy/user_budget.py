@@ -76,11 +76,11 @@ def user_noise_for(budget: PrivacyBudget, plan: UserPlan, spent: UserBills) -> f
 
     before = spent.epsilon(target_delta=budget.target_delta)
     if before >= budget.target_epsilon:
-        raise CalibrationError(_too_little(budget, plan, before))
+        raise CalibrationError(_too_little(budget, plan, spent, before))
     try:
         return noise_of(least_tick(cost, target=budget.target_epsilon))
     except CalibrationError:
-        raise CalibrationError(_too_little(budget, plan, before)) from None
+        raise CalibrationError(_too_little(budget, plan, spent, before)) from None
 
 
 def require_users_affordable(
@@ -108,10 +108,11 @@ def can_afford(budget: PrivacyBudget, spent: UserBills, user: str | None, event:
     return epsilon_of_charges(charges, target_delta=budget.target_delta) <= budget.target_epsilon
 
 
-def _too_little(budget: PrivacyBudget, plan: UserPlan, before: float) -> str:
+def _too_little(budget: PrivacyBudget, plan: UserPlan, spent: UserBills, before: float) -> str:
+    others = " (with what other models on its base cost)" if spent.besides else ""
     return (
-        f"the users of this model have spent epsilon {before:.3f} of {budget.target_epsilon:g}: too little is left for "
-        f"{plan.rounds} more rounds, with any amount of noise"
+        f"the users of this model have spent epsilon {before:.3f} of {budget.target_epsilon:g}{others}: too little is "
+        f"left for {plan.rounds} more rounds, with any amount of noise"
     )
 
 

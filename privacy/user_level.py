@@ -9,6 +9,9 @@ Two users' datasets are neighbours when one user's whole contribution, in all ro
 - Banded noise costs who took part by the overlap of its own rounds in a run (`privacy.banded_matrix.sensitivity`).
 
 What a population is charged is the bill of its costliest user. It is never added to anything per example.
+
+Models that were trained on one base may have users in common, whom nobody can recognize: a pseudonym is made for one
+model. So each user of a model is charged, besides its own bill, the costliest one of every other such model.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from privacy.errors import UnknownEventError
 from privacy.renyi import SkellamSums, epsilon_of_charges
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from privacy.event import PrivacyEvent
     from privacy.noise_shares import NoiseShares
@@ -59,12 +62,16 @@ class UserBills:
         events: What is charged already.
         is_drawing_secret: Against whom: True, who sees releases only; False, who knows who was drawn in each round
             (the operator, a reader of this ledger, whoever watches the network). Sampling amplifies nothing then.
+        besides: What each user is charged on top, in the accountant's terms.
 
     Raises:
         UnknownEventError: An event is not per user, is of another population, or cannot be accounted for.
     """
 
-    def __init__(self, events: Iterable[PrivacyEvent] = (), *, is_drawing_secret: bool = True) -> None:
+    def __init__(
+        self, events: Iterable[PrivacyEvent] = (), *, is_drawing_secret: bool = True, besides: Sequence[Charge] = ()
+    ) -> None:
+        self.besides = tuple(besides)
         self._is_drawing_secret = is_drawing_secret
         self._population: str | None = None
         self._noise_of_bands: dict[tuple[str, int], float] = {}
@@ -103,12 +110,26 @@ class UserBills:
         return (
             *sorted((q, noise, count) for (q, noise), count in steps.items()),
             *sorted(SkellamSums(*one, count) for one, count in own.in_shares.items()),
+            *self.besides,
         )
 
     def epsilon(self, *, target_delta: float) -> float:
         """ε of the costliest user."""
         bills = {self.charges_of(user) for user in self.users()}
         return max(epsilon_of_charges(charges, target_delta=target_delta) for charges in bills)
+
+    def costliest_bill(self, *, target_delta: float) -> tuple[Charge, ...]:
+        """A bill that no user's exceeds, beside whatever other charges."""
+        bills = {self.charges_of(user) for user in self.users()}
+        if not any(bill.in_shares for bill in self._own.values()):
+            # They differ in Gaussian sums alone, so the one with the largest ε is the largest beside any other, too.
+            return max(sorted(bills), key=lambda charges: epsilon_of_charges(charges, target_delta=target_delta))
+        # Gaussian and Skellam sums have no order among each other: of each the most that anybody pays.
+        most: dict[tuple[float, ...], Charge] = {}
+        for charge in (charge for bill in bills for charge in bill):
+            kind = tuple(charge)[:-1]
+            most[kind] = max(most.get(kind, charge), charge, key=lambda one: one[-1])
+        return tuple(most.values())
 
     def _is_shared(self, event: PrivacyEvent) -> bool:
         return event.mechanism == "poisson_subsampled_gaussian" and self._is_drawing_secret
@@ -140,6 +161,24 @@ def user_epsilon(events: Iterable[PrivacyEvent], *, target_delta: float, is_draw
         UnknownEventError: An event is not per user, is of another population, or cannot be accounted for.
     """
     return UserBills(events, is_drawing_secret=is_drawing_secret).epsilon(target_delta=target_delta)
+
+
+def bills_with_others(
+    events: Iterable[PrivacyEvent], *, population: str, target_delta: float, is_drawing_secret: bool = True
+) -> UserBills:
+    """The bills of one population, with the costliest of every other population in `events` on top of each.
+
+    Raises:
+        UnknownEventError: An event is not per user, or cannot be accounted for.
+    """
+    found: dict[str | None, UserBills] = {}
+    for event in events:
+        found.setdefault(event.population, UserBills(is_drawing_secret=is_drawing_secret)).add(event)
+    own = found.pop(population, UserBills(is_drawing_secret=is_drawing_secret))
+    own.besides = tuple(
+        group for others in found.values() for group in others.costliest_bill(target_delta=target_delta)
+    )
+    return own
 
 
 def epsilon_by_population(events: Iterable[PrivacyEvent], *, target_delta: float) -> dict[str, float]:

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from privacy.attestation import PrivacyStatement, read_key, unseal
-from privacy.attestation.evidence import differences_from
+from privacy.attestation.evidence import differences_from, usefulness_of
 from privacy.ledger import JsonlLedger
 from privacy.recompute import compare, read_bounded
 from privacy.report import AuditReport
@@ -45,6 +45,9 @@ def verify(folder: Path, *, key: Path) -> list[str]:
         audit.part: audit.verdict for audit in statement.predicate.audits
     }:
         differences.append("the audits' verdicts differ from those in report.json")
+    stated = statement.predicate.usefulness  # statements from before have none
+    if stated and usefulness_of(AuditReport.from_json(report)) != stated:
+        differences.append("what it says of the held-out loss differs from report.json")
     if hashlib.sha256(read_bounded(folder / "ledger.jsonl")).hexdigest() != evidence.ledger_sha256:
         differences.append("ledger.jsonl is not the file that the statement names (sha256)")
     differences += differences_from(statement, JsonlLedger(folder / "ledger.jsonl").events())

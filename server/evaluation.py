@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 class HeldOutEvaluation:
     """Mean loss on people whose text no device trains on.
 
-    One evaluation is one fixed list of examples, so that two versions are compared on the same text.
+    One evaluation is one fixed list of examples, so that two versions are compared on the same text. `groups` has the
+    label of each, None where the text says none.
     """
 
     def __init__(self, tree: Path, *, data: str, examples: int, max_length: int) -> None:
@@ -46,9 +47,9 @@ class HeldOutEvaluation:
         self._tree = tree
         self._tokenizer = Tokenizer.from_folder(tree / "base")
         self._loaded: LayeredTransformer | None = None
-        self._examples = encode_examples(
-            self._tokenizer, held_out_examples(open_source(data), limit=examples), max_length=max_length
-        )
+        chosen = held_out_examples(open_source(data), limit=examples)
+        self.groups = tuple(example.group for example in chosen)
+        self._examples = encode_examples(self._tokenizer, chosen, max_length=max_length)
         if not self._examples:
             raise EvaluationError(
                 f"The source {data!r} has no held-out text to judge a release by. "
@@ -96,8 +97,13 @@ class HeldOutEvaluation:
 
     def loss_of_adapter(self, folder: Path) -> float:
         """Loss with an adapter in PEFT's layout, as it is shipped."""
+        return fmean(self.losses_of_adapter(folder))
+
+    def losses_of_adapter(self, folder: Path) -> list[float]:
+        """Loss per held-out example with an adapter in PEFT's layout, as it is shipped."""
         state, lora = load_adapter(folder)
-        return self.loss({name: tensor.to(torch.float32).numpy() for name, tensor in state.items()}, lora)
+        floats = {name: tensor.to(torch.float32).numpy() for name, tensor in state.items()}
+        return self.losses(floats, lora, self._examples)
 
     def expected_logits(self, folder: Path) -> str:
         """What a device's self-test compares with, for a version with this adapter; see `model.probe`."""

@@ -164,6 +164,7 @@ def _utility(version: VersionRecord | None) -> tuple[UtilityFigure, ...]:
             before=version.gate.parent_loss,
             after=version.gate.candidate_loss,
             measured_on=str(version.manifest.facts.get("evaluation", "")),
+            groups=version.gate.groups,
         ),
     )
 

@@ -27,6 +27,7 @@ from server.trees import create_candidate, import_base, materialise, restore
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from privacy.utility import GroupChange
     from server.artifacts import ArtifactStore
     from server.registry import Registry, StatementRecord, VersionRecord
     from server.rollouts import Launch
@@ -62,9 +63,9 @@ class Gate:
 
     margin: float
 
-    def judge(self, *, candidate_loss: float, parent_loss: float) -> GateResult:
-        """Compare two held-out losses (mean per example, in nats)."""
-        return GateResult(candidate_loss=candidate_loss, parent_loss=parent_loss, margin=self.margin)
+    def judge(self, *, candidate_loss: float, parent_loss: float, groups: tuple[GroupChange, ...] = ()) -> GateResult:
+        """Compare two held-out losses (mean per example, in nats); those of groups decide nothing."""
+        return GateResult(candidate_loss=candidate_loss, parent_loss=parent_loss, margin=self.margin, groups=groups)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +144,7 @@ def publish(  # noqa: PLR0913 - what it works on, then what to do, each by its n
         record = registry.version(model, version)
         if record.state != "released":
             _pass_gate(registry, record, gate)
+            record = registry.version(model, version)  # with its gate, which report and statement tell
             require_releasable(registry, record, is_audit_required=is_audit_required)
             metadata.unlock_releases()
             statement = StatementGate(registry, artifacts, metadata, max_epsilon).pass_(record)

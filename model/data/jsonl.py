@@ -1,7 +1,8 @@
 """People's own data: a folder of JSONL files, one a user.
 
 A line is {"prompt": ..., "completion": ...} or {"messages": [{"role": ..., "content": ...}, ...]}, with an optional
-"timestamp" in seconds since 1970. Files in the subfolder `held_out` are users that no device trains on.
+"timestamp" in seconds since 1970 and an optional "group", a label of at most 64 characters. Files in the subfolder
+`held_out` are users that no device trains on.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _MAX_LINE_BYTES: Final = 1024 * 1024
+_MAX_LABEL: Final = 64
 _HELD_OUT: Final = "held_out"
 _USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
@@ -84,7 +86,7 @@ def export_users(
         for user in names:
             if not _USER.fullmatch(user):
                 raise DataError(f"user {user!r} cannot be a file name; use letters, digits, dots, dashes, underscores")
-            lines = (json.dumps(vars(example), ensure_ascii=False) for example in source.examples(user))
+            lines = (json.dumps(_values_of(example), ensure_ascii=False) for example in source.examples(user))
             try:
                 write_text(target / f"{user}.jsonl", "".join(f"{line}\n" for line in lines))
             except CheckpointError as error:
@@ -112,8 +114,22 @@ def _examples_in(path: Path) -> Iterator[Example]:
         has_time = moment is not None
         if has_time and (isinstance(moment, bool) or not isinstance(moment, (int, float))):
             raise DataError(f"{place}: timestamp must be a number, seconds since 1970")
+        written_at, group = float(number if moment is None else moment), _label(values, place)
         for prompt, completion in _pairs(values, place):
-            yield Example(prompt=prompt, completion=completion, timestamp=float(number if moment is None else moment))
+            yield Example(prompt=prompt, completion=completion, timestamp=written_at, group=group)
+
+
+def _values_of(example: Example) -> dict[str, object]:
+    return {name: value for name, value in vars(example).items() if value is not None}
+
+
+def _label(values: Mapping[str, Any], place: str) -> str | None:
+    label = values.get("group")
+    if label is None:
+        return None
+    if not isinstance(label, str) or not 0 < len(label) <= _MAX_LABEL or not label.isprintable():
+        raise DataError(f"{place}: group must be a printable text of 1 to {_MAX_LABEL} characters")
+    return label
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -23,11 +23,13 @@ class Example:
         prompt: What the model sees.
         completion: What it learns to answer; only this counts in the loss.
         timestamp: When it was written, seconds since 1970, or a counter where no time is known.
+        group: A label of what it is about or who wrote it, by which held-out text is judged apart; None: it has none.
     """
 
     prompt: str
     completion: str
     timestamp: float
+    group: str | None = None
 
 
 class DataSource(Protocol):

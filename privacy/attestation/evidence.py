@@ -15,6 +15,7 @@ from privacy.attestation.statement import (
     PrivacyStatement,
     ReleaseFacts,
     Subject,
+    Usefulness,
 )
 from privacy.chain import chained_lines
 from privacy.report.claim import claim_of
@@ -58,6 +59,7 @@ def statement_of(
             claim=claim_of(report),
             guarantees=_guarantees(report),
             audits=tuple(AuditVerdict(part=finding.part, verdict=finding.verdict.value) for finding in report.findings),
+            usefulness=usefulness_of(report),
             evidence=Evidence(
                 ledger_sha256=report.ledger_sha256,
                 ledger_head=chained_lines(report.events)[1],
@@ -67,6 +69,15 @@ def statement_of(
             ),
             issued_at=report.created_at,
         ),
+    )
+
+
+def usefulness_of(report: AuditReport) -> tuple[Usefulness, ...]:
+    """What a report measured of the release's worth; what is not finite has no place in a statement."""
+    return tuple(
+        Usefulness(measure=figure.name, before=figure.before, after=figure.after, groups=figure.groups)
+        for figure in report.utility[:8]
+        if math.isfinite(figure.before) and math.isfinite(figure.after)
     )
 
 

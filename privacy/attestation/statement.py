@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 
 from privacy.errors import StatementError
+from privacy.utility import MAX_GROUPS, GroupChange, Loss
 
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE: Final = "urn:lamella:privacy-statement:1"
@@ -22,7 +23,9 @@ _SUFFIX: Final = ".privacy.json"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Words = Annotated[str, Field(max_length=1_000)]
-Epsilon = Annotated[float, Field(ge=0, allow_inf_nan=True)]
+# JSON has no infinity: it is written as a word, and described so.
+_EPSILON_SCHEMA: Final = {"anyOf": [{"type": "number", "minimum": 0}, {"const": "Infinity"}]}
+Epsilon = Annotated[float, Field(ge=0, allow_inf_nan=True), WithJsonSchema(_EPSILON_SCHEMA)]
 
 
 def statement_path(model: str, version: int) -> str:
@@ -89,6 +92,21 @@ class AuditVerdict(_Part):
     verdict: Literal["pass", "fail", "inconclusive"]
 
 
+class Usefulness(_Part):
+    """What the release did to the held-out loss, for all and by group; nothing of it is promised.
+
+    Attributes:
+        measure: What was measured, in words.
+        before, after: Of the version before and of this one.
+        groups: The same for each group that the held-out text names; empty where it names none.
+    """
+
+    measure: Words
+    before: Loss
+    after: Loss
+    groups: Annotated[tuple[GroupChange, ...], Field(max_length=MAX_GROUPS)] = ()
+
+
 class Predicate(_Part):
     """The part of the statement that in-toto leaves to us."""
 
@@ -97,6 +115,7 @@ class Predicate(_Part):
     claim: Words
     guarantees: Annotated[tuple[Guarantee, ...], Field(max_length=2)]
     audits: Annotated[tuple[AuditVerdict, ...], Field(max_length=64)] = ()
+    usefulness: Annotated[tuple[Usefulness, ...], Field(max_length=8)] = ()
     evidence: Evidence
     issued_at: AwareDatetime
 

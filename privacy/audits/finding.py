@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from scipy import stats
 
 if TYPE_CHECKING:
@@ -15,7 +15,9 @@ CONFIDENCE = 0.95
 # An audit stops a release only where chance would speak so loudly once in a thousand times.
 CERTAINTY = 0.999
 
-Interval = tuple[float, float]
+# JSON has no infinity: an open bound is written as a word, and described so.
+Value = Annotated[float, WithJsonSchema({"anyOf": [{"type": "number"}, {"enum": ["Infinity", "-Infinity", "NaN"]}]})]
+Interval = tuple[Value, Value]
 
 
 class Verdict(StrEnum):
@@ -39,17 +41,17 @@ class Finding(BaseModel):
     question: str
     verdict: Verdict
     reason: str
-    measured: float
+    measured: Value
     unit: str
     interval: Interval
-    claimed: float | None = None
+    claimed: Value | None = None
     sample_size: int = Field(ge=0)
     sample: str
     control: str
     is_control_caught: bool | None
     power: str
     reading: str
-    facts: dict[str, float] = {}
+    facts: dict[str, Value] = {}
 
 
 def worst_verdict(findings: Iterable[Finding]) -> Verdict | None:

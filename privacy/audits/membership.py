@@ -16,52 +16,27 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 from scipy import stats
 
-from privacy.audits.finding import CONFIDENCE, Finding, Interval, Verdict, clopper_pearson, one_sided
+from privacy.audits.attack_figures import (
+    CLAIMED_AT_FPR,
+    AttackFigures,
+    OperatingPoint,
+    counts_in,
+    figures_of,
+    roc_of,
+    shared_edges,
+)
+from privacy.audits.finding import CONFIDENCE, Finding, Verdict, one_sided
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
-    from privacy.audits.losses import Floats, Losses
+    from privacy.audits.losses import Losses
 
 CLAIMED_RATE = 0.003
-CLAIMED_AT_FPR = 0.001
-TARGET_FPRS = (CLAIMED_AT_FPR, 0.01)
 # Fewer members cannot prove the claim even if the attack finds none: (1 - rate)^n must fall below 5%.
 MEMBERS_NEEDED = math.ceil(math.log(1 - CONFIDENCE) / math.log(1 - CLAIMED_RATE))
-_BOOTSTRAP_RESAMPLES = 1000
-_HISTOGRAM_BINS = 40
 # The rate at which `power` is stated: what guessing alone achieves at the claimed false-positive rate.
 _TRUE_RATE_FOR_POWER = CLAIMED_AT_FPR
-
-
-class OperatingPoint(BaseModel):
-    """The attack at one threshold: an example counts as found when its score is strictly above it.
-
-    Both intervals are two-sided 95% Clopper-Pearson intervals at this threshold; `false_positive_interval` shows how
-    well the non-members pin down the rate that the threshold was chosen for.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    target_fpr: float
-    threshold: float
-    false_positives: int
-    false_positive_interval: Interval
-    hits: int
-    true_positive_rate: float
-    true_positive_interval: Interval
-
-
-class AttackFigures(BaseModel):
-    """One score's figures: area under the ROC curve and the points that matter."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    auc: float
-    auc_interval: Interval
-    points: tuple[OperatingPoint, ...]
 
 
 class MembershipResult(BaseModel):
@@ -122,17 +97,17 @@ def membership_audit(
         AuditError: lengths differ, a loss is not finite, or there are too few to measure anything.
     """
     member_scores, other_scores = members.calibrated("member"), non_members.calibrated("non-member")
-    calibrated = _figures(member_scores, other_scores, seed)
+    calibrated = figures_of(member_scores, other_scores, seed=seed)
     likelihood = None
     if likelihood_scores is not None:
         scores = [np.asarray(values, dtype=np.float64) for values in likelihood_scores]
-        likelihood = _figures(scores[0], scores[1], seed)
+        likelihood = figures_of(scores[0], scores[1], seed=seed)
     caught = None if positive_control is None else positive_control.verdict is Verdict.FAIL
     strongest = max(filter(None, (calibrated, likelihood)), key=lambda figures: figures.points[0].hits)
     verdict, reason, upper = _judge(
         strongest.points[0], member_scores.size, other_scores.size, is_control_caught=caught
     )
-    edges = _shared_edges(member_scores, other_scores)
+    edges = shared_edges(member_scores, other_scores)
     return MembershipResult(
         verdict=verdict,
         reason=reason,
@@ -141,12 +116,12 @@ def membership_audit(
         upper_bound=upper,
         power=power_to_pass(members=member_scores.size),
         calibrated=calibrated,
-        raw_loss=_figures(members.raw("member"), non_members.raw("non-member"), seed),
+        raw_loss=figures_of(members.raw("member"), non_members.raw("non-member"), seed=seed),
         likelihood=likelihood,
-        roc=_roc(member_scores, other_scores),
+        roc=roc_of(member_scores, other_scores),
         bin_edges=tuple(edges.tolist()),
-        member_counts=_counts(member_scores, edges),
-        non_member_counts=_counts(other_scores, edges),
+        member_counts=counts_in(member_scores, edges),
+        non_member_counts=counts_in(other_scores, edges),
         control=None if positive_control is None else positive_control.calibrated,
         is_control_caught=caught,
     )
@@ -216,78 +191,3 @@ def _judge(
         reason = f"{found}: below {CLAIMED_RATE:.1%}, but the attack missed the control, a run without noise"
         return Verdict.INCONCLUSIVE, reason, high
     return Verdict.PASS, f"{found}: at most {high:.2%} with 95% confidence, and the control was caught", high
-
-
-def _figures(member: Floats, other: Floats, seed: int) -> AttackFigures:
-    auc, interval = _auc_with_interval(member, other, seed)
-    points = tuple(_operating_point(member, other, target) for target in TARGET_FPRS)
-    return AttackFigures(auc=auc, auc_interval=interval, points=points)
-
-
-def _operating_point(member: Floats, other: Floats, target_fpr: float) -> OperatingPoint:
-    """The lowest threshold with at most `target_fpr` false positives among the non-members.
-
-    Strictly above counts, so tied scores are never split in the attack's or the claim's favour.
-    """
-    allowed = int(target_fpr * other.size + 1e-9)
-    threshold = float(np.sort(other)[other.size - 1 - allowed])
-    false_positives, hits = int((other > threshold).sum()), int((member > threshold).sum())
-    return OperatingPoint(
-        target_fpr=target_fpr,
-        threshold=threshold,
-        false_positives=false_positives,
-        false_positive_interval=clopper_pearson(false_positives, other.size),
-        hits=hits,
-        true_positive_rate=hits / member.size,
-        true_positive_interval=clopper_pearson(hits, member.size),
-    )
-
-
-def _auc_with_interval(member: Floats, other: Floats, seed: int) -> tuple[float, Interval]:
-    """Chance that a member scores above a non-member, a tie counting half; percentile bootstrap over both groups."""
-    values, inverse = np.unique(np.concatenate([member, other]), return_inverse=True)
-    of_member, of_other = inverse[: member.size], inverse[member.size :]
-    auc = _auc(np.bincount(of_member, minlength=values.size), np.bincount(of_other, minlength=values.size))
-    if auc in {0.0, 1.0}:
-        # The bootstrap sees no spread here. Disjoint pairs are independent trials, so their interval is exact.
-        pairs = min(member.size, other.size)
-        return auc, clopper_pearson(round(auc * pairs), pairs)
-    random = np.random.default_rng(seed)
-    resampled = [
-        _auc(
-            np.bincount(random.choice(of_member, member.size), minlength=values.size),
-            np.bincount(random.choice(of_other, other.size), minlength=values.size),
-        )
-        for _ in range(_BOOTSTRAP_RESAMPLES)
-    ]
-    low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return auc, (float(low), float(high))
-
-
-def _auc(member_counts: NDArray[np.int64], other_counts: NDArray[np.int64]) -> float:
-    """From counts a distinct score, in rising order."""
-    below = np.cumsum(other_counts) - other_counts
-    favourable = (member_counts * (below + other_counts / 2)).sum()
-    return float(favourable / (member_counts.sum() * other_counts.sum()))
-
-
-def _roc(member: Floats, other: Floats) -> tuple[tuple[float, float], ...]:
-    """(false-positive rate, true-positive rate) where either changes, thinned to a drawable number of points."""
-    thresholds = np.unique(np.concatenate([member, other]))[::-1]
-    fpr = 1 - np.searchsorted(np.sort(other), thresholds, side="left") / other.size
-    tpr = 1 - np.searchsorted(np.sort(member), thresholds, side="left") / member.size
-    wanted = np.unique(np.concatenate([np.geomspace(1e-4, 1, 120), np.linspace(0, 1, 80)]))
-    keep = np.unique(np.clip(np.searchsorted(fpr, wanted, side="right") - 1, 0, fpr.size - 1))
-    return ((0.0, 0.0), *((float(fpr[index]), float(tpr[index])) for index in keep), (1.0, 1.0))
-
-
-def _shared_edges(member: Floats, other: Floats) -> Floats:
-    """Histogram edges over the middle 99% of both groups."""
-    both = np.concatenate([member, other])
-    low, high = np.quantile(both, [0.005, 0.995])
-    return np.linspace(low, high if high > low else low + 1e-6, _HISTOGRAM_BINS + 1)
-
-
-def _counts(scores: Floats, edges: Floats) -> tuple[int, ...]:
-    """Scores per bin; the outermost bins take what lies beyond them."""
-    return tuple(np.histogram(scores.clip(edges[0], edges[-1]), edges)[0].tolist())

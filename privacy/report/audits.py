@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from privacy.audits.membership import CLAIMED_AT_FPR
+from privacy.audits.attack_figures import CLAIMED_AT_FPR
 from privacy.report.blocks import Bullets, Paragraph, Section, Table, number
 from privacy.report.membership import membership_blocks
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from privacy.audits.membership import CLAIMED_AT_FPR
+from privacy.audits.attack_figures import CLAIMED_AT_FPR
 from privacy.report.blocks import Paragraph, Section, number, probability
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from privacy.audits.attack_figures import CLAIMED_AT_FPR
 from privacy.audits.finding import Verdict, worst_verdict
-from privacy.audits.membership import CLAIMED_AT_FPR
 from privacy.report.blocks import Card, Document, number, probability, strength_of
 from privacy.report.claim import claim_of
 from privacy.report.sections import sections_of

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from privacy.audits.membership import CLAIMED_AT_FPR, CLAIMED_RATE, MEMBERS_NEEDED
+from privacy.audits.attack_figures import CLAIMED_AT_FPR
+from privacy.audits.membership import CLAIMED_RATE, MEMBERS_NEEDED
 from privacy.report.blocks import Figure, Paragraph, Table, number
 
 if TYPE_CHECKING:
-    from privacy.audits.membership import AttackFigures
+    from privacy.audits.attack_figures import AttackFigures
     from privacy.report.blocks import Block
     from privacy.report.schema import AuditReport
 

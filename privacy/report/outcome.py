@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from privacy.report.blocks import Bullets, Paragraph, Section, Table, number
+from privacy.report.blocks import Bullets, Figure, Paragraph, Section, Table, number
 
 if TYPE_CHECKING:
-    from privacy.report.schema import AuditReport
+    from collections.abc import Sequence
 
+    from privacy.report.blocks import Block
+    from privacy.report.schema import AuditReport, UtilityFigure
+
+GROUPS_PLOT = "groups"
 _NO_SUBGROUPS = (
-    "Not measured for subgroups: noise and clipping cost most where people are few or write unlike the others, and "
-    "the figures above are means over all."
+    "Not measured for subgroups, as the held-out text has no labels of groups: noise and clipping cost most where "
+    "people are few or write unlike the others, and the figures above are means over all."
 )
 
 
@@ -30,7 +34,48 @@ def utility_section(report: AuditReport) -> Section:
                     for u in report.utility
                 ),
             ),
-            Paragraph(_NO_SUBGROUPS),
+            *_by_group(report.utility),
+        ),
+    )
+
+
+def _by_group(utility: Sequence[UtilityFigure]) -> tuple[Block, ...]:
+    measured = [figure for figure in utility if figure.groups]
+    if not measured:
+        return (Paragraph(_NO_SUBGROUPS),)
+    return tuple(block for figure in measured for block in _groups_of(figure))
+
+
+def _groups_of(figure: UtilityFigure) -> tuple[Block, ...]:
+    worse = [group.name for group in figure.groups if group.is_worse]
+    said = (
+        f"It rose, beyond chance, for: {', '.join(worse)}." if worse else "For none of them did it rise beyond chance."
+    )
+    return (
+        Paragraph(
+            f"By group, as the held-out text is labelled. {said} Noise and clipping cost most where people are few or "
+            "write unlike the others."
+        ),
+        Figure(
+            GROUPS_PLOT,
+            "Change of the loss in each group, with its 95% interval; right of the line it rose: worse than before.",
+            "Change of the loss by group, with intervals.",
+        ),
+        Table(
+            ("group", "examples", "before", "after", "change", "95% interval"),
+            tuple(
+                (
+                    group.name,
+                    str(group.examples),
+                    number(group.before),
+                    number(group.after),
+                    f"{group.change:+.3f}",
+                    "too few to say" if group.low is None else f"{group.low:+.3f} to {group.high:+.3f}",
+                )
+                for group in figure.groups
+            ),
+            caption=f"{figure.name}. An interval is for its group alone, and takes examples as independent: where few "
+            "people wrote many of them, it is wider in truth.",
         ),
     )
 

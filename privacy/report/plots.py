@@ -11,8 +11,11 @@ from privacy.report.blocks import probability
 from privacy.report.plot_style import BLUE, GREY, INK, ORANGE, PLOT_STYLE, RED, SOFT
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from privacy.audits.membership import MembershipResult
     from privacy.report.schema import AuditReport
+    from privacy.utility import GroupChange
 
 # Letters as paths: the page must look the same where the font is not.
 _STYLE = PLOT_STYLE | {"svg.fonttype": "path", "svg.hashsalt": "privacy-report", "font.family": "DejaVu Sans"}
@@ -37,6 +40,8 @@ def figures_of(report: AuditReport) -> dict[str, bytes]:
             drawn["curve"] = _curve(report)
         if report.membership is not None:
             drawn["membership"] = _membership(report.membership)
+        if groups := next((figure.groups for figure in report.utility if figure.groups), ()):
+            drawn["groups"] = _groups(groups)
     return drawn
 
 
@@ -124,6 +129,23 @@ def _curve(report: AuditReport) -> bytes:
     axes.set_xscale("log")
     axes.set_ylim(0, max(value for _, value in points) * 1.25)
     axes.set(xlabel="δ, the probability that the promise does not hold", ylabel="ε")
+    return _svg(figure)
+
+
+def _groups(groups: Sequence[GroupChange]) -> bytes:
+    figure, axes = _figure(9, 1.2 + 0.34 * len(groups))
+    for place, group in enumerate(reversed(groups)):
+        reach = [[0.0], [0.0]]
+        if group.low is not None and group.high is not None:
+            reach = [[group.change - group.low], [group.high - group.change]]
+        colour = ORANGE if group.is_worse else BLUE
+        axes.errorbar([group.change], [place], xerr=reach, fmt="s" if group.is_worse else "o", color=colour, capsize=4)
+    axes.axvline(0, color=GREY, linestyle=(0, (5, 3)), linewidth=1.4)
+    # A label is anybody's text: no dollar in it begins a formula.
+    names = [f"{group.name} ({group.examples})".replace("$", r"\$") for group in reversed(groups)]
+    axes.set_yticks(range(len(groups)), names)
+    axes.set_ylim(-0.6, len(groups) - 0.4)
+    axes.set(xlabel="change of the held-out loss, nats (95% interval)")
     return _svg(figure)
 
 

@@ -11,6 +11,7 @@ from privacy.audits import Finding, MembershipResult  # noqa: TC001 - pydantic r
 from privacy.errors import ReportError
 from privacy.event import Mechanism, PrivacyEvent  # noqa: TC001 - pydantic reads it
 from privacy.noise_shares import NoiseShares  # noqa: TC001 - pydantic reads it
+from privacy.utility import GroupChange  # noqa: TC001 - the same
 
 Scalar = str | int | float | bool | None
 
@@ -29,13 +30,14 @@ class TensorFact(_Part):
 
 
 class UtilityFigure(_Part):
-    """What the release is worth: one measure on the parent and on the release."""
+    """What the release is worth: one measure on the parent and on the release, and by group where there are any."""
 
     name: str
     before: float
     after: float
     measured_on: str = ""
     is_lower_better: bool = True
+    groups: tuple[GroupChange, ...] = ()
 
     @property
     def is_worse(self) -> bool:

@@ -66,7 +66,12 @@ VERSION: Final = {
     },
     "state": "released",
     "reason": "",
-    "gate": {"candidate_loss": 2.549, "parent_loss": 2.553, "margin": 0.02},
+    "gate": {
+        "candidate_loss": 2.549,
+        "parent_loss": 2.553,
+        "margin": 0.02,
+        "groups": [{"name": "recipes", "examples": 40, "before": 2.6, "after": 2.58, "low": -0.05, "high": 0.01}],
+    },
     "run_id": "run-1",
     "master_sha256": OTHER_HASH,
     "created_at": TIME,

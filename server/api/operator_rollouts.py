@@ -10,7 +10,7 @@ from delta_updates.manifest import ModelName, VersionNumber
 from server.api.callers import audited
 from server.api.examples import MODEL, answer, page
 from server.api.problems import declare
-from server.api.rollout_examples import CHANGE, FAILURE, PLAN, PROGRESS, ROLLOUT
+from server.api.rollout_examples import CHANGE, DECLINE, FAILURE, PLAN, PROGRESS, ROLLOUT
 from server.api.services import Page, PageLimit, Publisher, ServicesDep, Viewer, page_of
 from server.registry import RolloutChangeRecord, RolloutFailureRecord, RolloutProgress
 from server.rollouts import Action, Launch, Rollout, RolloutPlan, RolloutState
@@ -54,10 +54,11 @@ class ActionRequest(BaseModel):
 
 
 class RolloutDetail(BaseModel):
-    """A rollout, its devices' reports, why some failed (most frequent first), and its changes, oldest first."""
+    """A rollout, its devices' reports, why some failed or declined (most frequent first), and its changes in order."""
 
     progress: RolloutProgress
     failures: tuple[RolloutFailureRecord, ...]
+    declines: tuple[RolloutFailureRecord, ...]
     changes: tuple[RolloutChangeRecord, ...]
 
 
@@ -112,16 +113,20 @@ def list_rollouts(
     "/{rollout_id}",
     summary="Show a rollout and its progress",
     responses={
-        200: answer("The rollout as it is now.", {"progress": PROGRESS, "failures": [FAILURE], "changes": [CHANGE]}),
+        200: answer(
+            "The rollout as it is now.",
+            {"progress": PROGRESS, "failures": [FAILURE], "declines": [DECLINE], "changes": [CHANGE]},
+        ),
         **declare(HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
     },
 )
 def show_rollout(services: ServicesDep, _: Viewer, rollout_id: RolloutId) -> RolloutDetail:
-    """Show how many devices took the version or failed, what the rollout waits for, and what became of it so far."""
+    """Show how many devices took the version, failed or declined it, what it waits for, and what became of it."""
     services.registry.settle_rollout(rollout_id)
     return RolloutDetail(
         progress=services.registry.rollout_progress(rollout_id),
         failures=services.registry.rollout_failures(rollout_id),
+        declines=services.registry.rollout_declines(rollout_id),
         changes=services.registry.rollout_changes(rollout_id),
     )
 

@@ -3,16 +3,20 @@
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
-from pydantic import BaseModel
+from fastapi import APIRouter, Path, Query, Request, Response
+from pydantic import BaseModel, Field
 
 from delta_updates.manifest import ModelName
+from privacy.audits import Verdict, worst_verdict
 from privacy.event import PrivacyEvent
 from server.api.examples import EVENT_ID, HEALTH, MODEL, PRIVACY_EVENT, ROUND, RUN, answer, page
+from server.api.privacy_examples import FINDINGS
 from server.api.problems import declare
 from server.api.services import Page, PageLimit, ServicesDep, Viewer, page_of
+from server.api.tagged import answer_tagged
 from server.federation.health import RunHealth
 from server.registry import RoundRecord, RunRecord
+from server.registry.audit_findings import FindingRecord
 
 router = APIRouter(tags=["operator: federation"])
 _IDENTIFIER = r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$"
@@ -28,6 +32,14 @@ class RunDetail(BaseModel):
     run: RunRecord
     rounds: tuple[RoundRecord, ...]
     health: RunHealth
+
+
+class RunFindings(BaseModel):
+    """What audits found about a run, in the order of asking."""
+
+    run_id: str
+    verdict: Verdict | None = Field(description="The worst of them; null while nothing was measured.")
+    findings: tuple[FindingRecord, ...]
 
 
 @router.get(
@@ -68,6 +80,27 @@ def show_run(services: ServicesDep, _: Viewer, run_id: RunId) -> RunDetail:
     """
     rounds = services.registry.rounds(run_id)
     return RunDetail(run=services.registry.run(run_id), rounds=rounds, health=RunHealth.of(rounds))
+
+
+@router.get(
+    "/runs/{run_id}/findings",
+    summary="Show what audits found about a run",
+    response_model=RunFindings,
+    responses={
+        200: answer("The findings; none where the run was not audited.", FINDINGS),
+        304: {"description": "Nothing was found since (If-None-Match)."},
+        **declare(HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
+    },
+)
+def show_findings(services: ServicesDep, _: Viewer, request: Request, run_id: RunId) -> Response:
+    """Show each audit's verdict with the value, interval, sample and control that it rests on.
+
+    `detail` holds the whole measurement of a membership audit. A bound that is open is the text `Infinity`.
+    """
+    run = services.registry.run(run_id)
+    found = services.registry.audit_findings(run.run_id)
+    worst = worst_verdict(record.finding for record in found)
+    return answer_tagged(RunFindings(run_id=run.run_id, verdict=worst, findings=found), request)
 
 
 @router.get(

@@ -33,13 +33,18 @@ ROLLOUT: Final = {
 }
 PROGRESS: Final = {
     "rollout": ROLLOUT,
-    "phase": {"offered": 31, "confirmed": 24, "reverted": 0, "failed": 1},
-    "total": {"offered": 131, "confirmed": 121, "reverted": 0, "failed": 1},
+    "phase": {"offered": 31, "confirmed": 24, "reverted": 0, "failed": 1, "declined": 2},
+    "total": {"offered": 131, "confirmed": 121, "reverted": 0, "failed": 1, "declined": 2},
     "quality": {"loss_increase": {"mean": -0.012, "devices": 64, "standard_error": 0.009}},
     "remaining": 869,
     "outlook": "phase 2 (50%) soaks until 2026-03-01 16:00 UTC",
 }
 FAILURE: Final = {"outcome": "failed", "reason": "the disk is full: 231 MB are needed, 90 MB are free", "reports": 1}
+DECLINE: Final = {
+    "outcome": "declined",
+    "reason": "v3 of 'smollm2-135m' is not taken: this device accepts ε of at most 2 per unit",
+    "reports": 2,
+}
 CHANGE: Final = {"revision": 1, "state": "running", "phase": 0, "reason": "started", "changed_at": TIME}
 MOVE: Final = {
     "model": MODEL,

@@ -48,6 +48,7 @@ _REPORT = {
     "apply_seconds": 0.9,
     "quality": {"loss_increase": -0.03, "tokens_per_second": 14.2, "memory_bytes": 402_653_184},
 }
+_FAILURES = frozenset({Outcome.FAILED, Outcome.REVERTED})
 _REFUSALS = (
     HTTPStatus.BAD_REQUEST,
     HTTPStatus.UNAUTHORIZED,
@@ -120,7 +121,7 @@ def report(
     """Keep an outcome of one of the caller's own offers; an offer of another device does not exist for it."""
     rollout_id = services.registry.record_outcome(device.device_id, report)
     if rollout_id is not None:
-        services.registry.settle_rollout(rollout_id, is_urgent=report.outcome is not Outcome.CONFIRMED)
+        services.registry.settle_rollout(rollout_id, is_urgent=report.outcome in _FAILURES)
     services.metrics.count_outcome(report.outcome.value)
 
 

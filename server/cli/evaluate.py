@@ -9,6 +9,7 @@ import typer
 from rich.progress import Progress
 
 from server.cli.console import console, show_json, show_table
+from server.cli.group_losses import group_losses
 from server.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -25,6 +26,14 @@ def evaluate(
     choices: Annotated[
         list[Path] | None, typer.Option(help="File of lines with query, choices and gold (repeatable).")
     ] = None,
+    groups: Annotated[
+        str | None,
+        typer.Option(help="Data (`jsonl:FOLDER`, chitchat, docstrings): loss on its held-out text, by group label."),
+    ] = None,
+    before: Annotated[
+        Path | None,
+        typer.Option(help="With --groups: the version before, to compare with.", exists=True, file_okay=False),
+    ] = None,
     context: Annotated[int, typer.Option(help="Tokens a window of the text.", min=2)] = 1024,
     stride: Annotated[int, typer.Option(help="Tokens from one window's beginning to the next.", min=1)] = 512,
     max_tokens: Annotated[int | None, typer.Option(help="Take only so much of the text.", min=2)] = None,
@@ -34,9 +43,15 @@ def evaluate(
     ),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure a model: perplexity by windows, accuracy by the likelihood of each answer (docs/benchmarks.md)."""
-    if perplexity is None and not choices:
-        raise ConfigurationError("Say what to measure: --perplexity FILE, --choices FILE.jsonl, or both.")
+    """Measure a model: perplexity by windows, accuracy by the likelihood of each answer, loss by group of text.
+
+    With --groups, each example's loss is a mean over the tokens of its answer, in nats; with --before also how it
+    changed, with a 95% interval. How it is measured: docs/benchmarks.md.
+    """
+    if perplexity is None and not choices and groups is None:
+        raise ConfigurationError("Say what to measure: --perplexity FILE, --choices FILE.jsonl, --groups DATA.")
+    if before is not None and groups is None:
+        raise ConfigurationError("--before is for --groups: say which data to compare on.")
     results: dict[str, dict[str, float | int | list[float]]] = {}
     loaded = _load(model, dtype)
     with Progress(console=console, transient=True, disable=as_json) as progress:
@@ -51,6 +66,8 @@ def evaluate(
             )
         for path in choices or []:
             results[path.name] = _choices(loaded, path, limit=limit, on_progress=bar(path.name))
+        if groups is not None:
+            results |= group_losses(loaded, None if before is None else _load(before, dtype), groups, limit=limit)
     if as_json:
         show_json(results)
         return

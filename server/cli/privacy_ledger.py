@@ -1,4 +1,4 @@
-"""`lamella privacy ledger` and `budget`: the chain of events, and what a model's users may be charged."""
+"""`lamella privacy ledger` and `budget`: the chain of events, what was spent, and what users may be charged."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from server.cli.auditing import audited
-from server.cli.console import Service, console, open_service
+from server.cli.console import Service, console, open_service, show_table
+from server.cli.rollout_options import print_json
 from server.errors import DatabaseError, RecipeError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from privacy.budget import PrivacyBudget
+    from server.spending import Spent
 
 
 def ledger(
@@ -24,8 +28,13 @@ def ledger(
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Verify the chain of a model's privacy events, and export them; exits with 1 when anything was changed."""
+    """Verify the chain of a model's privacy events, show what was spent and what is left, and export the events.
+
+    Exits with 1 when anything was changed. ε is shown for the model's devices and users, and for each base that the
+    model was trained on, over all models on it: fine-tuning one base under ten names is not free.
+    """
     from privacy.chain import FIRST_HEAD, chained_lines
+    from server.spending import spent_on
 
     service = open_service()
     events = service.registry.privacy_events(model=model)
@@ -38,29 +47,44 @@ def ledger(
     if out is not None:
         out.write_bytes(chained_lines(events)[0])
     since = len(heads) - 1 - heads.index(head) if head else None
-    facts = {"model": model, "events": len(heads) - 1, "head": heads[-1], "events_since_head": since}
+    spent = spent_on(service.registry, model)
     if as_json:
-        console.print_json(json.dumps(facts))
+        facts = {"model": model, "events": len(heads) - 1, "head": heads[-1], "events_since_head": since}
+        print_json({**facts, "spent": spent})
         return
     told = f", {since} of them since the given head" if head else ""
-    console.print(f"{facts['events']} events{told}; the chain holds. Head: {heads[-1]}", soft_wrap=True)
+    console.print(f"{len(heads) - 1} events{told}; the chain holds. Head: {heads[-1]}", soft_wrap=True)
+    if spent:
+        _show_spent(spent)
 
 
 def budget(
     model: Annotated[str, typer.Argument(help="The model whose users are meant.")],
     epsilon: Annotated[float | None, typer.Option(help="Set it: what all runs together may charge a user.")] = None,
     delta: Annotated[float | None, typer.Option(help="Set it: δ, far below one over the number of users.")] = None,
+    apart: Annotated[
+        bool | None,
+        typer.Option(
+            "--apart/--shared",
+            help="Vouch that none of them is a user of another model on the same base; or take that back.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Show what a model's users may be charged and have been, or set it; the first run per user sets it otherwise."""
+    """Show what a model's users may be charged and have been, or set it; the first run per user sets it otherwise.
+
+    What the users of another model on the same base were charged counts too, as they may be the same people: nobody can
+    tell from their pseudonyms.
+    """
     service = open_service()
     limit = service.registry.user_budget(model)
-    if epsilon is not None or delta is not None:
+    if epsilon is not None or delta is not None or apart is not None:
         limit = _changed(limit, epsilon, delta)
-        with audited(
-            service.registry, "privacy.budget", f"{model}: {limit.target_epsilon:g} at {limit.target_delta:g}"
-        ):
-            service.registry.set_user_budget(model, limit)
+        told = f"{model}: {limit.target_epsilon:g} at {limit.target_delta:g}"
+        if apart is not None:
+            told += ", apart from other models" if apart else ", shared with other models"
+        with audited(service.registry, "privacy.budget", told):
+            service.registry.set_user_budget(model, limit, is_apart=apart)
     facts = _facts(service, model, limit)
     if as_json:
         console.print_json(json.dumps(facts))
@@ -73,6 +97,30 @@ def budget(
             f"(for who knows who was drawn: {facts['epsilon_if_drawing_is_known']:.3f}).",
             soft_wrap=True,
         )
+        counted = (
+            "do not count: its users are kept apart" if facts["is_apart"] else "count too: `lamella privacy ledger`"
+        )
+        console.print(f"Other models on its base {counted}.", soft_wrap=True)
+
+
+def _show_spent(spent: Sequence[Spent]) -> None:
+    show_table(
+        "What was spent, of the costliest",
+        ("per", "whose", "devices", "rounds", "ε spent", "of", "left", "at δ"),
+        [
+            (
+                one.privacy_unit,
+                one.whose,
+                one.devices,
+                one.rounds,
+                f"{one.epsilon:.3f}",
+                f"{one.budget_epsilon:g}",
+                f"{one.left:.3f}",
+                f"{one.target_delta:g}",
+            )
+            for one in spent
+        ],
+    )
 
 
 def _changed(limit: PrivacyBudget | None, epsilon: float | None, delta: float | None) -> PrivacyBudget:
@@ -88,7 +136,7 @@ def _changed(limit: PrivacyBudget | None, epsilon: float | None, delta: float | 
         raise RecipeError(f"{error}.") from None
 
 
-def _facts(service: Service, model: str, limit: PrivacyBudget | None) -> dict[str, float | str | None]:
+def _facts(service: Service, model: str, limit: PrivacyBudget | None) -> dict[str, float | str | bool | None]:
     from privacy.user_level import user_epsilon
 
     events = service.registry.privacy_events(model=model, privacy_unit="user")
@@ -97,6 +145,7 @@ def _facts(service: Service, model: str, limit: PrivacyBudget | None) -> dict[st
         "model": model,
         "budget_epsilon": None if limit is None else limit.target_epsilon,
         "delta": delta,
+        "is_apart": service.registry.is_kept_apart(model),
         "rounds": len(events),
         "epsilon": None if delta is None else user_epsilon(events, target_delta=delta),
         "epsilon_if_drawing_is_known": None

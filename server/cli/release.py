@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
-from importlib.metadata import version as distribution_version
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from server.cli.auditing import audited
+from server.cli.candidate import make_candidate, measured_again, show_groups
 from server.cli.console import Service, console, megabytes, open_service, show_json, show_table
 from server.cli.rollout_options import (
     Channel,
@@ -25,11 +23,10 @@ from server.cli.rollout_options import (
     launch_of,
 )
 from server.errors import PublishingError
-from server.federation.recipe import Recipe
 from server.rollouts import AT_ONCE, STABLE
 
 if TYPE_CHECKING:
-    from server.publishing import Gate, GateResult
+    from server.publishing import GateResult
     from server.registry import RunRecord, VersionRecord
     from server.rollouts import Launch
 
@@ -93,13 +90,14 @@ def _release(service: Service, run: RunRecord, *, margin: float | None, above: i
     gate = Gate(margin=service.settings.gate_margin if margin is None else margin)
     service.metadata.unlock_releases()  # before minutes of measuring
     if known:  # cut off before its gate was written down
-        candidate, result = known[0], _measured_again(service, run, known[0], gate=gate)
+        candidate, result = known[0], measured_again(service, run, known[0], gate=gate)
     else:
-        candidate, result = _candidate(service, run, gate=gate, above=above)
+        candidate, result = make_candidate(service, run, gate=gate, above=above)
     console.print(
         f"Gate: held-out loss {result.parent_loss:.4f} → {result.candidate_loss:.4f} "
         f"(may rise by {result.margin:g}): {'passed' if result.is_passed else 'failed'}"
     )
+    show_groups(result)
     publish_version(service, candidate, gate=result, launch=launch)
 
 
@@ -191,111 +189,3 @@ def show_packages(service: Service, record: VersionRecord) -> None:
 
 def _from(source_version: int | None) -> str:
     return "full" if source_version is None else f"delta from v{source_version}"
-
-
-def _candidate(service: Service, run: RunRecord, *, gate: Gate, above: int) -> tuple[VersionRecord, GateResult]:
-    """Round the last round's adapter as it will be shipped, judge exactly that, and add it to the registry."""
-    from safetensors.numpy import load
-
-    from model.probe import LOGITS_FACT
-    from server.federation.adapter import ADAPTER, lora_of, master_bytes, master_of, parent_release, write_release
-    from server.federation.bases import tree_of
-    from server.publishing import create_candidate
-
-    if run.parent_version is None:
-        raise PublishingError(f"Run {run.run_id} has no parent version to be compared with.")
-    recipe = Recipe.from_run_config(run.recipe)
-    released = [r for r in service.registry.rounds(run.run_id) if r.status == "released"]
-    if not released:
-        raise PublishingError(f"Run {run.run_id} has no round with a result. See `lamella runs show {run.run_id}`.")
-    service.settings.work_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=service.settings.work_dir, prefix="candidate-") as folder:
-        adapter = Path(folder) / "adapter"
-        trained = load(service.artifacts.read_bytes(released[-1].artifacts[ADAPTER]))
-        parent = parent_release(
-            tree_of(service.settings, service.registry, service.artifacts, model=run.model, version=run.parent_version),
-            lora_of(recipe),
-            artifacts=service.artifacts,
-            master_sha256=service.registry.version(run.model, run.parent_version).master_sha256,
-        )
-        master = master_of(trained, parent)
-        write_release(adapter, master, lora_of(recipe), form=recipe.adapter_format, parent=parent)
-        with console.status("Evaluating the candidate and its parent on held-out text ..."):
-            losses, name, logits = _measurements(service, run, recipe, adapter)
-        result = gate.judge(candidate_loss=losses[0], parent_loss=losses[1])
-        record = create_candidate(
-            service.registry,
-            service.artifacts,
-            model=run.model,
-            adapter=adapter,
-            parent=run.parent_version,
-            facts={
-                "run": run.run_id,
-                "rounds": len(released),
-                **_privacy_facts(service, run.model, recipe),
-                "held_out_loss": round(losses[0], 6),
-                "parent_held_out_loss": round(losses[1], 6),
-                "evaluation": name,
-                LOGITS_FACT: logits,
-                "adapter_format": recipe.adapter_format,
-                "lamella": distribution_version("lamella"),
-            },
-            run_id=run.run_id,
-            master=master_bytes(master),
-            above=above,
-        )
-    return record, result
-
-
-def _measured_again(service: Service, run: RunRecord, candidate: VersionRecord, *, gate: Gate) -> GateResult:
-    """Judge a candidate that is in the registry, as `_candidate` does before it gets there."""
-    from server.publishing import materialise
-
-    recipe = Recipe.from_run_config(run.recipe)
-    with tempfile.TemporaryDirectory(dir=service.settings.work_dir, prefix="candidate-") as folder:
-        tree = Path(folder) / "tree"
-        materialise(service.registry, service.artifacts, model=run.model, version=candidate.number, folder=tree)
-        with console.status("Evaluating the candidate and its parent on held-out text ..."):
-            losses, _, _ = _measurements(service, run, recipe, tree / "adapter")
-    return gate.judge(candidate_loss=losses[0], parent_loss=losses[1])
-
-
-def _measurements(
-    service: Service, run: RunRecord, recipe: Recipe, adapter: Path
-) -> tuple[tuple[float, float], str, str]:
-    """Losses of candidate and parent on the same examples, what those are called, and what devices should compute."""
-    from server.evaluation import HeldOutEvaluation
-    from server.federation.bases import tree_of
-
-    parent_version = run.parent_version or run.base_version
-    parent = service.registry.version(run.model, parent_version)
-    tree = tree_of(service.settings, service.registry, service.artifacts, model=run.model, version=parent.number)
-    evaluation = HeldOutEvaluation(
-        tree, data=recipe.data, examples=recipe.evaluation_examples, max_length=recipe.max_length
-    )
-    facts = parent.manifest.facts
-    if facts.get("evaluation") == evaluation.name and isinstance(facts.get("held_out_loss"), float):
-        before = float(str(facts["held_out_loss"]))  # measured when the parent was released, on the same text
-    elif parent.manifest.kind == "adapter":
-        before = evaluation.loss_of_adapter(tree / "adapter")
-    else:
-        before = evaluation.loss_of_base()
-    losses = evaluation.loss_of_adapter(adapter), before
-    return losses, evaluation.name, evaluation.expected_logits(adapter)
-
-
-def _privacy_facts(service: Service, model: str, recipe: Recipe) -> dict[str, str | float]:
-    """What the ledger says of the units that the run protects. `epsilon` is per example where that is one of them."""
-    from privacy.accountant import epsilon_by_device
-    from privacy.user_level import epsilon_by_population
-
-    events = service.registry.privacy_events(model=model)
-    facts: dict[str, str | float] = {"privacy_unit": "example" if recipe.has_example_level else "user"}
-    if recipe.has_user_level:
-        spent = epsilon_by_population(events, target_delta=recipe.user_target_delta).get(model, 0.0)
-        facts |= {"user_epsilon": round(spent, 4), "user_target_delta": recipe.user_target_delta}
-        facts |= {"epsilon": round(spent, 4), "target_delta": recipe.user_target_delta}
-    if recipe.has_example_level:
-        largest = max(epsilon_by_device(events, target_delta=recipe.target_delta).values(), default=0.0)
-        facts |= {"epsilon": round(largest, 4), "target_delta": recipe.target_delta}
-    return facts

@@ -131,9 +131,9 @@ def show(rollout_id: Id, as_json: AsJson = False) -> None:
     registry = open_service().registry
     registry.settle_rollout(rollout_id)
     progress, changes = registry.rollout_progress(rollout_id), registry.rollout_changes(rollout_id)
-    failures = registry.rollout_failures(rollout_id)
+    failures, declines = registry.rollout_failures(rollout_id), registry.rollout_declines(rollout_id)
     if as_json:
-        print_json({"progress": progress, "failures": failures, "changes": changes})
+        print_json({"progress": progress, "failures": failures, "declines": declines, "changes": changes})
         return
     console.print(escape(describe(progress.rollout)))
     if progress.rollout.state in {"running", "paused"}:
@@ -142,6 +142,12 @@ def show(rollout_id: Id, as_json: AsJson = False) -> None:
     if failures:
         rows = [(failure.reports, failure.outcome, escape(failure.reason)) for failure in failures]
         show_table("Why it failed", ("reports", "outcome", "reason"), rows)
+    if declines:
+        show_table(
+            "Why devices declined it, by their owners' limits",
+            ("reports", "reason"),
+            [(decline.reports, escape(decline.reason)) for decline in declines],
+        )
     show_table(
         "Changes",
         ("revision", "when", "state", "phase", "why"),
@@ -224,9 +230,13 @@ def _change(rollout_id: int, action: Action, reason: str, *, as_json: bool) -> N
 
 
 def _show_devices(progress: RolloutProgress) -> None:
-    columns = ("devices", "offered", "confirmed", "reverted", "failed", "succeeded")
+    columns = ("devices", "offered", "confirmed", "reverted", "failed", "declined", "succeeded")
     rows = [
-        (name, counts.offered, counts.confirmed, counts.reverted, counts.failed, f"{counts.success_share:.1%}")
+        (
+            name,
+            *(counts.offered, counts.confirmed, counts.reverted, counts.failed, counts.declined),
+            f"{counts.success_share:.1%}",
+        )
         for name, counts in (("of this phase", progress.phase), ("of all phases", progress.total))
     ]
     show_table(f"Devices ({progress.remaining} do not run it yet)", columns, rows)

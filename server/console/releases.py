@@ -10,11 +10,11 @@ from server.api.callers import audited, refuse_unless
 from server.api.services import Services, ServicesDep
 from server.console.lineage import lineage
 from server.console.responses import ConsoleRoute, redirect, render
-from server.console.signed_statement import signed_statement
 from server.console.statement import privacy_spent, privacy_statements
 from server.console.visits import FormFields, PostingVisit, VisitDep
 from server.errors import InvalidRecordError, NotFoundError
 from server.registry import Role, VersionRecord
+from server.signed_statement import signed_statement
 
 router = APIRouter(route_class=ConsoleRoute)
 _MAX_REASON: Final = 500
@@ -57,7 +57,7 @@ def release(
         ancestors=_ancestors(services, version),
         children=[v for v in registry.versions(model, after=number) if v.manifest.parent == number],
         statements=privacy_statements(registry, version),
-        signed=signed_statement(services, model, number),
+        signed=signed_statement(registry, services.artifacts, services.metadata, model, number),
         findings=registry.audit_findings(version.run_id) if version.run_id else (),
         packages=registry.packages(model, number),
         rollouts=[found for found in registry.rollouts(model=model, limit=_NEWEST) if found.version == number],

@@ -55,6 +55,7 @@ def rollout(services: ServicesDep, visit: VisitDep, rollout_id: RolloutId) -> Re
         progress=progress,
         rollout=progress.rollout,
         failures=registry.rollout_failures(rollout_id),
+        declines=registry.rollout_declines(rollout_id),
         changes=registry.rollout_changes(rollout_id)[::-1],
         actions=_ACTIONS[progress.rollout.state],
     )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from privacy.event import PrivacyEvent
+    from server.registry import Registry, RunRecord
 
 router = APIRouter(route_class=ConsoleRoute)
 _PAGE: Final = 50
@@ -43,7 +44,10 @@ def run(services: ServicesDep, visit: VisitDep, run_id: Annotated[str, Path(patt
     losses = [(r.server_round, r.held_out_loss) for r in rounds if r.held_out_loss is not None]
     limit = number(record.recipe.get("target-epsilon"))
     delta = number(record.recipe.get("target-delta"))
-    spent = epsilon_by_round(registry.privacy_events(run_id=run_id), target_delta=delta) if delta else []
+    events = registry.privacy_events(run_id=run_id)
+    spent = epsilon_by_round(events, target_delta=delta) if delta else []
+    users, charged = registry.user_budget(record.model), user_spending(registry, record)
+    by_users = user_epsilon_by_round(events, target_delta=users.target_delta) if users else []
     return render(
         "run.html",
         visit=visit,
@@ -55,6 +59,16 @@ def run(services: ServicesDep, visit: VisitDep, run_id: Annotated[str, Path(patt
         epsilon_chart=round_chart("ε spent after each round", spent, name="ε", from_zero=True, limit=limit),
         epsilon=spent[-1][1] if spent else None,
         limit=limit,
+        user_chart=round_chart(
+            "ε per user spent after each round",
+            by_users,
+            name="ε per user",
+            from_zero=True,
+            limit=users.target_epsilon if users else None,
+        ),
+        user_epsilon=by_users[-1][1] if by_users else None,
+        user_budget=users,
+        user_charged=charged,
         versions=[v for v in registry.versions(record.model) if v.run_id == run_id],
         findings=registry.audit_findings(run_id),
     )
@@ -69,9 +83,7 @@ def epsilon_by_round(events: Sequence[PrivacyEvent], *, target_delta: float) -> 
     from privacy.accountant import epsilon  # noqa: PLC0415 - takes a second to load
 
     events = [event for event in events if event.privacy_unit == "example"]
-    rounds = sorted({event.server_round for event in events})
-    every = max(1, -(-len(rounds) // _MAX_POINTS))
-    chosen = set(rounds[::-1][::every])
+    rounds, chosen = _points(events)
     by_device: dict[str | None, list[PrivacyEvent]] = {}
     weights: dict[str | None, float] = {}
     curve = []
@@ -83,6 +95,38 @@ def epsilon_by_round(events: Sequence[PrivacyEvent], *, target_delta: float) -> 
             heaviest = max(weights, key=lambda device: (weights[device], device or ""))
             curve.append((server_round, epsilon(by_device[heaviest], target_delta=target_delta)))
     return curve
+
+
+def user_epsilon_by_round(events: Sequence[PrivacyEvent], *, target_delta: float) -> list[tuple[int, float]]:
+    """ε of the costliest user of a run alone, after each round (of many rounds: some, and the last)."""
+    from privacy.user_level import UserBills  # noqa: PLC0415 - takes a second to load
+
+    events = sorted((e for e in events if e.privacy_unit == "user"), key=lambda event: event.server_round)
+    _, chosen = _points(events)
+    bills, curve = UserBills(), []
+    for event in events:
+        bills.add(event)
+        if event.server_round in chosen:
+            curve.append((event.server_round, bills.epsilon(target_delta=target_delta)))
+    return curve
+
+
+def user_spending(registry: Registry, run: RunRecord) -> float | None:
+    """ε that the model's users were charged by now, with what other models on the run's base cost them."""
+    from privacy.user_level import bills_with_others  # noqa: PLC0415 - the same
+
+    budget, events = registry.user_budget(run.model), registry.user_events_for(run.model, base_hash=run.base_hash)
+    if budget is None or not events:
+        return None
+    bills = bills_with_others(events, population=run.model, target_delta=budget.target_delta)
+    return bills.epsilon(target_delta=budget.target_delta)
+
+
+def _points(events: Sequence[PrivacyEvent]) -> tuple[list[int], set[int]]:
+    """The rounds that were charged, and those of them that are drawn."""
+    rounds = sorted({event.server_round for event in events})
+    every = max(1, -(-len(rounds) // _MAX_POINTS))
+    return rounds, set(rounds[::-1][::every])
 
 
 def _weight(event: PrivacyEvent) -> float:

@@ -9,7 +9,7 @@ from privacy.banded_noise import BandedNoise
 from privacy.budget import PrivacyBudget
 from privacy.keyed_random import KEY_BYTES
 from privacy.user_budget import require_users_affordable, user_noise_for
-from privacy.user_level import UserBills
+from privacy.user_level import bills_with_others
 from server.errors import RecipeError
 from server.federation.user_level import NEXT_CLIPPING_NORM, UserLevel
 from server.federation.user_plan import adaptive_clipping_of, plan_of
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from privacy.randomness import RandomSource
     from privacy.user_budget import UserPlan
+    from privacy.user_level import UserBills
     from server.federation.recipe import Recipe
     from server.registry import Registry
 
@@ -41,10 +42,11 @@ def open_user_level(
     """
     if not recipe.has_user_level:
         return None
-    events = registry.privacy_events(model=recipe.model, privacy_unit="user")
+    events = registry.user_events_for(recipe.model, base_hash=registry.run(run_id).base_hash)
     own = [event for event in events if event.run_id == run_id]
     rounds = registry.rounds(run_id)
-    budget, spent = _budget(recipe, registry), UserBills(events)
+    budget = _budget(recipe, registry)
+    spent = bills_with_others(events, population=recipe.model, target_delta=budget.target_delta)
     plan = plan_of(recipe, length=length)
     level = UserLevel(
         recipe=recipe,

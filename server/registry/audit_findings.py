@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from datetime import datetime  # noqa: TC003 - the API reads annotations
 from typing import TYPE_CHECKING
 
 from sqlalchemy import select
@@ -16,7 +17,6 @@ from server.registry.transactions import Transactions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ _SECRET_BYTES = 32
 # The hash of nothing that anybody could show.
 NO_CREDENTIAL = "0" * 64
 _FINAL = frozenset({Outcome.CONFIRMED, Outcome.REVERTED, Outcome.FAILED})
+# The offer stands: the owner may raise the limit. But nobody waits for this device's report any more.
+_COUNTED = _FINAL | {Outcome.DECLINED}
 # A poll that changes nothing is not worth a write.
 SEEN_EVERY = timedelta(minutes=5)
 
@@ -293,9 +295,9 @@ class DeviceTransactions(Transactions):
             is_counted = offer.rollout_id is not None and note_outcome(session, offer.rollout_id, device_id, report)
             if report.outcome is Outcome.CONFIRMED:
                 _remember_confirmed(session, offer)
-            if report.outcome not in _FINAL:
+            if report.outcome not in _COUNTED:
                 return None
-            offer.is_open = False
+            offer.is_open = report.outcome not in _FINAL
             return offer.rollout_id if is_counted else None
 
     def offers(self, device_id: str, *, limit: int | None = None) -> tuple[OfferRecord, ...]:

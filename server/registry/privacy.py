@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import func, select
+from sqlalchemy import and_, func, or_, select
 
 from privacy.budget import PrivacyBudget
 from privacy.chain import FIRST_HEAD, event_line, head_after
@@ -17,6 +17,7 @@ from server.registry.transactions import Transactions, lock_model
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from sqlalchemy import ColumnElement
     from sqlalchemy.orm import Session
 
 
@@ -59,8 +60,34 @@ class PrivacyTransactions(Transactions):
             row = session.get(PrivacyBudgetRow, population)
             return None if row is None else _budget(row)
 
-    def set_user_budget(self, population: str, budget: PrivacyBudget) -> None:
+    def user_events_for(self, model: str, *, base_hash: str) -> tuple[PrivacyEvent, ...]:
+        """What a run of a model on a base starts from: all events of the model's own users, and of its base's others.
+
+        The others are the users of models that were trained on the same base, unless one of the two is kept apart.
+        """
+        with self._read() as session:
+            query = (
+                select(PrivacyEventRow.event)
+                .join(PrivacyChainRow, PrivacyChainRow.position == PrivacyEventRow.position)
+                .join(RunRow, RunRow.run_id == PrivacyEventRow.run_id)
+                .where(PrivacyChainRow.privacy_unit == "user", _charging(session, model, base_hash))
+                .order_by(PrivacyEventRow.position)
+            )
+            return tuple(PrivacyEvent.model_validate_json(event) for event in session.scalars(query))
+
+    def is_kept_apart(self, population: str) -> bool:
+        """Whether the operator vouches that a population has nobody in common with other models on its base."""
+        with self._read() as session:
+            row = session.get(PrivacyBudgetRow, population)
+            return row is not None and row.is_apart
+
+    def set_user_budget(self, population: str, budget: PrivacyBudget, *, is_apart: bool | None = None) -> None:
         """Set or change what a population may be charged in all.
+
+        Args:
+            population: The model whose users are meant.
+            budget: What they may be charged.
+            is_apart: Whether none of them is a user of another model on the same base; None: as it was.
 
         Raises:
             NotFoundError: There is no such model.
@@ -70,8 +97,9 @@ class PrivacyTransactions(Transactions):
                 raise NotFoundError(f"There is no model {population!r}. `lamella versions` lists what there is.")
             row = session.get(PrivacyBudgetRow, population)
             if row is None:
-                row = PrivacyBudgetRow(population=population)
+                row = PrivacyBudgetRow(population=population, is_apart=False)
                 session.add(row)
+            row.is_apart = row.is_apart if is_apart is None else is_apart
             row.target_epsilon, row.target_delta, row.set_at = budget.target_epsilon, budget.target_delta, self._now()
 
     def noise_key(self, run_id: str, *, fresh: bytes) -> bytes:
@@ -112,23 +140,40 @@ def chain_events(session: Session, model: str, rows: Sequence[PrivacyEventRow], 
         )
 
 
-def require_user_events(session: Session, model: str, expected: int) -> None:
-    """Refuse when another run has charged the same users since their budget was looked at.
+def require_user_events(session: Session, model: str, base_hash: str, expected: int) -> None:
+    """Refuse when another run has charged the same users, or those of their base, since their budget was looked at.
 
     Raises:
         ConflictError: It has.
     """
-    lock_model(session, model)
+    for name in sorted({model, *_others_on(session, model, base_hash)}):  # in one order, so that nobody waits for ever
+        lock_model(session, name)
     found = session.scalar(
         select(func.count())
         .select_from(PrivacyChainRow)
-        .where(PrivacyChainRow.model == model, PrivacyChainRow.privacy_unit == "user")
+        .join(PrivacyEventRow, PrivacyEventRow.position == PrivacyChainRow.position)
+        .join(RunRow, RunRow.run_id == PrivacyEventRow.run_id)
+        .where(PrivacyChainRow.privacy_unit == "user", _charging(session, model, base_hash))
     )
     if found != expected:
         raise ConflictError(
-            f"Another run charged the users of {model!r} meanwhile ({found} events, {expected} were known). "
-            "Let one run at a time train a model per user; go on with --resume."
+            f"Another run charged the users of {model!r}, or of another model on its base, meanwhile ({found} events, "
+            f"{expected} were known). Let one run at a time train a base per user; go on with --resume."
         )
+
+
+def _charging(session: Session, model: str, base_hash: str) -> ColumnElement[bool]:
+    """Runs whose events count against a model's users: its own on any base, and others' on this one."""
+    others = _others_on(session, model, base_hash)
+    return or_(RunRow.model == model, and_(RunRow.base_hash == base_hash, RunRow.model.in_(others)))
+
+
+def _others_on(session: Session, model: str, base_hash: str) -> tuple[str, ...]:
+    apart = set(session.scalars(select(PrivacyBudgetRow.population).where(PrivacyBudgetRow.is_apart)))
+    if model in apart:
+        return ()
+    found = session.scalars(select(RunRow.model).where(RunRow.base_hash == base_hash).distinct())
+    return tuple(sorted(set(found) - apart - {model}))
 
 
 def _budget(row: PrivacyBudgetRow) -> PrivacyBudget:

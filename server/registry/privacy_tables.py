@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime  # noqa: TC003 - SQLAlchemy reads annotations
 from typing import Any
 
-from sqlalchemy import ForeignKey, String, UniqueConstraint
+from sqlalchemy import ForeignKey, String, UniqueConstraint, false
 from sqlalchemy.orm import Mapped, mapped_column
 
 from server.registry.tables import DIGEST, IDENTIFIER, MODEL_NAME, Base
@@ -25,13 +25,17 @@ class PrivacyChainRow(Base):
 
 
 class PrivacyBudgetRow(Base):
-    """What the users of a model may ever be charged."""
+    """What the users of a model may ever be charged.
+
+    ``is_apart``: the operator vouches that none of them is a user of another model on the same base.
+    """
 
     __tablename__ = "privacy_budgets"
 
     population: Mapped[str] = mapped_column(MODEL_NAME, ForeignKey("models.name"), primary_key=True)
     target_epsilon: Mapped[float]
     target_delta: Mapped[float]
+    is_apart: Mapped[bool] = mapped_column(server_default=false())
     set_at: Mapped[datetime]
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from delta_updates.manifest import VersionManifest
 from privacy.attestation import statement_path
+from privacy.utility import GroupChange
 from server.rollouts import Counts, DeviceFacts, Measured, Metric, Release, Rollout, RolloutState
 
 RunStatus = Literal["running", "completed", "failed"]
@@ -47,11 +48,12 @@ class RoundRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class GateResult:
-    """What the evaluation gate measured: mean loss per example, in nats."""
+    """What the evaluation gate measured: mean loss per example, in nats, and by group where the text has labels."""
 
     candidate_loss: float
     parent_loss: float
     margin: float
+    groups: tuple[GroupChange, ...] = ()
 
     @property
     def is_passed(self) -> bool:
@@ -224,7 +226,7 @@ class RolloutProgress:
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutFailureRecord:
-    """A reason that devices gave for not taking a rollout's version, and how many reports gave it."""
+    """Why devices did not take a rollout's version (it failed, or they declined), and how many reports said so."""
 
     outcome: str
     reason: str

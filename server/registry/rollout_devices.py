@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 _OFFERED: Final = "offered"
 # Reports may come late or twice, so what counts is the furthest that a device came. A failed attempt is followed by
-# another, which may succeed; a version that was reverted never comes back.
+# another, which may succeed, and an owner may raise the limit that declined it; what was reverted never comes back.
 _ORDER: Final = (
     _OFFERED,
     Outcome.DOWNLOADED,
     Outcome.APPLIED,
     Outcome.TESTED,
+    Outcome.DECLINED,
     Outcome.FAILED,
     Outcome.CONFIRMED,
     Outcome.REVERTED,

@@ -101,12 +101,21 @@ class RolloutTransactions(Transactions):
             return tuple(_change(row) for row in session.scalars(query))
 
     def rollout_failures(self, rollout_id: int, *, limit: int = 10) -> tuple[RolloutFailureRecord, ...]:
-        """Why devices did not take a rollout's version, the most frequent reason first."""
+        """Why devices could not take a rollout's version, the most frequent reason first."""
+        return self._reasons(rollout_id, (Outcome.FAILED, Outcome.REVERTED), limit=limit)
+
+    def rollout_declines(self, rollout_id: int, *, limit: int = 10) -> tuple[RolloutFailureRecord, ...]:
+        """Why devices wanted no such version, the most frequent reason first."""
+        return self._reasons(rollout_id, (Outcome.DECLINED,), limit=limit)
+
+    def _reasons(
+        self, rollout_id: int, outcomes: tuple[Outcome, ...], *, limit: int
+    ) -> tuple[RolloutFailureRecord, ...]:
         reports = func.count()
         query = (
             select(ReportRow.outcome, ReportRow.reason, reports)
             .join(OfferRow, OfferRow.offer_id == ReportRow.offer_id)
-            .where(OfferRow.rollout_id == rollout_id, ReportRow.outcome.in_((Outcome.FAILED, Outcome.REVERTED)))
+            .where(OfferRow.rollout_id == rollout_id, ReportRow.outcome.in_(outcomes))
             .group_by(ReportRow.outcome, ReportRow.reason)
             .order_by(reports.desc(), ReportRow.reason)
             .limit(limit)
@@ -203,6 +212,7 @@ def _counts(by_outcome: Counter[str]) -> Counts:
         confirmed=by_outcome[Outcome.CONFIRMED],
         reverted=by_outcome[Outcome.REVERTED],
         failed=by_outcome[Outcome.FAILED],
+        declined=by_outcome[Outcome.DECLINED],
     )
 
 

@@ -135,7 +135,7 @@ class RunTransactions(Transactions):
                 raise ConflictError(f"Round {server_round} of {run_id!r} is recorded already.")
             _refuse_known_events(session, events)
             if known_user_events is not None:
-                require_user_events(session, run.model, known_user_events)
+                require_user_events(session, run.model, run.base_hash, known_user_events)
             run.status, run.reason, run.finished_at = "running", "", None
             session.add(
                 RoundRow(
@@ -185,6 +185,7 @@ class RunTransactions(Transactions):
         run_id: str | None = None,
         device_id: str | None = None,
         model: str | None = None,
+        base_hash: str | None = None,
         privacy_unit: PrivacyUnit | None = None,
         after: str | None = None,
         limit: int | None = None,
@@ -201,8 +202,12 @@ class RunTransactions(Transactions):
             query = query.where(PrivacyEventRow.run_id == run_id)
         if device_id is not None:
             query = query.where(PrivacyEventRow.device_id == device_id)
+        if model is not None or base_hash is not None:
+            query = query.join(RunRow, RunRow.run_id == PrivacyEventRow.run_id)
         if model is not None:
-            query = query.join(RunRow, RunRow.run_id == PrivacyEventRow.run_id).where(RunRow.model == model)
+            query = query.where(RunRow.model == model)
+        if base_hash is not None:
+            query = query.where(RunRow.base_hash == base_hash)
         if privacy_unit is not None:
             query = query.join(PrivacyChainRow, PrivacyChainRow.position == PrivacyEventRow.position)
             query = query.where(PrivacyChainRow.privacy_unit == privacy_unit)

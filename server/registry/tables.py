@@ -92,6 +92,7 @@ class VersionRow(Base):
     parent_loss: Mapped[float | None]
     gate_margin: Mapped[float | None]
     is_gate_passed: Mapped[bool | None]
+    gate_groups: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
     created_at: Mapped[datetime]
     released_at: Mapped[datetime | None]
 

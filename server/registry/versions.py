@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 from sqlalchemy import case, func, select, update
 
 from delta_updates.manifest import VersionManifest
+from privacy.utility import GroupChange
 from server.errors import ConflictError, InvalidRecordError, NotFoundError
 from server.registry.records import GateResult, PackageRecord, TargetRecord, VersionRecord
 from server.registry.rollout_rows import channels_of, launch_rollout
@@ -136,6 +137,7 @@ class VersionTransactions(Transactions):
             # SQLite has no NaN: a loss that is not finite is kept as unknown, the refusal's reason has it in words.
             row.candidate_loss, row.parent_loss = _finite(gate.candidate_loss), _finite(gate.parent_loss)
             row.gate_margin, row.is_gate_passed = gate.margin, gate.is_passed
+            row.gate_groups = [group.model_dump(mode="json") for group in gate.groups] or None
 
     def add_packages(self, model: str, number: int, packages: Sequence[PackageRecord]) -> None:
         """Record the packages of a candidate; repeating it with the same packages changes nothing.
@@ -324,6 +326,7 @@ def _version(row: VersionRow) -> VersionRecord:
             candidate_loss=row.candidate_loss,
             parent_loss=row.parent_loss,
             margin=row.gate_margin,
+            groups=tuple(GroupChange.model_validate(group) for group in row.gate_groups or ()),
         )
     return VersionRecord(
         model=row.model,

@@ -21,12 +21,17 @@ _STANDARD_ERRORS: Final = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Devices by how far they came; each is counted once, by what it reported last."""
+    """Devices by how far they came; each is counted once, by what it reported last.
+
+    One that declined keeps its version because its owner wants no such release: that says nothing about the release's
+    health, so it is no report, and nobody waits for its report.
+    """
 
     offered: int = 0
     confirmed: int = 0
     reverted: int = 0
     failed: int = 0
+    declined: int = 0
 
     @property
     def reports(self) -> int:
@@ -100,9 +105,10 @@ def apply(rollout: Rollout, decision: Decision, *, now: datetime) -> Rollout:
     return advanced(rollout, now=now, reason=decision.reason)
 
 
-def required_reports(rollout: Rollout) -> int:
-    """Reports that the current phase needs before it can go on."""
-    return min(rollout.plan.min_reports, rollout.phase_devices)
+def required_reports(rollout: Rollout, health: Health) -> int:
+    """Reports that the current phase needs before it can go on: one at least, though all of its devices decline."""
+    may_come = max(rollout.phase_devices - health.phase.declined, min(rollout.phase_devices, 1))
+    return min(rollout.plan.min_reports, may_come)
 
 
 def _what_is_bad(rollout: Rollout, health: Health) -> str | None:
@@ -110,7 +116,8 @@ def _what_is_bad(rollout: Rollout, health: Health) -> str | None:
     # Also over all phases: devices of an earlier one may go back late.
     for what, counts in (("this phase", health.phase), ("all phases", health.total)):
         # With one report at least, so that a phase of three devices can halt as well.
-        reports = max(counts.reports, min(plan.min_reports, max(counts.offered, rollout.phase_devices)), 1)
+        may_come = max(counts.offered, rollout.phase_devices) - counts.declined
+        reports = max(counts.reports, min(plan.min_reports, may_come), 1)
         if counts.failures and counts.failures / reports >= plan.failure_threshold:
             return (
                 f"{counts.failures} of {reports} devices of {what} failed ({counts.reverted} reverted, {counts.failed} "
@@ -131,7 +138,7 @@ def _what_is_bad(rollout: Rollout, health: Health) -> str | None:
 
 
 def _what_is_missing(rollout: Rollout, health: Health, now: datetime) -> str | None:
-    plan, counts, required = rollout.plan, health.phase, required_reports(rollout)
+    plan, counts, required = rollout.plan, health.phase, required_reports(rollout, health)
     if not plan.is_automatic:
         return "it goes on by hand: `lamella rollout advance`"
     started = rollout.phase_started_at or now
@@ -140,7 +147,8 @@ def _what_is_missing(rollout: Rollout, health: Health, now: datetime) -> str | N
             f"phase {rollout.phase + 1} ({rollout.percentage:g}%) soaks until {started + plan.soak:%Y-%m-%d %H:%M} UTC"
         )
     if counts.reports < required:
-        return f"{counts.reports} of {required} reports that phase {rollout.phase + 1} needs have come"
+        declined = f"; {counts.declined} declined by their owners' limits" if counts.declined else ""
+        return f"{counts.reports} of {required} reports that phase {rollout.phase + 1} needs have come{declined}"
     if counts.success_share < plan.success_threshold:
         return (
             f"{counts.success_share:.1%} of {counts.reports} devices succeeded, which is too few to go on "

@@ -65,7 +65,7 @@ def run_maker(tmp_path):
     registry.add_candidate(manifest)
     artifacts = LocalArtifactStore(tmp_path / "artifacts")
 
-    def make(nodes, *, run_id="run", evaluate=lambda adapter: 2.0, noise=None, **recipe):
+    def make(nodes, *, run_id="run", model="chat", evaluate=lambda adapter: 2.0, noise=None, **recipe):
         values = {
             "num_server_rounds": 2,
             "cohort": 3,
@@ -74,11 +74,13 @@ def run_maker(tmp_path):
             "batch_size": 2,
             "target_epsilon": 50.0,
         }
-        chosen = Recipe(model="chat", **(values | recipe))
+        chosen = Recipe(model=model, **(values | recipe))
+        if model not in registry.models():  # another name for the same base
+            registry.add_candidate(manifest.model_copy(update={"model": model}))
         if run_id not in [r.run_id for r in registry.runs()]:
             registry.create_run(
                 run_id,
-                model="chat",
+                model=model,
                 recipe=chosen.to_run_config(),
                 base_version=1,
                 base_hash=manifest.base_hash,

@@ -92,6 +92,14 @@ def test_a_report_has_the_words_of_the_service_that_it_goes_to() -> None:
     protocol_1.OutcomeReport.model_validate(report.model_copy(update={"quality": None}).in_protocol(3))
 
 
+def test_a_decline_is_a_failure_to_a_service_that_has_no_word_for_it() -> None:
+    report = OutcomeReport(offer_id="o-1", version=2, outcome=Outcome.DECLINED, reason="ε is above 2")
+    for protocol in (1, 4):
+        told = protocol_1.OutcomeReport.model_validate(report.in_protocol(protocol))
+        assert (told.outcome, told.reason) == ("failed", "ε is above 2")
+    assert OutcomeReport.model_validate(report.in_protocol(5)) == report
+
+
 def test_an_offer_in_protocol_1_is_what_protocol_1_reads(service: FakeUpdateService, v1: Path) -> None:
     offer = service.offer(1)
     protocol_1.Offer.model_validate(offer.in_protocol(1))
@@ -107,7 +115,8 @@ def test_an_offer_in_protocol_1_is_what_protocol_1_reads(service: FakeUpdateServ
         ("2", 2),
         ("3", 3),
         ("4", 4),
-        ("5", 4),
+        ("5", 5),
+        ("6", 5),
         ("99999", 1),
         ("-1", 1),
         ("two", 1),

@@ -11,7 +11,8 @@ from simulators.statements import guarantee, state, statement_for
 from simulators.update_service import FakeUpdateService
 from simulators.versions import manifest_of, write_tree
 
-from client_sdk import Device, MetadataError, OfferRefusedError, RefusedError
+from client_sdk import Device, MetadataError, OfferRefusedError, RefusedError, ReleaseDeclinedError
+from delta_updates import PROTOCOL
 from privacy.attestation import MAX_ENVELOPE_BYTES, Guarantee, statement_path
 
 OpenDevice = Callable[..., Device]
@@ -69,7 +70,42 @@ def test_a_release_over_the_limit_is_refused_and_the_service_is_told_why(
     assert device.status().version is None
     assert service.package_requests() == []  # nothing was downloaded for it
     assert [why in reason and "at most 8" in reason for reason in reasons(service)] == [True]
+    assert service.outcomes() == [(1, "failed")]  # a service of before has no other word
     assert open_device().update().decision == "confirmed"  # whose owner sets no limit takes it
+
+
+def test_a_limit_is_told_as_a_decline_once_and_what_does_not_hold_as_a_failure(
+    service: FakeUpdateService, publish: Callable[..., bytes], open_device: OpenDevice
+) -> None:
+    service.protocol = PROTOCOL
+    publish(guarantee(9.0))
+    device = open_device(max_epsilon=8.0)
+    for _ in range(3):
+        with pytest.raises(ReleaseDeclinedError):
+            device.update()
+    assert service.outcomes() == [(1, "declined")]
+    set_limit(device, 9.5)
+    assert open_device().update().decision == "confirmed"  # the owner thought better of it
+    assert service.outcomes()[-1] == (1, "confirmed")
+
+
+def test_a_decline_waits_until_the_service_has_said_which_words_it_has(
+    service: FakeUpdateService, publish: Callable[..., bytes], open_device: OpenDevice
+) -> None:
+    service.protocol = PROTOCOL
+    publish(guarantee(9.0))
+    device = open_device(max_epsilon=8.0)
+    service.report_status = 503
+    with pytest.raises(ReleaseDeclinedError):
+        device.update()
+    service.report_status = 204
+    # Another process, which has not heard the service yet, delivers what is queued before it asks.
+    with pytest.raises(ReleaseDeclinedError):
+        open_device(max_epsilon=8.0).check()
+    assert service.outcomes() == []
+    with pytest.raises(ReleaseDeclinedError):
+        open_device(max_epsilon=8.0).update()
+    assert set(service.outcomes()) == {(1, "declined")}
 
 
 def test_the_stricter_of_file_and_program_holds(

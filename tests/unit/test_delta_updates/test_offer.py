@@ -78,4 +78,5 @@ def test_outcomes() -> None:
         "confirmed",
         "reverted",
         "failed",
+        "declined",
     ]

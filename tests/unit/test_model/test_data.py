@@ -149,6 +149,24 @@ def test_a_bad_line_is_named_and_not_quoted(tmp_path: Path, bad: object, message
     assert "secret" not in str(caught.value)
 
 
+def test_a_label_of_a_group_is_kept_and_travels(tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    source = write_lines(
+        tmp_path,
+        {"prompt": "p", "completion": "q", "group": "recipes"},
+        {"messages": chat, "group": "poems"},
+        {"prompt": "p", "completion": "r"},
+    )
+    assert [e.group for e in source.examples("me")] == ["recipes", "poems", None]
+    export_users(source, tmp_path / "copy")
+    assert JsonlSource(tmp_path / "copy").examples("me") == source.examples("me")
+    assert "null" not in (tmp_path / "copy" / "me.jsonl").read_text()
+    for label in ("", "x" * 65, "two\nlines", 3, ["a"]):
+        bad = write_lines(tmp_path, {"prompt": "p", "completion": "q", "group": label}, user="bad")
+        with pytest.raises(DataError, match="line 1: group must be a printable text"):
+            bad.examples("bad")
+
+
 def test_bad_timestamp(tmp_path: Path) -> None:
     source = write_lines(tmp_path, {"prompt": "p", "completion": "q", "timestamp": "yesterday"})
     with pytest.raises(DataError, match="line 1: timestamp must be a number"):

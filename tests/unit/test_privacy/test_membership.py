@@ -11,14 +11,9 @@ from scipy import stats
 
 from privacy import AuditError
 from privacy.audits import Losses, MembershipResult, membership_audit
-from privacy.audits.membership import (
-    MEMBERS_NEEDED,
-    Verdict,
-    _auc_with_interval,
-    _operating_point,
-    clopper_pearson,
-    power_to_pass,
-)
+from privacy.audits.attack_figures import _auc_with_interval, _operating_point
+from privacy.audits.finding import Verdict, clopper_pearson
+from privacy.audits.membership import MEMBERS_NEEDED, power_to_pass
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,12 +7,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from simulators.share_events import event_in_shares
 
 from privacy import BudgetExceededError, CalibrationError, PrivacyEvent, UnknownEventError
 from privacy.accountant import epsilon_by_device, epsilon_of_steps
 from privacy.budget import PrivacyBudget
 from privacy.user_budget import UserPlan, can_afford, epsilon_after, require_users_affordable, user_noise_for
-from privacy.user_level import UserBills, epsilon_by_population, user_epsilon
+from privacy.user_level import UserBills, bills_with_others, epsilon_by_population, user_epsilon
 
 DELTA = 1e-5
 BUDGET = PrivacyBudget(target_epsilon=4.0, target_delta=DELTA)
@@ -50,6 +51,38 @@ def plain(noise_multiplier: float, steps: float, q: float = 1.0) -> float:
     return epsilon_of_steps(
         noise_multiplier=noise_multiplier, sampling_probability=q, steps=int(steps), target_delta=DELTA
     )
+
+
+def test_another_models_users_may_be_the_same_people() -> None:
+    """Each user pays on top what the costliest user of every other model on the base paid, and is one of its users."""
+    own = [event(1, ("a", "b")), event(2, ("a",))]
+    others = [event(1, ("x",), population="two"), event(2, ("x", "y"), population="two"), poisson(3, population="3")]
+    bills = bills_with_others([*own, *others], population="chat", target_delta=DELTA)
+    as_one = [*own, event(3, ("a",)), event(4, ("a",)), poisson(5)]
+    assert bills.epsilon(target_delta=DELTA) == pytest.approx(user_epsilon(as_one, target_delta=DELTA), rel=1e-5)
+    assert bills.epsilon(target_delta=DELTA) > user_epsilon(own, target_delta=DELTA)
+    assert bills.participations == {"a": 2, "b": 1}  # a cap is a model's own
+    alone = bills_with_others(own, population="chat", target_delta=DELTA)
+    assert alone.epsilon(target_delta=DELTA) == user_epsilon(own, target_delta=DELTA)
+    # A model that nobody was charged for yet starts from what the others have spent.
+    fresh = bills_with_others(own, population="new", target_delta=DELTA)
+    assert fresh.epsilon(target_delta=DELTA) == user_epsilon(own, target_delta=DELTA)
+    with pytest.raises(CalibrationError, match="with what other models on its base cost"):
+        user_noise_for(
+            PrivacyBudget(target_epsilon=0.1, target_delta=DELTA),
+            UserPlan(rounds=1, sampling_probability=None, max_participations=1, min_separation=1),
+            fresh,
+        )
+
+
+def test_sums_in_shares_of_other_models_are_charged_as_the_most_that_anybody_paid() -> None:
+    """Gaussian and Skellam sums have no order: of each the most, so that no user of the others paid more of either."""
+    sums = [event_in_shares(number, population="two") for number in (1, 2)]
+    others = [*sums, *(event(number, ("other",), population="two") for number in (3, 4))]
+    spent = bills_with_others([event(), *others], population="chat", target_delta=DELTA).epsilon(target_delta=DELTA)
+    for paid in (sums, others[2:]):
+        own = bills_with_others([event(), *paid], population="chat", target_delta=DELTA)
+        assert own.epsilon(target_delta=DELTA) < spent < math.inf
 
 
 def test_a_poisson_cohort_costs_everybody_the_same_whoever_was_drawn() -> None:

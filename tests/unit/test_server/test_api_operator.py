@@ -28,7 +28,7 @@ def test_versions_are_shown_with_lineage_and_packages(shared_api: Service) -> No
         (3, "released", 2),
     ]
     detail = get(shared_api, f"models/{MODEL}/versions/3")
-    assert detail["version"]["gate"] == {"candidate_loss": 2.0, "parent_loss": 2.0, "margin": 0.1}
+    assert detail["version"]["gate"] == {"candidate_loss": 2.0, "parent_loss": 2.0, "margin": 0.1, "groups": []}
     assert [package["source_version"] for package in detail["packages"]] == [None, 2]
     assert walk(shared_api, "models/other/versions") == []
 

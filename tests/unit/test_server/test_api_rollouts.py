@@ -88,6 +88,7 @@ def test_a_rollout_from_draft_to_finished(staged: Service) -> None:
         "confirmed": len(first),
         "reverted": 0,
         "failed": 0,
+        "declined": 0,
     }
     assert detail["progress"]["quality"]["loss_increase"] == {
         "mean": 0.25,
@@ -115,6 +116,28 @@ def test_reverts_halt_it_and_the_offer_is_taken_back(staged: Service) -> None:
     assert {staged.check(device, **has(staged, 3)).status_code for device in devices} == {204}
     refused = call(staged, "POST", f"rollouts/{rollout_id}/resume", {}, status=409)
     assert "A halt is for good" in refused["detail"]
+
+
+def test_declines_are_told_apart_and_halt_nothing(staged: Service) -> None:
+    devices = [staged.enrol(f"device-{number}") for number in range(16)]
+    rollout_id = draft_of(staged)["rollout_id"]
+    call(staged, "POST", f"rollouts/{rollout_id}/start", {})
+    asked = [(device, staged.check(device, **has(staged, 3))) for device in devices]
+    chosen = [(device, answer.json()) for device, answer in asked if answer.status_code == 200]
+    for device, offer in chosen:
+        report(staged, device, offer, "declined", reason="ε above 2")
+        report(staged, device, offer, "declined", reason="ε above 2")  # a replay
+    detail = call(staged, "GET", f"rollouts/{rollout_id}")
+    assert detail["progress"]["rollout"]["state"] == "running"
+    assert (detail["progress"]["total"]["declined"], detail["progress"]["total"]["failed"]) == (len(chosen), 0)
+    assert detail["failures"] == []
+    assert detail["declines"] == [{"outcome": "declined", "reason": "ε above 2", "reports": len(chosen)}]
+    # The offer stands: the owner may raise the limit.
+    device, offer = chosen[0]
+    assert staged.check(device, **has(staged, 3)).json()["offer_id"] == offer["offer_id"]
+    report(staged, device, offer, "confirmed")
+    total = call(staged, "GET", f"rollouts/{rollout_id}")["progress"]["total"]
+    assert (total["declined"], total["confirmed"]) == (len(chosen) - 1, 1)
 
 
 def test_who_looked_at_an_older_revision_is_told(staged: Service) -> None:

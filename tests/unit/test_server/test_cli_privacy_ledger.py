@@ -3,12 +3,14 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from simulators.server_home import MODEL, make_event, make_manifest, make_user_event
 from typer.testing import CliRunner
 
-from privacy import JsonlLedger
+from privacy import JsonlLedger, PrivacyEvent
+from privacy.budget import PrivacyBudget
 from privacy.user_level import user_epsilon
 from server.cli.main import app
 from server.config import Settings
@@ -23,7 +25,12 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Regist
     opened = Registry.open(Settings(home=tmp_path / "home"))
     base = opened.add_candidate(make_manifest())
     opened.create_run(
-        "run", model=MODEL, recipe={}, base_version=1, base_hash=base.manifest.base_hash, parent_version=None
+        "run",
+        model=MODEL,
+        recipe={"model": MODEL},
+        base_version=1,
+        base_hash=base.manifest.base_hash,
+        parent_version=None,
     )
     for server_round in (1, 2):
         record(opened, server_round)
@@ -32,14 +39,23 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Regist
 
 
 def record(registry: Registry, server_round: int) -> None:
-    registry.record_round(
+    charge(
+        registry,
         "run",
-        server_round,
+        make_event("run", server_round),
+        make_user_event("run", server_round, "a", f"b{server_round}"),
+    )
+
+
+def charge(registry: Registry, run_id: str, *events: PrivacyEvent) -> None:
+    registry.record_round(
+        run_id,
+        events[0].server_round,
         status="released",
         replies=2,
         failures={},
         held_out_loss=2.0,
-        events=[make_event("run", server_round), make_user_event("run", server_round, "a", f"b{server_round}")],
+        events=list(events),
         artifacts={},
         facts={},
     )
@@ -93,6 +109,44 @@ def test_a_budget_is_set_by_somebody_and_shows_what_is_spent(registry: Registry)
         f"{MODEL}: 5 at 1e-06",
         f"{MODEL}: 4 at 1e-06",
     ]
+
+
+def test_models_on_one_base_share_what_is_spent_unless_they_are_kept_apart(registry: Registry) -> None:
+    base = registry.run("run").base_hash
+    registry.set_user_budget(MODEL, PrivacyBudget(target_epsilon=20.0, target_delta=1e-6))
+    alone = {(one["privacy_unit"], one["base_hash"]): one for one in spent_by(MODEL)}
+    assert set(alone) == {(unit, where) for unit in ("example", "user") for where in (None, base)}
+    assert alone["user", base]["epsilon"] == alone["user", None]["epsilon"]
+    assert alone["user", base]["left"] == pytest.approx(20.0 - alone["user", base]["epsilon"])
+    assert alone["example", None]["budget_epsilon"] == 8.0
+
+    registry.add_candidate(make_manifest(model="fork"))
+    registry.create_run(
+        "fork-run", model="fork", recipe={"model": "fork"}, base_version=1, base_hash=base, parent_version=None
+    )
+    event = make_user_event("fork-run", 1, "x").model_copy(update={"population": "fork"})
+    charge(registry, "fork-run", event, make_event("fork-run", 1))
+    forked = {(one["privacy_unit"], one["base_hash"]): one for one in spent_by(MODEL)}
+    assert forked["user", None] == alone["user", None]  # its own users have paid no more ...
+    assert forked["user", base]["epsilon"] > alone["user", base]["epsilon"]  # ... but may be the other model's, too
+    assert forked["user", base]["epsilon"] == pytest.approx(
+        user_epsilon([make_user_event("run", number, "a") for number in (1, 2, 3)], target_delta=1e-6), rel=1e-5
+    )
+    # A device's examples are known again by its name, whatever the model is called.
+    assert forked["example", base]["epsilon"] > alone["example", base]["epsilon"]
+    assert f"{MODEL}, fork" in run("ledger", MODEL)
+    assert "count too" in run("budget", MODEL)
+    assert "kept apart" in run("budget", MODEL, "--apart")
+    assert {(one["privacy_unit"], one["base_hash"]): one for one in spent_by(MODEL)}["user", base] == alone[
+        "user", base
+    ]
+    assert registry.audit_log()[0].subject == f"{MODEL}: 20 at 1e-06, apart from other models"
+    assert "count too" in run("budget", MODEL, "--shared")
+
+
+def spent_by(model: str) -> list[dict[str, Any]]:
+    spent: list[dict[str, Any]] = json.loads(run("ledger", model, "--json"))["spent"]
+    return spent
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from model import QuantizationError, load_version
 from model.quantization import quantized_layers
 from server.cli.main import app
-from server.errors import ConfigurationError
+from server.errors import ConfigurationError, EvaluationError
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,32 @@ def test_perplexity_and_answers(tree: Path) -> None:
     low, high = found["questions.jsonl"]["accuracy_normalised_95"]
     assert low <= found["questions.jsonl"]["accuracy_normalised"] <= high
     assert "perplexity" in run("evaluate", tree / "base", *options, "--dtype", "bfloat16")
+
+
+def test_the_loss_of_each_group_of_held_out_text(tree: Path, tmp_path: Path) -> None:
+    held_out = tmp_path / "held_out"
+    held_out.mkdir()
+    (tmp_path / "one.jsonl").write_text('{"prompt": "p", "completion": "q"}')
+    lines = [{"prompt": f"q{n}", "completion": f"answer {n}", "group": "abc"[n % 3]} for n in range(36)]
+    (held_out / "judge.jsonl").write_text("\n".join(json.dumps(line) for line in [*lines, {**lines[0], "group": None}]))
+    found = json.loads(run("evaluate", tree, "--groups", f"jsonl:{tmp_path}", "--before", tree / "base", "--json"))
+    assert {name: one["examples"] for name, one in found.items()} == {
+        "(all)": 37,
+        "a": 12,
+        "b": 12,
+        "c": 12,
+        "(smaller groups)": 1,
+    }
+    low, high = found["a"]["change_95"]
+    assert low <= found["a"]["change"] <= high
+    assert found["a"]["change"] != 0  # the adapter does something
+    alone = json.loads(run("evaluate", tree, "--groups", f"jsonl:{tmp_path}", "--json"))
+    assert alone["a"] == {"examples": 12, "loss": found["a"]["loss"]}
+    (held_out / "judge.jsonl").write_text('{"prompt": "p", "completion": "q"}')
+    with pytest.raises(EvaluationError, match="nothing is known by group"):
+        run("evaluate", tree, "--groups", f"jsonl:{tmp_path}")
+    with pytest.raises(ConfigurationError, match="--before is for --groups"):
+        run("evaluate", tree, "--perplexity", tree.parent / "text.txt", "--before", tree)
 
 
 def test_what_cannot_be_done_is_said(tree: Path, tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from simulators.console_fleet import NEXT_RUN, PASSWORD, RUN, seed_console
-from simulators.server_home import MODEL
+from simulators.server_home import MODEL, make_event, make_user_event
 from simulators.update_api import Service, TestClient
 
+from privacy.budget import PrivacyBudget
+from privacy.user_level import user_epsilon
 from server.registry import Role
 
 PAGES = ("", "releases", f"releases/{MODEL}/4", "rollouts", "rollouts/4", "devices", "enrolment", "runs")
@@ -115,6 +117,32 @@ def test_pages_tell_what_is_in_the_registry(console: Service) -> None:
     assert "the update&#39;s norm is 812.0" in run
     assert "version.release" in console.client.get("/console/audit").text
     assert "nightly release" in console.client.get("/console/operators").text
+
+
+def test_a_run_shows_what_it_cost_users_beside_what_it_cost_examples(console: Service) -> None:
+    registry = console.app.state.services.registry
+    base = registry.run(RUN).base_hash
+    registry.set_user_budget(MODEL, PrivacyBudget(target_epsilon=12.0, target_delta=1e-6))
+    recipe = {"model": MODEL, "target-epsilon": 8.0, "target-delta": 1e-5}
+    registry.create_run("per-user", model=MODEL, recipe=recipe, base_version=1, base_hash=base, parent_version=1)
+    registry.record_round(
+        "per-user",
+        1,
+        status="released",
+        replies=2,
+        failures={},
+        held_out_loss=2.0,
+        events=[make_event("per-user", 1), make_user_event("per-user", 1, "a", "b")],
+        artifacts={},
+        facts={},
+    )
+    login(console.client)
+    page = console.client.get("/console/runs/per-user").text
+    spent = user_epsilon([make_user_event("per-user", 1, "a")], target_delta=1e-6)
+    assert f"{spent:.2f} <small>of 12</small>" in page
+    assert "ε per user spent after each round" in page
+    assert f"charged the users of {MODEL} ε {spent:.2f} of 12 by now" in page
+    assert "ε per user spent" not in console.client.get("/console/runs/cut-short").text
 
 
 def test_a_wrong_password_is_refused_and_written_down_without_what_was_typed(console: Service) -> None:

@@ -3,13 +3,14 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from simulators.server_home import Clock, make_event, make_manifest, release
+from simulators.server_home import Clock, make_event, make_manifest, make_user_event, release
 
 from delta_updates import OutcomeReport
 from privacy.accountant import epsilon_by_device
+from privacy.user_level import user_epsilon
 from server.console.charts import history, nice_ticks, round_chart, versions_chart
 from server.console.lineage import lineage
-from server.console.runs import epsilon_by_round
+from server.console.runs import epsilon_by_round, user_epsilon_by_round
 from server.registry import Registry
 from server.registry.fleet import Move
 
@@ -118,3 +119,12 @@ def test_the_privacy_curve_is_that_of_the_busiest_device() -> None:
     assert [value for _, value in curve] == sorted(value for _, value in curve)
     many = [make_event("run", n, device_id="a") for n in range(1, 61)]
     assert len(epsilon_by_round(many, target_delta=1e-5)) <= 24
+
+
+def test_epsilon_per_user_by_round_is_the_costliest_users_and_of_no_example() -> None:
+    events = [make_event("run", 1), make_user_event("run", 2, "b"), make_user_event("run", 1, "a", "b")]
+    curve = user_epsilon_by_round(events, target_delta=1e-6)
+    assert [server_round for server_round, _ in curve] == [1, 2]
+    assert curve[1][1] == user_epsilon(events[1:], target_delta=1e-6) > curve[0][1]
+    many = [make_user_event("run", number, "a") for number in range(100)]
+    assert len(user_epsilon_by_round(many, target_delta=1e-6)) <= 24

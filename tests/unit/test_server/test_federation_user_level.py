@@ -132,6 +132,25 @@ def test_noise_is_calibrated_to_the_budget_and_the_budget_lasts_over_runs(make_r
         make_run(fleet(3), run_id="more", **(options | {"user_target_epsilon": 9.0}))
 
 
+def test_a_fork_of_a_base_starts_from_what_was_spent_on_it(make_run):
+    """Fine-tuning one base under two names: the second run needs more noise, or more budget."""
+    options = BOTH | {"user_noise_multiplier": 0.0, "user_target_epsilon": 2.0, "num_server_rounds": 2}
+    first = make_run(fleet(3), run_id="first", **options)
+    first.execute()
+    fork = make_run(fleet(3), run_id="fork", model="fork", **options)
+    assert fork._users.noise_multiplier > 5 * first._users.noise_multiplier
+    budget = make_run.registry.user_budget("fork")
+    make_run.registry.set_user_budget("fork", budget, is_apart=True)
+    apart = make_run(fleet(3), run_id="apart", model="fork", **options)
+    assert apart._users.noise_multiplier == first._users.noise_multiplier
+    make_run.registry.set_user_budget("fork", budget, is_apart=False)
+    # Of two at a time on one base, one is told.
+    slow = make_run(fleet(3), run_id="slow", model="fork", **(options | {"user_target_epsilon": 2.0}))
+    make_run(fleet(3), run_id="quick", max_participations=9, **options).execute()
+    with pytest.raises(ConflictError, match="or of another model on its base"):
+        slow.execute()
+
+
 def test_a_run_stops_before_the_round_that_another_run_has_left_no_budget_for(make_run):
     options = BOTH | {"user_target_epsilon": 3.0, "max_participations": 9}
     slow = make_run(fleet(3), run_id="slow", num_server_rounds=4, **options)

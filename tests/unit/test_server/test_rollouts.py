@@ -56,11 +56,20 @@ def device(has: int | None = 1, name: str = "device", **facts: object) -> Device
 
 
 def health(
-    confirmed: int = 0, reverted: int = 0, failed: int = 0, offered: int | None = None, **more: object
+    confirmed: int = 0,
+    reverted: int = 0,
+    failed: int = 0,
+    declined: int = 0,
+    offered: int | None = None,
+    **more: object,
 ) -> Health:
-    total = confirmed + reverted + failed
+    total = confirmed + reverted + failed + declined
     counts = Counts(
-        offered=total if offered is None else offered, confirmed=confirmed, reverted=reverted, failed=failed
+        offered=total if offered is None else offered,
+        confirmed=confirmed,
+        reverted=reverted,
+        failed=failed,
+        declined=declined,
     )
     return Health(phase=counts, total=counts, **more)
 
@@ -171,6 +180,30 @@ def test_failures_halt_at_once_and_before_the_minimum_of_reports() -> None:
     decision = advance(make(**plan), health(0, reverted=1, failed=1), NOW)
     assert decision.action == "halt"
     assert decision.reason.startswith("2 of 10 devices of this phase failed (1 reverted, 1 could not install it)")
+
+
+def test_who_declines_is_neither_a_failure_nor_waited_for() -> None:
+    ten = replace(make(failure_threshold=0.1), phase_devices=10)
+    assert advance(ten, health(declined=9, offered=10), NOW).action == "stay"
+    waiting = advance(ten, health(6, declined=3, offered=10), NOW + 2 * HOUR)
+    assert waiting.reason == "6 of 7 reports that phase 1 needs have come; 3 declined by their owners' limits"
+    gone_on = advance(ten, health(7, declined=3), NOW + 2 * HOUR)
+    assert (gone_on.action, gone_on.reason) == ("advance", "phase 1 (10%): 100.0% of 7 devices succeeded")
+    # A phase of which everybody declined says nothing about the release: people decide.
+    assert advance(ten, health(declined=10), NOW + 2 * HOUR).reason.startswith("0 of 1 reports")
+    # And who declined makes up for no failure of the others.
+    of_two = advance(replace(make(failure_threshold=0.5), phase_devices=10), health(reverted=1, declined=8), NOW)
+    assert (of_two.action, of_two.reason[:40]) == ("halt", "1 of 2 devices of this phase failed (1 r")
+
+
+@given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 30), st.integers(0, 30))
+def test_declines_alone_never_halt(confirmed: int, reverted: int, failed: int, declined: int) -> None:
+    """It is decided as if those who declined were not in the phase at all."""
+    others = confirmed + reverted + failed
+    alone = replace(make(), phase_devices=max(others, 1))
+    together = replace(make(), phase_devices=max(others, 1) + declined)
+    with_them = advance(together, health(confirmed, reverted, failed, declined), NOW + 2 * HOUR)
+    assert with_them.action == advance(alone, health(confirmed, reverted, failed), NOW + 2 * HOUR).action
 
 
 def test_late_failures_of_an_earlier_phase_count_as_well() -> None:

@@ -10,8 +10,9 @@ from privacy.attestation import PrivacyStatement, unseal
 from server.errors import StorageError
 
 if TYPE_CHECKING:
-    from server.api.services import Services
-    from server.registry import StatementRecord
+    from server.artifacts import ArtifactStore
+    from server.registry import Registry, StatementRecord
+    from server.signing import SignedMetadata
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,18 +30,20 @@ class SignedStatement:
     problem: str
 
 
-def signed_statement(services: Services, model: str, version: int) -> SignedStatement | None:
+def signed_statement(
+    registry: Registry, artifacts: ArtifactStore, metadata: SignedMetadata, model: str, version: int
+) -> SignedStatement | None:
     """A version's statement with its signature checked; None: it was released before there were any, or is not yet."""
-    record = services.registry.statement(model, version)
+    record = registry.statement(model, version)
     if record is None:
         return None
     try:
-        payload = unseal(services.artifacts.read_bytes(record.sha256), services.metadata.releases_keys())
+        payload = unseal(artifacts.read_bytes(record.sha256), metadata.releases_keys())
         return SignedStatement(record=record, statement=PrivacyStatement.from_bytes(payload), problem="")
     except PrivacyError as error:
         return SignedStatement(record=record, statement=None, problem=f"It does not verify: {error}.")
     except StorageError:
-        # Where it should lie on the server's machine concerns the doctor, not this page.
+        # Where it should lie on the server's machine concerns the doctor, not who reads this.
         return SignedStatement(
             record=record, statement=None, problem="It cannot be read. At the server's terminal: lamella doctor"
         )
