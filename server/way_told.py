@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from delta_updates import UpdateQuery
 from server.errors import ConflictError
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from server.registry import DeviceRecord, PackageRecord, Registry
     from server.rollouts import Explanation
     from server.ways import Chain, Signed, Way
+
+_MEGABYTE: Final = 1_000_000
 
 
 def told(registry: Registry, signed: Signed, device: DeviceRecord, decided: Explanation) -> tuple[str, ...]:
@@ -86,4 +88,4 @@ def _steps(chain: Chain) -> str:
 
 
 def _size(length: int) -> str:
-    return f"{length / 1e6:.3f} MB" if length < 1e6 else f"{length / 1e6:,.1f} MB"
+    return f"{length / 1e6:.3f} MB" if length < _MEGABYTE else f"{length / 1e6:,.1f} MB"

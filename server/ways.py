@@ -123,9 +123,7 @@ def _source(registry: Registry, query: UpdateQuery, latest: VersionRecord) -> Ve
         return None
 
 
-def usable_packages(
-    asked: Question, version: VersionRecord
-) -> tuple[tuple[PackageRecord, ...], VersionRecord | None]:
+def usable_packages(asked: Question, version: VersionRecord) -> tuple[tuple[PackageRecord, ...], VersionRecord | None]:
     """The packages that bring a device to ``version`` in one step, the best first, and what it has, where known."""
     source = _source(asked.registry, asked.query, version)
     found = packages_for(

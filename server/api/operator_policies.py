@@ -14,10 +14,10 @@ from server.api.problems import declare
 from server.api.rollout_examples import EXPLANATION, POLICY
 from server.api.services import Publisher, ServicesDep, Viewer
 from server.offers import explain
-from server.way_told import told
 from server.registry import DevicePolicyRecord, DeviceRecord
 from server.rollouts import STABLE, Explanation
 from server.rollouts.plan import Label
+from server.way_told import told
 
 router = APIRouter(prefix="/devices", tags=["operator: rollouts"])
 
@@ -80,7 +80,7 @@ def change_policy(
     },
 )
 def explain_device(services: ServicesDep, _: Viewer, device_id: DeviceId) -> DeviceExplanation:
-    """Say why a device gets, or does not get, a version, in the order in which it was weighed, and by which packages."""
+    """Say why a device gets, or does not get, a version, as it was weighed, and by which packages."""
     registry = services.registry
     device = registry.device(device_id)
     decided = explain(registry, device_id, installed_version=device.installed_version, is_full=True)

@@ -12,8 +12,8 @@ from server.api.services import ServicesDep
 from server.console.responses import ConsoleRoute, redirect, render
 from server.console.visits import PostingVisit, VisitDep
 from server.offers import explain
-from server.way_told import told
 from server.registry import OfferRecord, ReportRecord, Role
+from server.way_told import told
 
 router = APIRouter(route_class=ConsoleRoute)
 _PAGE: Final = 50
