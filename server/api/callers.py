@@ -95,15 +95,19 @@ class TokenVerifier:
 
 @contextmanager
 def audited(registry: Registry, caller: Caller, action: str, subject: str) -> Iterator[None]:
-    """Write into the audit log what happens inside: done, or why not. No secret belongs into ``subject``."""
+    """Write into the audit log what happens inside: done, or why not. No secret belongs into ``subject``.
+
+    The entry and what it tells of are one transaction: neither is there without the other, whatever is cut off when.
+    """
     try:
-        yield
+        with registry.together():
+            yield
+            _record(registry, caller, action, subject, "done")
     except BaseException as error:
         # The server's own errors are written for people to read; of any other only the kind is safe to keep.
         reason = str(error) if isinstance(error, ServerError) else type(error).__name__
         _record(registry, caller, action, subject, f"failed: {reason}")
         raise
-    _record(registry, caller, action, subject, "done")
 
 
 def refuse_unless(registry: Registry, caller: Caller, needed: Role, *, action: str) -> None:

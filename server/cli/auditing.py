@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from delta_updates import DeltaError
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 def audited(registry: Registry, action: str, subject: str, *, is_long: bool = False) -> Iterator[None]:
     """Write into the audit log what happens inside: done, or why not.
 
+    The entry and what it tells of are one transaction: neither is there without the other. What is long has many.
+
     Args:
         registry: Where the log is.
         action: What is done, such as `device.revoke`.
@@ -29,13 +31,14 @@ def audited(registry: Registry, action: str, subject: str, *, is_long: bool = Fa
     if is_long:
         _record(registry, action, subject, "started")
     try:
-        yield
+        with nullcontext() if is_long else registry.together():
+            yield
+            _record(registry, action, subject, "done")
     except BaseException as error:
         # Our own errors are written for people to read; of any other only the kind is safe to keep.
         reason = str(error) if isinstance(error, ServerError | DeltaError) else type(error).__name__
         _record(registry, action, subject, f"failed: {reason}")
         raise
-    _record(registry, action, subject, "done")
 
 
 def note_done(registry: Registry, action: str, subject: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from threading import local
@@ -87,7 +87,7 @@ def translate(error: SQLAlchemyError) -> Exception:
 
 
 class Transactions:
-    """Base of the registry's parts: one method there is one transaction."""
+    """Base of the registry's parts: one method there is one transaction, or part of one `together`."""
 
     def __init__(self, engine: Engine, *, now: Callable[[], datetime] | None = None) -> None:
         self._engine = engine
@@ -109,8 +109,31 @@ class Transactions:
                 self._mine.session = None
 
     @contextmanager
+    def together(self) -> Iterator[None]:
+        """Let what this thread writes inside be one transaction: all of it, or nothing when something is raised.
+
+        It begins with the first write, so that what is worked out before holds up nobody.
+
+        Raises:
+            DatabaseError: The database does not answer.
+            ConflictError: It refuses.
+        """
+        if getattr(self._mine, "unit", None) is not None:
+            raise RuntimeError("together() inside together().")
+        try:
+            with ExitStack() as unit:
+                self._mine.unit, self._mine.joint = unit, None
+                try:
+                    yield
+                finally:
+                    self._mine.unit = self._mine.joint = None
+        except SQLAlchemyError as error:
+            raise translate(error) from error
+
+    @contextmanager
     def _read(self) -> Iterator[Session]:
-        shared: Session | None = getattr(self._mine, "session", None)
+        mine = self._mine
+        shared: Session | None = getattr(mine, "session", None) or getattr(mine, "joint", None)
         try:
             if shared is not None:
                 yield shared
@@ -125,12 +148,25 @@ class Transactions:
         if getattr(self._mine, "session", None) is not None:
             # On SQLite the writer could wait for this thread's own reader for ever.
             raise RuntimeError("A write inside reading().")
+        unit: ExitStack | None = getattr(self._mine, "unit", None)
         try:
-            with WatchedSession(self._engine.execution_options(**_WRITING)) as session, session.begin():
-                yield session
-                session.tell()
+            if unit is None:
+                with self._transaction() as session:
+                    yield session
+                return
+            if self._mine.joint is None:
+                self._mine.joint = unit.enter_context(self._transaction())
+            # A write that is refused takes back its own part alone, as it would by itself.
+            with self._mine.joint.begin_nested():
+                yield self._mine.joint
         except SQLAlchemyError as error:
             raise translate(error) from error
+
+    @contextmanager
+    def _transaction(self) -> Iterator[WatchedSession]:
+        with WatchedSession(self._engine.execution_options(**_WRITING)) as session, session.begin():
+            yield session
+            session.tell()
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:

@@ -1,3 +1,4 @@
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -5,6 +6,7 @@ import pytest
 from simulators.server_home import Clock, make_manifest
 from sqlalchemy import text
 
+from server.api.callers import Caller, audited
 from server.config import Settings
 from server.errors import (
     ConflictError,
@@ -203,3 +205,60 @@ def test_tokens_from_before_counting_keep_what_they_were(any_settings: Settings)
     assert not _try_to_enrol(again, used, 1)
     assert _try_to_enrol(again, unused, 1)
     again.close()
+
+
+def _cut_off(*_arguments: object, **_named: object) -> None:
+    raise DatabaseError("the database went away")
+
+
+def test_an_action_and_its_entry_are_there_together_or_not_at_all(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caller = Caller(name="ada", role=Role.ADMIN, via="api")
+    with pytest.MonkeyPatch.context() as broken:
+        broken.setattr(registry, "record_audit", _cut_off)
+        with pytest.raises(DatabaseError), audited(registry, caller, "operator.add", "eve"):
+            registry.add_operator("eve", role=Role.VIEWER, password=PASSWORD)
+    assert "eve" not in {operator.name for operator in registry.operators()}
+    assert registry.audit_log() == ()
+    with audited(registry, caller, "operator.add", "eve"):
+        registry.add_operator("eve", role=Role.VIEWER, password=PASSWORD)
+    assert "eve" in {operator.name for operator in registry.operators()}
+    assert [entry.outcome for entry in registry.audit_log()] == ["done"]
+
+
+def test_what_fails_in_the_middle_leaves_its_reason_and_nothing_else(registry: Registry) -> None:
+    caller = Caller(name="ada", role=Role.ADMIN, via="api")
+    registry.add_operator("eve", role=Role.VIEWER, password=PASSWORD)
+
+    def both() -> None:
+        with audited(registry, caller, "operator.add", "bob and eve"):
+            registry.add_operator("bob", role=Role.VIEWER, password=PASSWORD)
+            registry.add_operator("eve", role=Role.VIEWER, password=PASSWORD)
+
+    with pytest.raises(ConflictError):
+        both()
+    assert {operator.name for operator in registry.operators()} == {"eve"}
+    (entry,) = registry.audit_log()
+    assert entry.outcome.startswith("failed: ")
+    # Who catches a refusal inside goes on, and keeps what was done before.
+    with audited(registry, caller, "operator.add", "bob, perhaps eve"):
+        registry.add_operator("bob", role=Role.VIEWER, password=PASSWORD)
+        with contextlib.suppress(ConflictError):
+            registry.add_operator("eve", role=Role.VIEWER, password=PASSWORD)
+    assert {operator.name for operator in registry.operators()} == {"bob", "eve"}
+    assert registry.verify_audit()[0] == 2
+
+
+def test_nobody_else_sees_half_of_what_is_done_together(registry: Registry) -> None:
+    def names_elsewhere() -> set[str]:
+        with ThreadPoolExecutor(1) as other:
+            return {operator.name for operator in other.submit(registry.operators).result()}
+
+    with registry.together():
+        registry.add_operator("eve", role=Role.VIEWER, password=PASSWORD)
+        assert {operator.name for operator in registry.operators()} == {"eve"}
+        assert names_elsewhere() == set()
+        with pytest.raises(RuntimeError), registry.together():
+            pass
+    assert names_elsewhere() == {"eve"}
