@@ -49,7 +49,15 @@ def explained(case: DeviceCase) -> Explanation:
 def choose_package(
     query: UpdateQuery, *, latest: VersionRecord, installed_hash: str | None, packages: Sequence[PackageRecord]
 ) -> PackageRecord | None:
-    """The package of fewest bytes to offer, or None when the device needs nothing.
+    """The first of `packages_for`; None when the device needs nothing, or there is none."""
+    found = packages_for(query, latest=latest, installed_hash=installed_hash, packages=packages)
+    return next(iter(found), None)
+
+
+def packages_for(
+    query: UpdateQuery, *, latest: VersionRecord, installed_hash: str | None, packages: Sequence[PackageRecord]
+) -> tuple[PackageRecord, ...]:
+    """The packages that a device can use, fewest bytes first; none when it needs nothing.
 
     Args:
         query: What the device says it has.
@@ -58,13 +66,13 @@ def choose_package(
         packages: The packages of ``latest``.
     """
     if has_nothing_to_do(query, latest):
-        return None
+        return ()
     # A delta only onto bytes that we know. Anything else, damage included, is repaired by the full package.
     is_known = query.installed_hash is not None and query.installed_hash == installed_hash
     sources = {None, query.installed_version} if is_known and not query.only_full else {None}
-    fit = [package for package in packages if package.source_version in sources]
+    usable = (package for package in packages if package.source_version in sources)
     # Of two of one length the delta, which writes less.
-    return min(fit, key=lambda package: (package.length, package.source_version is None), default=None)
+    return tuple(sorted(usable, key=lambda package: (package.length, package.source_version is None)))
 
 
 def has_nothing_to_do(query: UpdateQuery, latest: VersionRecord) -> bool:

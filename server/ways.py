@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from server.errors import ConflictError, NotFoundError
-from server.offers import cheapest_chain, choose_package, explain, explained, has_nothing_to_do
+from server.offers import cheapest_chain, explain, explained, has_nothing_to_do, packages_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,8 +46,8 @@ class Found:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Question:
-    """What a device asks, and of whom."""
+class Question:
+    """What a device asks or would ask, and of whom."""
 
     registry: Registry
     signed: Signed
@@ -63,7 +63,7 @@ def find_way(registry: Registry, signed: Signed, device_id: str, query: UpdateQu
         NotFoundError: There is no such device.
         ConflictError: No package fits on its disk.
     """
-    asked = _Question(registry=registry, signed=signed, device_id=device_id, query=query, room=room)
+    asked = Question(registry=registry, signed=signed, device_id=device_id, query=query, room=room)
     with registry.reading():
         case = registry.device_case(device_id, installed_version=query.installed_version)
         if not case.due:
@@ -74,18 +74,23 @@ def find_way(registry: Registry, signed: Signed, device_id: str, query: UpdateQu
         return _found(asked, decided)
 
 
-def _found(asked: _Question, decided: Explanation) -> Found:
-    way = None if decided.version is None else _way(asked, decided.version, decided.rollout_id)
+def _found(asked: Question, decided: Explanation) -> Found:
+    way = None if decided.version is None else way_to(asked, decided.version, decided.rollout_id)
     return Found(way=way, is_time_bound=decided.is_time_bound)
 
 
-def _way(asked: _Question, number: int, rollout_id: int | None) -> Way | None:
+def way_to(asked: Question, number: int, rollout_id: int | None) -> Way | None:
+    """How a device gets to a version; None when it has nothing to do, or there is no package for it.
+
+    Raises:
+        ConflictError: No package fits on its disk.
+    """
     registry, query = asked.registry, asked.query
     version = registry.version(query.model, number)
     if has_nothing_to_do(query, version):
         return None
-    source = _source(registry, query, version)
-    package, missing = _package(query, version, source, registry.packages(query.model, number), asked.room)
+    usable, source = usable_packages(asked, version)
+    package, missing = _cheapest_package(usable, version, source, asked.room)
     if package is None:
         return None
     # Where the package itself does not fit, a longer way may.
@@ -118,31 +123,35 @@ def _source(registry: Registry, query: UpdateQuery, latest: VersionRecord) -> Ve
         return None
 
 
-def _package(
-    query: UpdateQuery,
-    version: VersionRecord,
-    source: VersionRecord | None,
-    packages: Sequence[PackageRecord],
-    room: Room,
-) -> tuple[PackageRecord | None, int]:
-    """The package of fewest bytes that fits, and 0; when none does, of all, and how many bytes are missing."""
-    known = source.manifest if source is not None else None
+def usable_packages(asked: Question, version: VersionRecord) -> tuple[tuple[PackageRecord, ...], VersionRecord | None]:
+    """The packages that bring a device to ``version`` in one step, the best first, and what it has, where known."""
+    source = _source(asked.registry, asked.query, version)
+    found = packages_for(
+        asked.query,
+        latest=version,
+        installed_hash=None if source is None else source.manifest.tree_hash,
+        packages=asked.registry.packages(version.model, version.number),
+    )
+    return found, source
 
-    def choose(among: Sequence[PackageRecord]) -> PackageRecord | None:
-        return choose_package(query, latest=version, installed_hash=known.tree_hash if known else None, packages=among)
+
+def _cheapest_package(
+    usable: Sequence[PackageRecord], version: VersionRecord, source: VersionRecord | None, room: Room
+) -> tuple[PackageRecord | None, int]:
+    """The first package that fits, and 0; when none does, the first of all, and how many bytes are missing."""
 
     def missing(package: PackageRecord) -> int:
         # A full package links no file of what is there, which may be damaged.
-        return room.missing((package,), (None if package.source_version is None else known, version.manifest))
+        has = None if package.source_version is None or source is None else source.manifest
+        return room.missing((package,), (has, version.manifest))
 
-    fitting = choose([package for package in packages if not missing(package)])
+    fitting = next((package for package in usable if not missing(package)), None)
     if fitting is not None:
         return fitting, 0
-    usable = [package for package in packages if choose((package,)) is not None]
-    return choose(usable), min(map(missing, usable), default=0)
+    return next(iter(usable), None), min(map(missing, usable), default=0)
 
 
-def _chain(asked: _Question, source: VersionRecord | None, version: VersionRecord, *, limit: int | None) -> Chain:
+def _chain(asked: Question, source: VersionRecord | None, version: VersionRecord, *, limit: int | None) -> Chain:
     """Deltas that reach the same version with fewer than ``limit`` bytes, and that fit; empty when none do."""
     if source is None or source.manifest.tree_hash != asked.query.installed_hash or asked.query.only_full:
         return ()
@@ -153,7 +162,7 @@ def _chain(asked: _Question, source: VersionRecord | None, version: VersionRecor
 
 
 def _cheapest(
-    asked: _Question, source: VersionRecord, version: VersionRecord, *, limit: int | None
+    asked: Question, source: VersionRecord, version: VersionRecord, *, limit: int | None
 ) -> Sequence[PackageRecord]:
     """The cheapest chain of versions that are all signed now; empty when it is not fewer than ``limit`` bytes."""
     deltas = asked.registry.deltas(version.model)

@@ -17,6 +17,7 @@ from server.offers import explain
 from server.registry import DevicePolicyRecord, DeviceRecord
 from server.rollouts import STABLE, Explanation
 from server.rollouts.plan import Label
+from server.way_told import told
 
 router = APIRouter(prefix="/devices", tags=["operator: rollouts"])
 
@@ -39,6 +40,7 @@ class DeviceExplanation(BaseModel):
     device: DeviceRecord
     policy: DevicePolicyRecord
     explanation: Explanation
+    packages: tuple[str, ...]
 
 
 @router.patch(
@@ -78,11 +80,13 @@ def change_policy(
     },
 )
 def explain_device(services: ServicesDep, _: Viewer, device_id: DeviceId) -> DeviceExplanation:
-    """Say why a device gets, or does not get, a version: the reasons in the order in which they were weighed."""
+    """Say why a device gets, or does not get, a version, as it was weighed, and by which packages."""
     registry = services.registry
     device = registry.device(device_id)
+    decided = explain(registry, device_id, installed_version=device.installed_version, is_full=True)
     return DeviceExplanation(
         device=device,
         policy=registry.device_policy(device_id),
-        explanation=explain(registry, device_id, installed_version=device.installed_version, is_full=True),
+        explanation=decided,
+        packages=told(registry, services.metadata, device, decided),
     )

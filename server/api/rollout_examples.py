@@ -67,9 +67,14 @@ EXPLANATION: Final = {
     "device": DEVICE,
     "policy": POLICY,
     "explanation": {
-        "version": 2,
-        "is_move": False,
-        "reasons": ["Not v3: rollout 7 is at 10% of its devices, and this one comes later.", "It keeps v2."],
-        "rollout_id": None,
+        "version": 3,
+        "is_move": True,
+        "reasons": ["v3: rollout 7 is at 10% of its devices, and this one is among them."],
+        "rollout_id": 7,
     },
+    "packages": [
+        "It gets the delta from v2, 0.170 MB.",
+        "Not the full package: its 224.8 MB are more to fetch.",
+        "It last said that 5,120.0 MB of its disk are free for an update.",
+    ],
 }

@@ -93,6 +93,7 @@ def check(
         device.device_id,
         installed_version=query.installed_version,
         installed_hash=query.installed_hash,
+        free_bytes=free_bytes,
         known=device,
     )
     protocol = protocol_of(spoken)

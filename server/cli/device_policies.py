@@ -88,12 +88,15 @@ def opt_in(device_id: DeviceId, as_json: AsJson = False) -> None:
 def explain(device_id: DeviceId, as_json: AsJson = False) -> None:
     """Say why a device gets, or does not get, a version: what it would be told if it asked now."""
     from server.offers import explain as explain_device
+    from server.way_told import told
 
-    registry = open_service().registry
+    service = open_service()
+    registry = service.registry
     device, policy = registry.device(device_id), registry.device_policy(device_id)
     found = explain_device(registry, device_id, installed_version=device.installed_version, is_full=True)
+    packages = told(registry, service.metadata, device, found)
     if as_json:
-        print_json({"device": device, "policy": policy, "explanation": found})
+        print_json({"device": device, "policy": policy, "explanation": found, "packages": packages})
         return
     runs = "nothing yet" if device.installed_version is None else f"v{device.installed_version}"
     revoked = " It is revoked: it can ask for nothing." if device.revoked_at else ""
@@ -101,6 +104,8 @@ def explain(device_id: DeviceId, as_json: AsJson = False) -> None:
     for number, reason in enumerate(found.reasons, start=1):
         console.print(escape(f"{number}. {reason}"), highlight=False)
     console.print(f"So it gets [bold]v{found.version}[/]." if found.is_move else "So it gets nothing new.")
+    for sentence in packages:
+        console.print(escape(sentence), highlight=False)
 
 
 def _set(device_id: str, *, as_json: bool, **changes: object) -> None:

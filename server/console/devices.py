@@ -13,6 +13,7 @@ from server.console.responses import ConsoleRoute, redirect, render
 from server.console.visits import PostingVisit, VisitDep
 from server.offers import explain
 from server.registry import OfferRecord, ReportRecord, Role
+from server.way_told import told
 
 router = APIRouter(route_class=ConsoleRoute)
 _PAGE: Final = 50
@@ -60,13 +61,15 @@ def device(services: ServicesDep, visit: VisitDep, device_id: DeviceId) -> Respo
     """One device with its history."""
     registry = services.registry
     record = registry.device(device_id)
+    decided = explain(registry, device_id, installed_version=record.installed_version)
     return render(
         "device.html",
         visit=visit,
         device=record,
         latest=registry.latest_released(record.model),
         policy=registry.device_policy(device_id),
-        explanation=explain(registry, device_id, installed_version=record.installed_version),
+        explanation=decided,
+        packages=told(registry, services.metadata, record, decided),
         history=_history(registry.offers(device_id, limit=_HISTORY), registry.reports(device_id, limit=_HISTORY)),
     )
 

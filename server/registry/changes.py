@@ -23,7 +23,7 @@ _QUIET: Final = frozenset(
     | {"operators", "operator_tokens", "sessions", "audit_log"}
     | {"ddi_actions", "ddi_controllers", "ddi_digests", "ddi_gateway_tokens", "ddi_images"}
 )
-_QUIET_OF_DEVICES: Final = frozenset({"last_seen_at", "installed_version", "installed_hash"})
+_QUIET_OF_DEVICES: Final = frozenset({"last_seen_at", "installed_version", "installed_hash", "free_bytes"})
 
 
 class ChangeRow(Base):

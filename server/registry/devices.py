@@ -206,17 +206,23 @@ class DeviceTransactions(Transactions):
         *,
         installed_version: int | None,
         installed_hash: str | None,
+        free_bytes: int | None = None,
         known: DeviceRecord | None = None,
     ) -> None:
-        """Remember what a device says it runs; ``known`` is what the registry said of it just now."""
+        """Remember what a device says it runs; ``known`` is what the registry said of it just now.
+
+        Free disk bytes differ a little with every question, which is not worth a write.
+        """
         known = known or self.device(device_id)
         is_recent = known.last_seen_at is not None and self._now() - known.last_seen_at < SEEN_EVERY
-        if is_recent and (known.installed_version, known.installed_hash) == (installed_version, installed_hash):
+        is_same = (known.installed_version, known.installed_hash) == (installed_version, installed_hash)
+        if is_recent and is_same and not _is_another_size(known.free_bytes, free_bytes):
             return
         with self._write() as session:
             row = _row(session, device_id)
             row.last_seen_at = self._now()
             row.installed_version, row.installed_hash = installed_version, installed_hash
+            row.free_bytes = free_bytes
 
 
 def _sha256(secret: str) -> str:
@@ -242,6 +248,7 @@ def device_record(row: DeviceRow) -> DeviceRecord:
         revoked_at=row.revoked_at,
         installed_version=row.installed_version,
         installed_hash=row.installed_hash,
+        free_bytes=row.free_bytes,
         has_key=row.public_key is not None,
     )
 
@@ -264,3 +271,10 @@ def _token(row: EnrolmentTokenRow) -> EnrolmentTokenRecord:
         uses=row.uses,
         revoked_at=row.revoked_at,
     )
+
+
+def _is_another_size(known: int | None, told: int | None) -> bool:
+    """Whether a device's free disk is another than what is known by more than a tenth."""
+    if known is None or told is None:
+        return known is not told
+    return abs(told - known) * 10 > max(known, 1)

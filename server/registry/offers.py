@@ -95,7 +95,8 @@ class OfferTransactions(Transactions):
                 _remember_confirmed(session, offer)
             if report.outcome not in _COUNTED:
                 return None
-            offer.is_open = report.outcome not in _FINAL
+            # Only ever closed: a decline that comes late opens no offer that has ended.
+            offer.is_open = offer.is_open and report.outcome not in _FINAL
             return offer.rollout_id if is_counted else None
 
     def offers(self, device_id: str, *, limit: int | None = None) -> tuple[OfferRecord, ...]:

@@ -148,7 +148,7 @@ class StatementRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceRecord:
-    """One enrolled device, with what it last said it runs."""
+    """One enrolled device, with what it last said it runs, and the disk bytes that it had for an update then."""
 
     device_id: str
     name: str
@@ -159,6 +159,7 @@ class DeviceRecord:
     installed_version: int | None
     installed_hash: str | None
     has_key: bool = False
+    free_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

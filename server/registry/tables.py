@@ -194,6 +194,7 @@ class DeviceRow(Base):
     installed_version: Mapped[int | None]
     installed_hash: Mapped[str | None] = mapped_column(DIGEST)
     public_key: Mapped[str | None] = mapped_column(String(43), index=True, unique=True)
+    free_bytes: Mapped[int | None] = mapped_column(BigInteger)
 
 
 class EnrolmentTokenRow(Base):

@@ -2,10 +2,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
 from simulators.server_home import MODEL, open_home
 
 from delta_updates import UpdateQuery
+from server.offers import explain
 from server.room import Room
+from server.way_told import told
 from server.ways import Way, find_way
 
 
@@ -37,4 +40,47 @@ def test_a_chain_has_no_step_that_is_not_signed_any_more(tmp_path: Path) -> None
     assert [version.number for _, version in way(1, 2, 3).chain] == [2, 3]
     assert way(1, 3).chain == ()
     assert way(1, 3).package.source_version is None
+    registry.close()
+
+
+def test_the_way_is_told_in_words_and_is_the_one_that_a_check_offers(tmp_path: Path) -> None:
+    home = open_home(tmp_path)
+    home.release_three()
+    registry, signed = home.registry, OnlySigned(frozenset({1, 2, 3}))
+    token, _ = registry.create_enrolment_token(MODEL, valid_for=timedelta(days=1))
+    device_id = registry.enrol(token, name="phone")[0].device_id
+    tree_hash = registry.version(MODEL, 1).manifest.tree_hash
+    full = next(one for one in registry.packages(MODEL, 3) if one.source_version is None)
+
+    def words(installed_hash: str | None, free_bytes: int | None, number: int | None = 1) -> str:
+        registry.record_check(device_id, installed_version=number, installed_hash=installed_hash, free_bytes=free_bytes)
+        decided = explain(registry, device_id, installed_version=number)
+        return "\n".join(told(registry, signed, registry.device(device_id), decided))
+
+    chained = words(tree_hash, 10**9)
+    assert "2 deltas one after the other, v1 → v2 → v3" in chained
+    assert "1,000.0 MB of its disk are free" in chained
+    assert "did not say how much" in words(tree_hash, None)
+    assert "does not fit on this device's disk" in words(tree_hash, 1)
+    damaged = words("f" * 64, 10**9)
+    assert f"It gets the full package, {full.length / 1e6:.3f} MB." in damaged
+    assert "its bytes are not those of v1" in damaged
+    assert "delta" not in words(None, 10**9, number=None)
+    assert words(registry.version(MODEL, 3).manifest.tree_hash, 10**9, number=3) == ""
+    registry.close()
+
+
+@pytest.mark.parametrize(("told_before", "told_now", "is_noted"), [(100, 109, False), (100, 89, True), (None, 5, True)])
+def test_free_bytes_are_written_only_when_they_are_others(
+    tmp_path: Path, told_before: int | None, told_now: int, *, is_noted: bool
+) -> None:
+    """Each question tells another number; a write for each would be dear with many devices."""
+    home = open_home(tmp_path)
+    home.release_three()
+    registry = home.registry
+    token, _ = registry.create_enrolment_token(MODEL, valid_for=timedelta(days=1))
+    device_id = registry.enrol(token, name="phone")[0].device_id
+    for free_bytes in (told_before, told_now):
+        registry.record_check(device_id, installed_version=None, installed_hash=None, free_bytes=free_bytes)
+    assert registry.device(device_id).free_bytes == (told_now if is_noted else told_before)
     registry.close()
