@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Final
 
 from delta_updates import DeltaError, apply_package, build_package
 from delta_updates.workers import usable_cores
-from privacy.audits import Verdict
-from server.errors import ArtifactDamagedError, ConflictError, GateRefusedError, PublishingError
+from server.errors import ArtifactDamagedError, PublishingError
 from server.files import locked, make_folder
+from server.gate import Gate, pass_gate, require_audit, require_gate, require_releasable
 from server.registry.records import GateResult, PackageRecord
 from server.rollouts import AT_ONCE
 from server.signing import NewTarget
@@ -27,7 +27,6 @@ from server.trees import create_candidate, import_base, materialise, restore
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from privacy.utility import GroupChange
     from server.artifacts import ArtifactStore
     from server.registry import Registry, StatementRecord, VersionRecord
     from server.rollouts import Launch
@@ -55,17 +54,6 @@ __all__ = [
 
 # Measured: above this share of the full package, a delta saves too little for what applying it costs a device.
 DELTA_WORTH_BELOW: Final = 0.7
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gate:
-    """The evaluation gate: a candidate may be at most ``margin`` nats worse than its parent on held-out text."""
-
-    margin: float
-
-    def judge(self, *, candidate_loss: float, parent_loss: float, groups: tuple[GroupChange, ...] = ()) -> GateResult:
-        """Compare two held-out losses (mean per example, in nats); those of groups decide nothing."""
-        return GateResult(candidate_loss=candidate_loss, parent_loss=parent_loss, margin=self.margin, groups=groups)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,8 +131,7 @@ def publish(  # noqa: PLR0913 - what it works on, then what to do, each by its n
     with _workspace(work) as folder:
         record = registry.version(model, version)
         if record.state != "released":
-            _pass_gate(registry, record, gate)
-            record = registry.version(model, version)  # with its gate, which report and statement tell
+            record = pass_gate(registry, record, gate)  # with its gate, which report and statement tell
             require_releasable(registry, record, is_audit_required=is_audit_required)
             metadata.unlock_releases()
             statement = StatementGate(registry, artifacts, metadata, max_epsilon).pass_(record)
@@ -247,73 +234,6 @@ class _Publication:
                 f"The artifact store no longer holds v{number} of {self.record.model!r}: its tree has hash {found}, "
                 f"recorded is {expected}. Restore the store from a backup."
             )
-
-
-def _pass_gate(registry: Registry, record: VersionRecord, gate: GateResult | None) -> None:
-    if gate is None:
-        require_gate(record)
-        return
-    registry.record_gate(record.model, record.number, gate)
-    if not gate.is_passed:
-        registry.reject(record.model, record.number, gate.reason)
-        raise GateRefusedError(f"v{record.number} of {record.model!r} is rejected: {gate.reason}.")
-
-
-def require_gate(record: VersionRecord) -> None:
-    """Refuse an adapter of which the registry does not know that it passed the evaluation gate.
-
-    Raises:
-        PublishingError: It was not measured, or did not pass.
-    """
-    if record.manifest.kind == "adapter" and (record.gate is None or not record.gate.is_passed):
-        raise PublishingError(f"v{record.number} of {record.model!r} has not passed the evaluation gate: measure it.")
-
-
-def require_releasable(registry: Registry, record: VersionRecord, *, is_audit_required: bool) -> None:
-    """Refuse, before any work, a candidate whose audit or whose place among the versions forbids its release.
-
-    Raises:
-        GateRefusedError: Its run's audit failed, or is wanted and was never made.
-        ConflictError: It is rejected or withdrawn, or older than the latest release.
-    """
-    if record.run_id is not None:
-        require_audit(registry, record.run_id, is_audit_required=is_audit_required)
-    _require_newest(registry, record)
-
-
-def require_audit(registry: Registry, run_id: str, *, is_audit_required: bool) -> None:
-    """Refuse a run whose own audit says that it does not keep what its ledger promises.
-
-    Raises:
-        GateRefusedError: A part of its audit failed, or an audit is wanted and was never made.
-    """
-    findings = [known.finding for known in registry.audit_findings(run_id)]
-    failed = [finding for finding in findings if finding.verdict is Verdict.FAIL]
-    again = f"`lamella privacy audit {run_id}` measures again, `lamella privacy report {run_id}` explains"
-    if failed:
-        reasons = "; ".join(f"{finding.part}: {finding.reason}" for finding in failed)
-        raise GateRefusedError(f"Run {run_id} is not released: its audit failed ({reasons}). {again}.")
-    if is_audit_required and not findings:
-        raise GateRefusedError(
-            f"Run {run_id} is not released: this service wants every run audited first (LAMELLA_REQUIRE_AUDIT), "
-            f"and it never was. {again}."
-        )
-
-
-def _require_newest(registry: Registry, record: VersionRecord) -> None:
-    """Refuse before any work what `Registry.mark_released` would refuse after it."""
-    if record.state in {"rejected", "withdrawn"}:
-        raise ConflictError(
-            f"v{record.number} of {record.model!r} is {record.state}: {record.reason}. Make a new candidate."
-        )
-    # A withdrawn one counts as well: devices have it.
-    later = registry.versions(record.model, after=record.number)
-    newest = max((other.number for other in later if other.state in {"released", "withdrawn"}), default=None)
-    if newest is not None:
-        raise ConflictError(
-            f"v{newest} of {record.model!r} is released already, and versions never go down: "
-            f"v{record.number} can no longer be released. Make a new candidate."
-        )
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from delta_updates.offer import Outcome
 from server.errors import ConflictError, CredentialRefusedError, ForbiddenError, NotFoundError
 from server.registry.ddi_records import ActionRecord, ControllerRecord, FailedAttempt, FileDigests, GatewayTokenRecord
 from server.registry.ddi_tables import ActionRow, ControllerRow, DigestRow, GatewayTokenRow, ImageRow
-from server.registry.devices import SEEN_EVERY, device_record, offer_of
+from server.registry.devices import SEEN_EVERY, device_record
+from server.registry.offers import offer_of
 from server.registry.tables import DeviceRow, ModelRow, OfferRow, ReportRow
 from server.registry.transactions import Transactions
 

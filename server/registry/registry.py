@@ -17,6 +17,7 @@ from server.registry.device_policies import PolicyTransactions
 from server.registry.devices import DeviceTransactions
 from server.registry.fleet import FleetTransactions
 from server.registry.migrations import upgrade
+from server.registry.offers import OfferTransactions
 from server.registry.operators import OperatorTransactions
 from server.registry.privacy import PrivacyTransactions
 from server.registry.rollouts import RolloutTransactions
@@ -37,6 +38,7 @@ class Registry(
     VersionTransactions,
     RunTransactions,
     DeviceTransactions,
+    OfferTransactions,
     FleetTransactions,
     RolloutTransactions,
     ChannelTransactions,

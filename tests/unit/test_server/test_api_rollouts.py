@@ -138,6 +138,12 @@ def test_declines_are_told_apart_and_halt_nothing(staged: Service) -> None:
     report(staged, device, offer, "confirmed")
     total = call(staged, "GET", f"rollouts/{rollout_id}")["progress"]["total"]
     assert (total["declined"], total["confirmed"]) == (len(chosen) - 1, 1)
+    # A decline that comes late, after all, changes nothing that is over.
+    device, offer = chosen[1]
+    report(staged, device, offer, "confirmed")
+    report(staged, device, offer, "declined", reason="late")
+    assert staged.check(device, **has(staged, 3)).json()["offer_id"] != offer["offer_id"]
+    assert call(staged, "GET", f"rollouts/{rollout_id}")["progress"]["total"]["confirmed"] == 2
 
 
 def test_who_looked_at_an_older_revision_is_told(staged: Service) -> None:

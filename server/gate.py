@@ -1,0 +1,99 @@
+"""What a candidate must have passed before any work on its release begins: its loss, its run's audit, its place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from privacy.audits import Verdict
+from server.errors import ConflictError, GateRefusedError, PublishingError
+from server.registry.records import GateResult
+
+if TYPE_CHECKING:
+    from privacy.utility import GroupChange
+    from server.registry import Registry, VersionRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """The evaluation gate: a candidate may be at most ``margin`` nats worse than its parent on held-out text."""
+
+    margin: float
+
+    def judge(self, *, candidate_loss: float, parent_loss: float, groups: tuple[GroupChange, ...] = ()) -> GateResult:
+        """Compare two held-out losses (mean per example, in nats); those of groups decide nothing."""
+        return GateResult(candidate_loss=candidate_loss, parent_loss=parent_loss, margin=self.margin, groups=groups)
+
+
+def pass_gate(registry: Registry, record: VersionRecord, gate: GateResult | None) -> VersionRecord:
+    """Keep what was measured of a candidate, and refuse it where that is too little; the candidate with its gate.
+
+    Raises:
+        GateRefusedError: It did not pass, and is rejected for good.
+        PublishingError: Nothing was measured, now or before.
+    """
+    if gate is None:
+        require_gate(record)
+        return record
+    registry.record_gate(record.model, record.number, gate)
+    if not gate.is_passed:
+        registry.reject(record.model, record.number, gate.reason)
+        raise GateRefusedError(f"v{record.number} of {record.model!r} is rejected: {gate.reason}.")
+    return registry.version(record.model, record.number)
+
+
+def require_gate(record: VersionRecord) -> None:
+    """Refuse an adapter of which the registry does not know that it passed the evaluation gate.
+
+    Raises:
+        PublishingError: It was not measured, or did not pass.
+    """
+    if record.manifest.kind == "adapter" and (record.gate is None or not record.gate.is_passed):
+        raise PublishingError(f"v{record.number} of {record.model!r} has not passed the evaluation gate: measure it.")
+
+
+def require_releasable(registry: Registry, record: VersionRecord, *, is_audit_required: bool) -> None:
+    """Refuse, before any work, a candidate whose audit or whose place among the versions forbids its release.
+
+    Raises:
+        GateRefusedError: Its run's audit failed, or is wanted and was never made.
+        ConflictError: It is rejected or withdrawn, or older than the latest release.
+    """
+    if record.run_id is not None:
+        require_audit(registry, record.run_id, is_audit_required=is_audit_required)
+    _require_newest(registry, record)
+
+
+def require_audit(registry: Registry, run_id: str, *, is_audit_required: bool) -> None:
+    """Refuse a run whose own audit says that it does not keep what its ledger promises.
+
+    Raises:
+        GateRefusedError: A part of its audit failed, or an audit is wanted and was never made.
+    """
+    findings = [known.finding for known in registry.audit_findings(run_id)]
+    failed = [finding for finding in findings if finding.verdict is Verdict.FAIL]
+    again = f"`lamella privacy audit {run_id}` measures again, `lamella privacy report {run_id}` explains"
+    if failed:
+        reasons = "; ".join(f"{finding.part}: {finding.reason}" for finding in failed)
+        raise GateRefusedError(f"Run {run_id} is not released: its audit failed ({reasons}). {again}.")
+    if is_audit_required and not findings:
+        raise GateRefusedError(
+            f"Run {run_id} is not released: this service wants every run audited first (LAMELLA_REQUIRE_AUDIT), "
+            f"and it never was. {again}."
+        )
+
+
+def _require_newest(registry: Registry, record: VersionRecord) -> None:
+    """Refuse before any work what `Registry.mark_released` would refuse after it."""
+    if record.state in {"rejected", "withdrawn"}:
+        raise ConflictError(
+            f"v{record.number} of {record.model!r} is {record.state}: {record.reason}. Make a new candidate."
+        )
+    # A withdrawn one counts as well: devices have it.
+    later = registry.versions(record.model, after=record.number)
+    newest = max((other.number for other in later if other.state in {"released", "withdrawn"}), default=None)
+    if newest is not None:
+        raise ConflictError(
+            f"v{newest} of {record.model!r} is released already, and versions never go down: "
+            f"v{record.number} can no longer be released. Make a new candidate."
+        )
