@@ -1,4 +1,5 @@
 # make demo      the whole product once, on this machine (QUICK=1: a minute and a half, with a tiny model)
+# make claim     earn "fewer than 0.3% can be traced" on real chat, with the control that must leak (about half an hour)
 # make check     lint, types, import contracts, unit tests: the everyday loop, under three minutes
 # make test      everything `check` does, and the tests with real weights and real processes
 # make s3-server  moto's S3 server for the tests of buckets, in .tools/ (`make test` makes it)
@@ -20,10 +21,13 @@ DEMO_DIR ?= .lamella/demo
 # The S3 server of the tests lives apart: what its SDK needs does not fit beside ours.
 S3_SERVER := moto[s3,server]==5.2.5
 
-.PHONY: s3-server demo test check lint types contracts unit bench docs clean constraints
+.PHONY: s3-server claim demo test check lint types contracts unit bench docs clean constraints
 
 demo: .venv/demo.stamp
 	@$(BIN)/python examples/demo.py --work-dir "$(DEMO_DIR)" $(if $(QUICK),--quick)
+
+claim: .venv/demo.stamp
+	@$(BIN)/python examples/claim.py
 
 test: check s3-server
 	$(ONE_THREAD) $(BIN)/pytest -q -n 2 --dist loadfile -m slow

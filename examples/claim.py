@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 MODEL, RUN = "chat", "claim"
-DEVICES, EXAMPLES = 4, 768
+DEVICES, EXAMPLES = 2, 1536
 # As many again must be kept back, or nobody could tell members from others of the same people.
 WRITTEN = 2 * EXAMPLES
-ROUNDS, PASSES_A_ROUND, BATCH = 8, 3, 16
+ROUNDS, PASSES_A_ROUND, BATCH = 2, 6, 16
 RECIPE = {
     "rank": 16,
     "alpha": 32,
@@ -36,8 +36,9 @@ RECIPE = {
     "local-steps": PASSES_A_ROUND * EXAMPLES // BATCH,
     "learning-rate": 0.5,
     # Small, and the learning rate large: clipped steps are as usual, and those of the control are bold.
-    "clipping-norm": 0.01,
+    "clipping-norm": 0.005,
     "target-epsilon": 8,
+    "deadline-s": 3600,
     "evaluation-examples": 200,
 }
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from server.ways import Chain, Signed, Way
 
 _MEGABYTE: Final = 1_000_000
+_GIGABYTE: Final = 1_000_000_000
 
 
 def told(registry: Registry, signed: Signed, device: DeviceRecord, decided: Explanation) -> tuple[str, ...]:
@@ -68,7 +69,7 @@ def _others(asked: Question, way: Way) -> Iterator[str]:
 
 def _no_delta(asked: Question, is_known: bool) -> str:  # noqa: FBT001 - one fact of one sentence
     if is_known:
-        return f"No delta from v{asked.query.installed_version} is kept for it."
+        return f"No delta straight from v{asked.query.installed_version} is kept for it."
     return f"No delta: its bytes are not those of v{asked.query.installed_version}, or that is not known here."
 
 
@@ -88,4 +89,6 @@ def _steps(chain: Chain) -> str:
 
 
 def _size(length: int) -> str:
-    return f"{length / 1e6:.3f} MB" if length < _MEGABYTE else f"{length / 1e6:,.1f} MB"
+    if length >= _GIGABYTE:
+        return f"{length / _GIGABYTE:,.1f} GB"
+    return f"{length / _MEGABYTE:.3f} MB" if length < _MEGABYTE else f"{length / _MEGABYTE:.1f} MB"

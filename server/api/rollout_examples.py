@@ -75,6 +75,6 @@ EXPLANATION: Final = {
     "packages": [
         "It gets the delta from v2, 0.170 MB.",
         "Not the full package: its 224.8 MB are more to fetch.",
-        "It last said that 5,120.0 MB of its disk are free for an update.",
+        "It last said that 5.1 GB of its disk are free for an update.",
     ],
 }

@@ -59,7 +59,7 @@ def test_the_way_is_told_in_words_and_is_the_one_that_a_check_offers(tmp_path: P
 
     chained = words(tree_hash, 10**9)
     assert "2 deltas one after the other, v1 → v2 → v3" in chained
-    assert "1,000.0 MB of its disk are free" in chained
+    assert "1.0 GB of its disk are free" in chained
     assert "did not say how much" in words(tree_hash, None)
     assert "does not fit on this device's disk" in words(tree_hash, 1)
     damaged = words("f" * 64, 10**9)
