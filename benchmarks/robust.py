@@ -262,11 +262,11 @@ def _panels(outcomes: Sequence[Outcome]) -> list[Panel]:
         return statistics.fmean(getattr(outcome, figure) for outcome in _of(outcomes, rule, attack))
 
     losses = [
-        Panel(f"held-out loss, {title}", {rule.name: mean(rule.name, attack, "loss") for rule in RULES}, "{:.2f}")
-        for attack, title in zip(ATTACKS, ("nobody hostile", "20% flip signs", "20% plant a backdoor"), strict=True)
+        Panel(f"loss, {title}", {rule.name: mean(rule.name, attack, "loss") for rule in RULES}, "{:.2f}")
+        for attack, title in zip(ATTACKS, ("nobody hostile", "20% flip signs", "20% backdoor"), strict=True)
     ]
     answers = {rule.name: mean(rule.name, "backdoor", "answer") for rule in RULES}
-    return [*losses, Panel("attacker's answer, loss (higher is safer)", answers, "{:.2f}")]
+    return [*losses, Panel("loss of attacker's answer", answers, "{:.2f}")]
 
 
 def main() -> None:
@@ -292,7 +292,12 @@ def main() -> None:
     else:
         print("\n".join(table(outcomes, costs)))
     if options.picture:
-        draw(_panels(outcomes), title="Ten devices, two of them hostile", ours=(), path=options.picture)
+        draw(
+            _panels(outcomes),
+            title="Ten devices, two of them hostile: held-out loss, and loss of the answer that a backdoor plants (high is safe)",
+            ours=(),
+            path=options.picture,
+        )
 
 
 if __name__ == "__main__":
