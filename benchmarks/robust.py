@@ -294,7 +294,7 @@ def main() -> None:
     if options.picture:
         draw(
             _panels(outcomes),
-            title="Ten devices, two of them hostile: held-out loss, and loss of the answer that a backdoor plants (high is safe)",
+            title="Ten devices, two of them hostile: held-out loss, and loss of the answer that a backdoor plants",
             ours=(),
             path=options.picture,
         )
