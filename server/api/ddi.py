@@ -7,14 +7,15 @@ from datetime import UTC, datetime
 from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Depends, Path, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel, ValidationError
 
 from server.api.ddi_access import CallingController, DdiRoute, controller_links
-from server.api.services import ServicesDep
+from server.api.services import Services, ServicesDep
 from server.api.streaming import answer_with_bytes
 from server.artifacts import require_length
 from server.ddi import (
+    MD5SUM,
     CancelFeedback,
     ConfigData,
     Feedback,
@@ -29,6 +30,7 @@ from server.ddi import (
     take_feedback,
 )
 from server.errors import GoneError, InvalidRecordError, NotFoundError
+from server.registry import ActionRecord, ControllerRecord
 
 router = APIRouter(prefix="/{tenant}/controller/v1/{controller_id}", include_in_schema=False, route_class=DdiRoute)
 _MEDIA_TYPE = "application/hal+json;charset=UTF-8"
@@ -51,12 +53,14 @@ def poll(services: ServicesDep, caller: CallingController) -> Response:
     device = caller.device
     services.seen.note(device.device_id)
     step = next_step(services.registry, device, now=datetime.now(UTC))
+    installed = services.registry.installed_action(device.device_id)
     return _answer(
         root_document(
             controller_links(services, caller),
             poll_seconds=services.settings.ddi_poll_seconds,
             deploy=step.deploy,
             cancel=step.cancel,
+            installed=None if installed is None else installed.action_id,
             is_config_wanted=caller.attributes is None,
         )
     )
@@ -82,25 +86,19 @@ def put_config_data(services: ServicesDep, caller: CallingController, body: RawB
 @router.get("/deploymentBase/{action_id}")
 def get_deployment(services: ServicesDep, caller: CallingController, action_id: ActionId) -> Response:
     """Say what to install: the version's files, and whether to ask first."""
-    registry = services.registry
-    action = registry.action(caller.device.device_id, action_id)
+    action = services.registry.action(caller.device.device_id, action_id)
     if action.state in {"canceled", "closed"}:
         raise GoneError(f"Action {action_id} is over. Poll again.")
-    offer = action.offer
-    packages = registry.packages(offer.model, offer.version)
-    package = next((one for one in packages if one.path == offer.package_path), None)
-    if package is None or registry.target(package.path) is None:
-        raise NotFoundError(f"v{offer.version} is not released any more. Poll again.")
-    return _answer(
-        deployment_document(
-            controller_links(services, caller),
-            action_id=action_id,
-            model=offer.model,
-            version=offer.version,
-            is_forced=is_forced(registry, caller.device, action),
-            files=offered_files(services.settings, registry, services.artifacts, package),
-        )
-    )
+    return _answer(_deployment(services, caller, action))
+
+
+@router.get("/installedBase/{action_id}")
+def get_installed(services: ServicesDep, caller: CallingController, action_id: ActionId) -> Response:
+    """Say what a device installed by the action that brought it to what it runs."""
+    action = services.registry.installed_action(caller.device.device_id)
+    if action is None or action.action_id != action_id:
+        raise NotFoundError(f"Action {action_id} is not what this controller runs. Poll again.")
+    return _answer(_deployment(services, caller, action))
 
 
 @router.post("/deploymentBase/{action_id}/feedback")
@@ -136,15 +134,20 @@ def get_file(
     version: Annotated[int, Path(ge=1, le=999_999_999)],
     name: Annotated[str, Path(max_length=128)],
 ) -> Response:
-    """Stream a file of a released version; one byte range may be asked for, with If-Range."""
+    """Stream a file of a released version; one byte range may be asked for, with If-Range.
+
+    Behind `.MD5SUM` is its md5, in the form of the tool md5sum.
+    """
     file = find_file(
         services.settings,
         services.registry,
         services.artifacts,
         model=caller.device.model,
         version=version,
-        name=name,
+        name=name.removesuffix(MD5SUM),
     ).digests
+    if name.endswith(MD5SUM):
+        return PlainTextResponse(f"{file.md5}  {name.removesuffix(MD5SUM)}\n")
     require_length(services.artifacts, file.sha256, file.length)
     return answer_with_bytes(
         lambda first, length: services.artifacts.chunks(file.sha256, first=first, length=length),
@@ -154,6 +157,22 @@ def get_file(
         sha256=file.sha256,
         media_type="application/octet-stream",
         cache_control="private, max-age=31536000, immutable",
+    )
+
+
+def _deployment(services: Services, caller: ControllerRecord, action: ActionRecord) -> dict[str, object]:
+    registry, offer = services.registry, action.offer
+    packages = registry.packages(offer.model, offer.version)
+    package = next((one for one in packages if one.path == offer.package_path), None)
+    if package is None or registry.target(package.path) is None:
+        raise NotFoundError(f"v{offer.version} is not released any more. Poll again.")
+    return deployment_document(
+        controller_links(services, caller),
+        action_id=action.action_id,
+        model=offer.model,
+        version=offer.version,
+        is_forced=is_forced(registry, caller.device, action),
+        files=offered_files(services.settings, registry, services.artifacts, package),
     )
 
 

@@ -2,6 +2,7 @@
 
 from server.ddi.actions import Step, is_forced, next_step, take_cancel_feedback, take_feedback
 from server.ddi.documents import (
+    MD5SUM,
     CancelFeedback,
     ConfigData,
     Feedback,
@@ -14,6 +15,7 @@ from server.ddi.documents import (
 from server.ddi.files import OfferedFile, find_file, load_signer, offered_files
 
 __all__ = [
+    "MD5SUM",
     "CancelFeedback",
     "ConfigData",
     "Feedback",

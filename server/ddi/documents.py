@@ -26,6 +26,9 @@ _DAY = timedelta(days=1)
 VERSION_ATTRIBUTE = "lamella.version"
 HASH_ATTRIBUTE = "lamella.tree_hash"
 
+# Behind a file's name: its md5 in the form of md5sum.
+MD5SUM = ".MD5SUM"
+
 _VersionText = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")]
 
 
@@ -137,6 +140,10 @@ class Links:
         """The URL of an action."""
         return f"{self.root}/deploymentBase/{action_id}"
 
+    def installed(self, action_id: int) -> str:
+        """The URL of the action that a device came to what it runs by."""
+        return f"{self.root}/installedBase/{action_id}"
+
     def cancel(self, action_id: int) -> str:
         """The URL of an action's cancellation."""
         return f"{self.root}/cancelAction/{action_id}"
@@ -151,12 +158,19 @@ class Links:
 
 
 def root_document(
-    links: Links, *, poll_seconds: int, deploy: int | None = None, cancel: int | None = None, is_config_wanted: bool
+    links: Links,
+    *,
+    poll_seconds: int,
+    deploy: int | None = None,
+    cancel: int | None = None,
+    installed: int | None = None,
+    is_config_wanted: bool,
 ) -> Json:
-    """The answer to a poll: when to come again, and what to look at; ``deploy`` and ``cancel`` are action ids."""
+    """The answer to a poll: when to come again, and what to look at; `deploy`, `cancel`, `installed` are action ids."""
     found = {
         "deploymentBase": links.deployment(deploy) if deploy is not None else None,
         "cancelAction": links.cancel(cancel) if cancel is not None else None,
+        "installedBase": links.installed(installed) if installed is not None else None,
         "configData": links.config_data() if is_config_wanted else None,
     }
     return {
@@ -192,13 +206,13 @@ def problem_document(code: str, message: str) -> Json:
 def _artifact(links: Links, version: int, file: OfferedFile) -> Json:
     href = links.file(version, file.name)
     # hawkBit's names: the one that ends in -http is for the URL without TLS.
-    relation = "download" if href.startswith("https:") else "download-http"
+    suffix = "" if href.startswith("https:") else "-http"
     digests = file.digests
     return {
         "filename": file.name,
         "size": digests.length,
         "hashes": {"sha1": digests.sha1, "md5": digests.md5, "sha256": digests.sha256},
-        "_links": {relation: {"href": href}},
+        "_links": {f"download{suffix}": {"href": href}, f"md5sum{suffix}": {"href": f"{href}{MD5SUM}"}},
     }
 
 

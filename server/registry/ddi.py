@@ -6,18 +6,16 @@ import hashlib
 import hmac
 import secrets
 import uuid
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 
-from delta_updates.offer import Outcome
 from server.errors import ConflictError, CredentialRefusedError, ForbiddenError, NotFoundError
 from server.registry.asking import device_record
-from server.registry.ddi_records import ActionRecord, ControllerRecord, FailedAttempt, FileDigests, GatewayTokenRecord
-from server.registry.ddi_tables import ActionRow, ControllerRow, DigestRow, GatewayTokenRow, ImageRow
-from server.registry.offers import offer_of
-from server.registry.tables import DeviceRow, ModelRow, OfferRow, ReportRow
+from server.registry.ddi_records import ControllerRecord, GatewayTokenRecord
+from server.registry.ddi_tables import ControllerRow, GatewayTokenRow
+from server.registry.tables import DeviceRow, ModelRow
 from server.registry.transactions import Transactions
 
 if TYPE_CHECKING:
@@ -26,16 +24,13 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-    from server.registry.ddi_records import ActionState
 
 _SECRET_BYTES = 32
-_UNFINISHED = ("open", "canceling", "refused")
-_MOST_ATTEMPTS = 20
 _UNKNOWN = "This token is not one of this controller. Ask the operator: `lamella ddi target-token` makes one."
 
 
 class DdiTransactions(Transactions):
-    """The registry's transactions on controllers and actions."""
+    """The registry's transactions on controllers and their tokens."""
 
     def issue_target_token(self, model: str, controller_id: str) -> tuple[str, ControllerRecord]:
         """Make a controller's own token, enrolling it when it is new; a token that it had before is no good any more.
@@ -149,88 +144,6 @@ class DdiTransactions(Transactions):
             row = session.scalars(select(ControllerRow).where(ControllerRow.device_id == device_id)).one()
             row.attributes = dict(attributes)
 
-    def unfinished_action(self, device_id: str) -> ActionRecord | None:
-        """What a device was told to do and did not answer for yet; the oldest."""
-        with self._read() as session:
-            row = _unfinished(session, device_id)
-            return None if row is None else _action(session, row)
-
-    def open_action(self, device_id: str, offer_id: str) -> ActionRecord:
-        """Put a number on an offer; a device has one unfinished action, which is the answer when there is one."""
-        with self._write() as session:
-            # The row of the device is the lock: two polls at once get the same action.
-            session.get_one(DeviceRow, device_id, with_for_update=True)
-            row = _unfinished(session, device_id)
-            if row is None:
-                row = ActionRow(offer_id=offer_id, device_id=device_id, state="open", created_at=self._now())
-                session.add(row)
-                session.flush()
-            return _action(session, row)
-
-    def action(self, device_id: str, action_id: int) -> ActionRecord:
-        """An action of this device.
-
-        Raises:
-            NotFoundError: It never had such an action.
-        """
-        with self._read() as session:
-            return _action(session, _own(session, device_id, action_id))
-
-    def move_action(self, device_id: str, action_id: int, state: ActionState) -> None:
-        """Note how far an action came; what is over stays over, and a canceled offer is made again when it is due.
-
-        Raises:
-            NotFoundError: The device never had such an action.
-        """
-        with self._write() as session:
-            row = _own(session, device_id, action_id)
-            if row.state == "closed" or (row.state == "canceled" and state != "closed"):
-                return
-            row.state = state
-            if state in {"closed", "canceled"}:
-                session.get_one(OfferRow, row.offer_id).is_open = False
-
-    def failed_attempts(self, device_id: str, *, model: str, version: int) -> tuple[FailedAttempt, ...]:
-        """The last times that a device could not install a version, newest first."""
-        query = (
-            select(OfferRow.package_path, ReportRow.received_at)
-            .join(ReportRow, ReportRow.offer_id == OfferRow.offer_id)
-            .where(
-                OfferRow.device_id == device_id,
-                OfferRow.model == model,
-                OfferRow.version == version,
-                ReportRow.outcome == Outcome.FAILED.value,
-            )
-            .order_by(ReportRow.received_at.desc())
-            .limit(_MOST_ATTEMPTS)
-        )
-        with self._read() as session:
-            return tuple(FailedAttempt(package_path=path, at=at) for path, at in session.execute(query))
-
-    def digests(self, sha256: str) -> FileDigests | None:
-        """What was computed about a stored file."""
-        with self._read() as session:
-            row = session.get(DigestRow, sha256)
-            if row is None:
-                return None
-            return FileDigests(sha256=row.sha256, length=row.length, sha1=row.sha1, md5=row.md5)
-
-    def add_digests(self, digests: FileDigests) -> None:
-        """Keep what was computed about a stored file; doing it twice changes nothing."""
-        with self._write() as session:
-            session.merge(DigestRow(**vars(digests)))
-
-    def image(self, recipe: str) -> str | None:
-        """The digest of the image that was made by a recipe."""
-        with self._read() as session:
-            row = session.get(ImageRow, recipe)
-            return None if row is None else row.sha256
-
-    def add_image(self, recipe: str, sha256: str) -> None:
-        """Keep which image a recipe makes; its bytes are in the artifact store."""
-        with self._write() as session:
-            session.merge(ImageRow(recipe=recipe, sha256=sha256))
-
 
 def _sha256(secret: str) -> str:
     # No slow hash: the tokens are 32 random bytes, which nobody can guess through.
@@ -288,23 +201,6 @@ def _enrol(
     return row
 
 
-def _unfinished(session: Session, device_id: str) -> ActionRow | None:
-    return session.scalar(
-        select(ActionRow)
-        .where(ActionRow.device_id == device_id, ActionRow.state.in_(_UNFINISHED))
-        .order_by(ActionRow.action_id)
-        .limit(1)
-    )
-
-
-def _own(session: Session, device_id: str, action_id: int) -> ActionRow:
-    row = session.get(ActionRow, action_id)
-    # Another device's action is answered like one that never was.
-    if row is None or row.device_id != device_id:
-        raise NotFoundError(f"This controller has no action {action_id}.")
-    return row
-
-
 def _controller(session: Session, row: ControllerRow) -> ControllerRecord:
     device = session.get_one(DeviceRow, row.device_id)
     if device.revoked_at is not None:
@@ -321,8 +217,3 @@ def _gateway(row: GatewayTokenRow, *, devices: int) -> GatewayTokenRecord:
         created_at=row.created_at,
         revoked_at=row.revoked_at,
     )
-
-
-def _action(session: Session, row: ActionRow) -> ActionRecord:
-    offer = session.get_one(OfferRow, row.offer_id)
-    return ActionRecord(action_id=row.action_id, state=cast("ActionState", row.state), offer=offer_of(offer))

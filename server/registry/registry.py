@@ -14,6 +14,8 @@ from server.registry.audit_findings import AuditFindingTransactions
 from server.registry.cases import CaseTransactions
 from server.registry.channels import ChannelTransactions
 from server.registry.ddi import DdiTransactions
+from server.registry.ddi_actions import DdiActionTransactions
+from server.registry.ddi_files import DdiFileTransactions
 from server.registry.device_policies import PolicyTransactions
 from server.registry.devices import DeviceTransactions
 from server.registry.fleet import FleetTransactions
@@ -49,6 +51,8 @@ class Registry(
     OperatorTransactions,
     AuditTransactions,
     DdiTransactions,
+    DdiActionTransactions,
+    DdiFileTransactions,
     PrivacyTransactions,
     AuditFindingTransactions,
     StatementTransactions,

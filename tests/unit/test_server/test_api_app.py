@@ -29,7 +29,7 @@ def operations(openapi: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 def test_every_operation_is_documented_with_examples_and_errors(shared_api: Service) -> None:
     openapi = shared_api.client.get("/v1/openapi.json").json()
     names = [name for name, _ in operations(openapi)]
-    assert len(names) == 34
+    assert len(names) == 39
     for name, operation in operations(openapi):
         assert operation["summary"], name
         assert operation["description"], name
@@ -92,7 +92,7 @@ def test_the_documentation_is_one_page_that_loads_nothing(shared_api: Service) -
     page.feed(answer.text)
     assert page.links == ["/v1/openapi.json"]
     assert not {"script", "link", "img", "iframe"} & set(page.tags)
-    assert page.tags.count("h3") == 34
+    assert page.tags.count("h3") == 39
     assert "unsafe-inline" not in answer.headers["content-security-policy"]
     assert answer.headers["content-security-policy"].startswith("default-src 'none'; style-src 'sha256-")
 

@@ -202,6 +202,23 @@ def test_a_deployment_names_files_that_are_what_it_says(controller: Controller) 
         assert len(content) == file["size"]
         for name, digest in file["hashes"].items():
             assert hashlib.new(name, content).hexdigest() == digest
+        md5 = controller.get(file["_links"]["md5sum-http"]["href"].removeprefix("http://127.0.0.1:8080"))
+        assert md5.text == f"{file['hashes']['md5']}  {file['filename']}\n"
+
+
+def test_what_it_runs_is_named_by_the_action_that_brought_it(controller: Controller) -> None:
+    assert "installedBase" not in controller.poll()
+    offered = controller.deployment()
+    root = controller.root
+    assert controller.get(f"{root}/installedBase/{offered['id']}").status_code == 404
+    controller.install()
+    assert controller.poll()["installedBase"].endswith(f"{root}/installedBase/{offered['id']}")
+    assert controller.get(f"{root}/installedBase/{offered['id']}").json() == offered
+    assert "9999" in fault_of(controller.get(f"{root}/installedBase/9999"), 404)
+    # It says that it runs something else, to which no action brought it.
+    registry = controller.service.home.registry
+    registry.record_check(controller.device_id, installed_version=2, installed_hash=None)
+    assert "installedBase" not in controller.poll()
 
 
 def test_success_confirms_the_version_and_ends_the_action(controller: Controller) -> None:
@@ -346,13 +363,13 @@ def test_a_pause_hides_an_action_and_a_halt_cancels_it(controller: Controller, r
     registry.change_rollout(rollout.rollout_id, "advance")
     action = controller.deployment()["id"]
     registry.change_rollout(rollout.rollout_id, "pause")
-    assert set(controller.poll()) == {"configData"}
+    assert set(controller.poll()) == {"configData", "installedBase"}
     registry.change_rollout(rollout.rollout_id, "resume")
     assert controller.deployment()["id"] == action
     registry.change_rollout(rollout.rollout_id, "halt")
-    assert set(controller.poll()) == {"configData", "cancelAction"}
+    assert set(controller.poll()) == {"configData", "installedBase", "cancelAction"}
     controller.feedback(action, "closed", "success", of="cancelAction")
-    assert set(controller.poll()) == {"configData"}
+    assert set(controller.poll()) == {"configData", "installedBase"}
 
 
 def test_failures_of_controllers_count(controller: Controller, rollout: Rollout) -> None:
@@ -459,7 +476,7 @@ def test_the_operator_says_which_files(three_versions: Path, tmp_path: Path, set
     with Service(tmp_path / "service", ddi_files=setting, public_url="https://updates.example.org") as api:
         artifacts = Controller.with_token(api).deployment()["deployment"]["chunks"][0]["artifacts"]
     assert [Path(file["filename"]).suffix for file in artifacts] == endings
-    assert list(artifacts[0]["_links"]) == ["download"]
+    assert list(artifacts[0]["_links"]) == ["download", "md5sum"]
 
 
 def test_the_image_is_made_once(controller: Controller) -> None:
