@@ -85,7 +85,7 @@ class DdiActionTransactions(Transactions):
             return tuple(FailedAttempt(package_path=path, at=at) for path, at in session.execute(query))
 
     def installed_action(self, device_id: str) -> ActionRecord | None:
-        """The action by which a device came to what it runs; None when it came to it in another way, or it was withdrawn."""
+        """The action by which a device came to what it runs; None: in another way, or it was withdrawn."""
         with self._read() as session:
             row = session.scalar(
                 select(ActionRow)
