@@ -122,6 +122,9 @@ def _openelm_config(config: ModelConfig) -> dict[str, Any]:
         "normalization_layer_name": "rms_norm",
         "normalize_qk_projections": config.qk_norm,
         "share_input_output_layers": config.tied_embeddings,
+        # transformers 4 ties what does not say no, and OpenELM's own class would compute without lm_head; where there
+        # is none, transformers 5 stumbles over a yes.
+        **({} if config.tied_embeddings else {"tie_word_embeddings": False}),
         "rms_norm_eps": config.norm_eps,
         "rope_freq_constant": int(config.rope_base) if config.rope_base.is_integer() else config.rope_base,
         "rope_max_length": 2 * config.max_context,

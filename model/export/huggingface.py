@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from typing import TYPE_CHECKING, Final, Literal, get_args
+from typing import TYPE_CHECKING, Final, Literal, cast, get_args
 
 import numpy as np
 
@@ -12,10 +12,11 @@ from model.errors import ExportError
 from model.export.foreign_configs import OPENELM_EPS, hf_architecture, hf_config, hf_tensors
 from model.export.gguf_encoding import bfloat16_bits
 from model.export.layout import ForeignTensor, require_own_keys_and_values
+from model.export.sentencepiece_file import sentencepiece_model
 from model.export.source import ExportSource
 from model.export.tensor_writer import Planned, write_planned
 from model.export.tokenizer_files import SpecialIds, special_ids, write_tokenizer
-from model.files import write_text
+from model.files import replace_durably, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -39,7 +40,8 @@ def export_hf(source: Path, out_folder: Path, *, dtype: Dtype = "float16") -> st
 
     Args:
         source: Folder of a checkpoint, or of a version (`base/`, `adapter/`).
-        out_folder: Gets config.json, generation_config.json, model.safetensors and the tokenizer's two files.
+        out_folder: Gets config.json, generation_config.json, model.safetensors and the tokenizer's two files; of a
+            SentencePiece vocabulary tokenizer.model too.
         dtype: What the weights are stored as.
 
     Returns:
@@ -90,8 +92,14 @@ def write_companions(source: ExportSource, out_folder: Path, config: Mapping[str
 
     Raises:
         CheckpointError: This disk does not take it.
+        ExportError: tokenizer.json is malformed.
     """
-    write_tokenizer(source, out_folder)
+    sentencepiece = sentencepiece_model(source.tokenizer_json, source.tokenizer_settings, source.config.vocab_size)
+    if sentencepiece is not None:
+        replace_durably(out_folder / "tokenizer.model", lambda file: cast("None", file.write_bytes(sentencepiece)))
+    # llama.cpp begins a SentencePiece text with a token of its own unless the folder says whether.
+    is_silent = sentencepiece is not None and not json.loads(source.tokenizer_json).get("post_processor")
+    write_tokenizer(source, out_folder, defaults={"add_bos_token": False} if is_silent else {})
     generation = {"bos_token_id": special.bos, "eos_token_id": list(special.stops), "pad_token_id": special.pad}
     write_text(out_folder / "generation_config.json", _json(generation))
     write_text(out_folder / "config.json", _json(config))

@@ -59,7 +59,7 @@ def export_mlx(
 
     Args:
         source: Folder of a checkpoint, or of a version (`base/`, `adapter/`).
-        out_folder: Gets config.json, generation_config.json, model.safetensors and the tokenizer's two files.
+        out_folder: Gets config.json, generation_config.json, model.safetensors and the tokenizer's files.
         bits: 4 or 8 quantises every matrix, embeddings included, whose rows the groups divide; None keeps floats.
         group_size: Inputs that share a scale: 32, 64 or 128.
         embedding_bits: Of the embedding and an output of its own; None: 8, since an int4 head changes answers.
