@@ -14,9 +14,9 @@ from model.export.gguf_encoding import bfloat16_bits
 from model.export.layout import ForeignTensor, require_own_keys_and_values
 from model.export.sentencepiece_file import sentencepiece_model
 from model.export.source import ExportSource
-from model.export.tensor_writer import Planned, write_planned
 from model.export.tokenizer_files import SpecialIds, special_ids, write_tokenizer
 from model.files import replace_durably, write_text
+from model.tensor_writer import Planned, write_planned
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -10,7 +10,7 @@ import numpy as np
 from model.errors import ExportError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     import numpy.typing as npt
 
@@ -37,6 +37,14 @@ class ForeignTensor:
         """Shape of the whole."""
         shapes = [config.parameter_shapes()[part] for part in self.parts]
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+    def part_rows(self, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, int, int]]:
+        """Each part, and the range of its rows in the whole."""
+        begin = 0
+        for part in self.parts:
+            end = begin + shapes[part][0]
+            yield part, begin, end
+            begin = end
 
     def pieces(self, source: ExportSource) -> Iterator[tuple[StoredWeight, Any]]:
         """Weight and rows of it, one piece after the other; one part is in memory at a time."""

@@ -15,9 +15,9 @@ from model.errors import ExportError
 from model.export.foreign_configs import hf_architecture, hf_config, hf_tensors
 from model.export.huggingface import STORED_AS, in_dtype, plain, require_exportable, write_companions
 from model.export.source import ExportSource
-from model.export.tensor_writer import Planned, write_planned
 from model.export.tokenizer_files import special_ids
 from model.export.weights import widened
+from model.tensor_writer import Planned, write_planned
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
