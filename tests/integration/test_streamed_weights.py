@@ -26,6 +26,8 @@ from model import import_gguf, import_huggingface
 from model.quantization.convert import QuantizationOptions, quantize_checkpoint
 from model.export import export_gguf
 from model.export.convert import Conversion, convert_model
+from model.probe import probe_logits
+from model.stored_model import stored_version
 import model.export.writers, model.quantization.stream
 what, source, out, more = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
 status = Path("/proc/self/status").read_text()
@@ -40,6 +42,9 @@ elif what == "quantize":
 elif what == "convert":
     asked = {"form": "gguf", "device": "laptop", "quantization": "int4", "measures_speed": False}
     convert_model(Conversion(source=source, out=out, **asked))
+elif what == "probe":
+    with stored_version(source) as loaded:
+        probe_logits(loaded)
 elif what == "whole":
     import torch
     torch.empty(40, 1 << 20, dtype=torch.float32).zero_()
@@ -98,6 +103,8 @@ def test_no_step_holds_the_model(large: Path, tmp_path: Path) -> None:
         # Exports read one tensor as it is stored.
         ("convert", large, converted, MORE + LARGEST),
         ("gguf", converted / "model-int4.gguf", tmp_path / "back", MORE),
+        # As stored, and in float32.
+        ("probe", tmp_path, tmp_path, MORE + 3 * LARGEST),
     ):
         done = run(what, source, out, more)
         assert done.returncode == 0, (what, done.stderr[-2000:])

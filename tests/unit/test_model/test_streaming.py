@@ -1,6 +1,7 @@
 """However few rows are taken at a time, what is written is what the whole model in memory would have given."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from model import (
     import_gguf,
     import_huggingface,
     load_checkpoint,
+    load_version,
     quantize_model,
     save_checkpoint,
     save_quantized,
@@ -22,7 +24,9 @@ from model import (
 from model.errors import QuantizationError
 from model.export import export_gguf, export_hf
 from model.export.dense import load_dense, write_dense
+from model.probe import probe_logits
 from model.quantization.stream import quantize_stored
+from model.stored_model import stored_version
 
 PLAN = ModelConfig(
     vocab_size=262,
@@ -112,3 +116,25 @@ def test_what_cannot_be_quantised_leaves_nothing(tree: Path, tmp_path: Path, nam
     with pytest.raises(QuantizationError, match="quantised already"):
         quantize_stored(out, tmp_path / "again", uniform_plan(PLAN, bits=4))
     assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"tied_embeddings": False}, {"query_heads": (4, 4), "kv_heads": (2, 2), "kv_of": (0, 0)}, {"bits": 8}],
+    ids=["tied", "untied", "shared", "quantised"],
+)
+def test_a_version_that_stays_on_the_disk_computes_the_same(tmp_path: Path, change: dict[str, object]) -> None:
+    """Bit for bit: what it computes is signed, and compared on devices."""
+    plan = replace(PLAN, **{key: value for key, value in change.items() if key != "bits"})
+    make_tree(tmp_path, plan, byte_pair_tokenizer(), dtype=torch.float16)
+    if "bits" in change:
+        (tmp_path / "base").rename(tmp_path / "plain")
+        quantize_stored(tmp_path / "plain", tmp_path / "base", uniform_plan(plan, bits=8))
+    with stored_version(tmp_path) as stored:
+        assert torch.equal(probe_logits(stored), probe_logits(load_version(tmp_path)))
+
+
+def test_a_base_without_its_weights_is_refused(tree: Path) -> None:
+    (tree / "base" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="no sound safetensors file"), stored_version(tree):
+        pass
