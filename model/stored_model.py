@@ -6,7 +6,7 @@ Slow for more than a single pass, and enough for one: what is signed with a base
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -74,8 +74,7 @@ def stored_version(tree: Path) -> Iterator[LoadedModel]:
             path = name.removesuffix(".weight")
             owner, _, attribute = path.rpartition(".")
             if len(shape) == 1:
-                weight = nn.Parameter(file.read(name).float(), requires_grad=False)
-                cast("nn.Module", model.get_submodule(path)).weight = weight
+                model.get_submodule(path).weight = nn.Parameter(file.read(name).float(), requires_grad=False)
             else:
                 kind = _StoredEmbedding if name == "embedding.weight" else _StoredLinear
                 setattr(model.get_submodule(owner), attribute, kind(file, name))

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from model.config import ModelConfig
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 STORED_AS: Final[Mapping[str, str]] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -56,8 +55,10 @@ def export_hf(source: Path, out_folder: Path, *, dtype: Dtype = "float16") -> st
         raise ExportError(f"no dtype {dtype!r} for a Hugging Face folder; choose {', '.join(get_args(Dtype))}")
     with ExportSource(source) as opened:
         config = opened.config
-        require_exportable(config, opened.folder, out_folder)
-        if hf_architecture(config) == "openelm" and config.norm_eps != OPENELM_EPS:
+        require_own_keys_and_values(config, form="a Hugging Face folder")
+        require_other_folder(opened.folder, out_folder)
+        architecture = hf_architecture(config)
+        if architecture == "openelm" and config.norm_eps != OPENELM_EPS:
             raise ExportError(
                 f"norm_eps is {config.norm_eps:g}, OpenELM's class computes with {OPENELM_EPS:g} whatever its config "
                 "says; export as gguf or mlx, or train the model with that norm_eps"
@@ -65,19 +66,18 @@ def export_hf(source: Path, out_folder: Path, *, dtype: Dtype = "float16") -> st
         special = special_ids(opened.tokenizer_json, opened.tokenizer_settings)
         write_planned(
             out_folder / "model.safetensors",
-            [plain(opened, tensor, dtype) for tensor in hf_tensors(config, hf_architecture(config))],
+            [plain(opened, tensor, dtype) for tensor in hf_tensors(config, architecture)],
         )
-        write_companions(opened, out_folder, hf_config(config, special, dtype=dtype), special)
-    return hf_architecture(config)
+        write_companions(opened, out_folder, hf_config(config, special, architecture, dtype=dtype), special)
+    return architecture
 
 
-def require_exportable(config: ModelConfig, folder: Path, out_folder: Path) -> None:
-    """Refuse what no Hugging Face folder can say, and a folder that would overwrite itself.
+def require_other_folder(folder: Path, out_folder: Path) -> None:
+    """Refuse a folder that would overwrite itself.
 
     Raises:
         ExportError: So it is.
     """
-    require_own_keys_and_values(config, form="a Hugging Face folder")
     if folder.resolve() == out_folder.resolve():
         raise ExportError(f"{folder} would be overwritten by its own export; choose another folder")
 

@@ -80,5 +80,6 @@ def require_own_keys_and_values(config: ModelConfig, *, form: str) -> None:
     if borrowed:
         raise ExportError(
             f"layers {borrowed[:4]} attend over keys and values of earlier layers (kv_of), which {form} cannot "
-            "express: they have no k_proj and v_proj; run this model with the torch back end"
+            "express and no copy of weights can stand for, since each layer has an input of its own; run this model "
+            "with the torch back end, export a uniform one with --share-kv of one length as mlx, or train it without"
         )
