@@ -11,6 +11,7 @@ from server.errors import DatabaseError
 from server.files import locked, make_folder
 from server.registry.audit import AuditTransactions
 from server.registry.audit_findings import AuditFindingTransactions
+from server.registry.cases import CaseTransactions
 from server.registry.channels import ChannelTransactions
 from server.registry.ddi import DdiTransactions
 from server.registry.device_policies import PolicyTransactions
@@ -43,6 +44,7 @@ class Registry(
     RolloutTransactions,
     ChannelTransactions,
     PolicyTransactions,
+    CaseTransactions,
     UpkeepTransactions,
     OperatorTransactions,
     AuditTransactions,
