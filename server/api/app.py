@@ -20,6 +20,7 @@ from server.api import (
     operator_accounts,
     operator_audit,
     operator_channels,
+    operator_ddi,
     operator_devices,
     operator_policies,
     operator_rollouts,
@@ -133,6 +134,7 @@ def _routers() -> Iterator[APIRouter]:
     for module in (
         operator_devices,
         operator_policies,
+        operator_ddi,
         operator_versions,
         operator_statements,
         operator_channels,

@@ -33,6 +33,15 @@ _ANSWERS: Final[tuple[tuple[type[ServerError], HTTPStatus, str], ...]] = (
     (ConflictError, HTTPStatus.CONFLICT, "repo.entitiyAlreadyExists"),
     (InvalidRecordError, HTTPStatus.BAD_REQUEST, "rest.body.notReadable"),
 )
+# What a controller is called becomes part of URLs and of terminals.
+ControllerId = Annotated[
+    str,
+    Path(
+        pattern=r"^[A-Za-z0-9._:@+-]{1,64}$",
+        description="What the device calls itself.",
+        openapi_examples={"a controller": {"value": "gate-7"}},
+    ),
+]
 _UNAVAILABLE: Final = "The service cannot answer just now. Try again later; the operator's log says why."
 _log = logging.getLogger("lamella.api")
 
@@ -62,8 +71,7 @@ def calling_controller(
     services: ServicesDep,
     request: Request,
     tenant: Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")],
-    # What a controller is called becomes part of URLs and of terminals.
-    controller_id: Annotated[str, Path(pattern=r"^[A-Za-z0-9._:@+-]{1,64}$")],
+    controller_id: ControllerId,
 ) -> ControllerRecord:
     """The controller whose token, or whose gateway's token, came with the request; its model is the tenant.
 

@@ -127,14 +127,19 @@ class DdiTransactions(Transactions):
                 row = _enrol(session, model, controller_id, now=self._now(), gateway_token_id=gateway)
             return _controller(session, row)
 
-    def controllers(self) -> tuple[ControllerRecord, ...]:
-        """All controllers by model and name, but for revoked ones."""
+    def controllers(
+        self, *, model: str | None = None, after: str = "", limit: int | None = None
+    ) -> tuple[ControllerRecord, ...]:
+        """Controllers by model and name, but for revoked ones; ``after`` is the last name of a page of one model."""
         query = (
             select(ControllerRow)
             .join(DeviceRow, DeviceRow.device_id == ControllerRow.device_id)
-            .where(DeviceRow.revoked_at.is_(None))
+            .where(DeviceRow.revoked_at.is_(None), ControllerRow.controller_id > after)
             .order_by(ControllerRow.model, ControllerRow.controller_id)
+            .limit(limit)
         )
+        if model is not None:
+            query = query.where(ControllerRow.model == model)
         with self._read() as session:
             return tuple(_controller(session, row) for row in session.scalars(query))
 

@@ -13,6 +13,7 @@ from server.api.services import NeedsRole
 from server.registry import Role
 
 EXAMPLES = {"{device_id}": "0" * 32, "{model}": MODEL, "{number}": "1", "{run_id}": "run-1", "{token_id}": "7"}
+EXAMPLES |= {"{controller_id}": "gate-7"}
 EXAMPLES |= {"{file}": "statement.json", "{rollout_id}": "77", "{action}": "halt"}
 BODIES = {
     "/policy": {"group": "pilot"},

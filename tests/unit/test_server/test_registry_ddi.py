@@ -40,6 +40,12 @@ def test_a_gateways_limit_holds_for_new_controllers_only(registry: Registry, dev
     assert registry.target_by_gateway(MODEL, "node-1", token) == first
     assert [(one.token_id, one.devices) for one in registry.gateway_tokens()] == [(record.token_id, 1)]
     assert [one.controller_id for one in registry.controllers()] == ["gate-7", "node-1"]
+    page = registry.controllers(model=MODEL, limit=1)
+    assert [one.controller_id for one in (*page, *registry.controllers(after=page[0].controller_id))] == [
+        "gate-7",
+        "node-1",
+    ]
+    assert registry.controllers(model="other") == ()
     with pytest.raises(CredentialRefusedError):
         registry.target_by_token(MODEL, "node-1", token)
 
