@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,12 +15,12 @@ from model.files import read_text, write_text
 from model.lora import add_lora, load_adapter, load_adapter_state
 from model.quantization.apply import dense_state, install, plan_of, quantized_layers
 from model.quantization.plan import MAX_PLAN_BYTES, PLAN_FILE, QuantizationPlan
-from model.tensor_file import TensorFile, write_tensors
+from model.tensor_file import TensorFile, stream_tensors
 from model.tokenizer import Tokenizer
 from model.transformer import LayeredTransformer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
 
@@ -87,20 +88,58 @@ def write_checkpoint(
     Raises:
         CheckpointError: A tensor is not finite in its dtype, the tokenizer does not fit, or the disk refuses.
     """
+    stored = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    stream_checkpoint(folder, config, stored, tensors.items(), tokenizer, plan=plan)
+
+
+def stream_checkpoint(
+    folder: Path,
+    config: ModelConfig,
+    stored: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    pieces: Iterable[tuple[str, torch.Tensor]],
+    tokenizer: Tokenizer,
+    *,
+    plan: QuantizationPlan | None = None,
+) -> None:
+    """Write a checkpoint whose weights never lie in memory together: the bytes that `write_checkpoint` would give it.
+
+    Args:
+        folder: Where to; made if it is missing, and gone again if it cannot be filled.
+        config: The model's shape.
+        stored: Dtype and shape of every tensor of model.safetensors.
+        pieces: Name and next rows of a tensor; of one tensor in order, of several in any.
+        tokenizer: Its tokenizer.
+        plan: As for `write_checkpoint`.
+
+    Raises:
+        CheckpointError: A tensor is not finite in its dtype, the tokenizer does not fit, or the disk refuses. What
+            reading the pieces raises goes through.
+    """
     if tokenizer.vocab_size > config.vocab_size:
         raise CheckpointError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, the embedding only {config.vocab_size} rows"
         )
-    for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{name} has values that are not finite in {tensor.dtype}; store it as bfloat16")
+    is_new = not folder.exists()
+    try:
+        stream_tensors(folder / "model.safetensors", stored, _finite(pieces))
+    except BaseException:
+        if is_new:
+            with suppress(OSError):  # it was never made
+                folder.rmdir()
+        raise
     tokenizer.save(folder)
-    write_tensors(folder / "model.safetensors", tensors, metadata={"format": "pt"})
     if plan is None:
         (folder / PLAN_FILE).unlink(missing_ok=True)
     else:
         write_text(folder / PLAN_FILE, plan.to_json())
     write_text(folder / "config.json", config.to_json())
+
+
+def _finite(pieces: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, piece in pieces:
+        if not bool(torch.isfinite(piece).all()):
+            raise CheckpointError(f"{name} has values that are not finite in {piece.dtype}; store it as bfloat16")
+        yield name, piece
 
 
 def load_checkpoint(folder: Path, *, dtype: torch.dtype = torch.float32) -> LayeredTransformer:

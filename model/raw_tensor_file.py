@@ -82,8 +82,21 @@ class RawTensorFile:
             CheckpointError: The file became shorter since it was opened.
         """
         entry = self.entries[name]
-        raw = np.empty(entry.end - entry.begin, dtype=np.uint8)
-        self._file.seek(entry.begin)
+        return self._bytes(name, entry.begin, entry.end)
+
+    def read_rows(self, name: str, begin: int, end: int) -> npt.NDArray[np.uint8]:
+        """The bytes of rows `begin` to `end` of the tensor of that name, in memory of their own.
+
+        Raises:
+            CheckpointError: The file became shorter since it was opened.
+        """
+        entry = self.entries[name]
+        row_bytes = (entry.end - entry.begin) // max(1, entry.shape[0])
+        return self._bytes(name, entry.begin + begin * row_bytes, entry.begin + end * row_bytes)
+
+    def _bytes(self, name: str, begin: int, end: int) -> npt.NDArray[np.uint8]:
+        raw = np.empty(end - begin, dtype=np.uint8)
+        self._file.seek(begin)
         if self._file.readinto(raw.data) != len(raw):
             raise CheckpointError(f"{self.path} ended inside {name}; it changed while it was read")
         return raw

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 _INT4_GROUP: Final = 32
 _MISSING: Final = (
-    "writing .pte files needs the package executorch; run `pip install executorch==1.5.1` in an environment of its own "
-    "(it brings a torchao, and pandas, scikit-learn and coremltools with it)"
+    "writing .pte files needs the package executorch; run `pip install 'lamella[executorch]'` (it brings torchao, "
+    "pandas, scikit-learn and coremltools with it)"
 )
 
 

@@ -21,6 +21,7 @@ _LLAMA_PARTS: Final = {
     "ffn_norm": "post_attention_layernorm",
     **{f"ffn.{p}_proj": f"mlp.{p}_proj" for p in ("gate", "up", "down")},
 }
+_KEYS_AND_VALUES: Final = ("attention.k_proj", "attention.v_proj")
 _OPENELM_PARTS: Final = {
     "attn_norm": ("attention_norm",),
     "attn.qkv_proj": ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
@@ -38,9 +39,29 @@ def hf_architecture(config: ModelConfig) -> str:
     return "llama" if is_uniform(config) and not config.qk_norm else "openelm"
 
 
+def mlx_architecture(config: ModelConfig) -> str:
+    """As `hf_architecture`; `hunyuan` where mlx-lm's Hunyuan shares keys and values as this plan does."""
+    return "hunyuan" if shared_run(config) is not None else hf_architecture(config)
+
+
+def shared_run(config: ModelConfig) -> int | None:
+    """How many layers in a row attend over the keys and values of the first of them, in a plan that Hunyuan computes.
+
+    Returns:
+        None where none share, runs differ in length, or the plan has what Hunyuan has not: layers of several shapes,
+        norms of q and k before their rotation, an output of its own, heads that do not add up to the width.
+    """
+    owners = [layer for layer in range(config.num_layers) if config.kv_layer(layer) == layer]
+    run = owners[1] if len(owners) > 1 else config.num_layers
+    if len(owners) == config.num_layers or any(config.kv_layer(i) != i - i % run for i in range(config.num_layers)):
+        return None
+    is_wide = config.query_heads[0] * config.head_dim == config.model_dim
+    return run if is_wide and config.tied_embeddings and hf_architecture(config) == "llama" else None
+
+
 def hf_tensors(config: ModelConfig, architecture: str) -> list[ForeignTensor]:
     """The tensors of a folder of that architecture; shared layers stand once for every layer that runs them."""
-    if architecture == "llama":
+    if architecture in {"llama", "hunyuan"}:
         embedding, final, layers = "model.embed_tokens.weight", "model.norm.weight", "model.layers"
         parts: dict[str, tuple[str, ...]] = {theirs: (ours,) for ours, theirs in _LLAMA_PARTS.items()}
     else:
@@ -52,6 +73,8 @@ def hf_tensors(config: ModelConfig, architecture: str) -> list[ForeignTensor]:
     for layer in range(config.num_layers):
         stored = f"layers.{config.weight_layer(layer)}"
         for theirs, ours in parts.items():
+            if config.kv_layer(layer) != layer and ours[0] in _KEYS_AND_VALUES:
+                continue
             names = tuple(f"{stored}.{path}.weight" for path in ours)
             tensors.append(ForeignTensor(f"{layers}.{layer}.{theirs}.weight", names))
     tensors.append(ForeignTensor(final, ("norm.weight",)))
@@ -60,9 +83,9 @@ def hf_tensors(config: ModelConfig, architecture: str) -> list[ForeignTensor]:
     return tensors
 
 
-def hf_config(config: ModelConfig, special: SpecialIds, *, dtype: str) -> dict[str, Any]:
+def hf_config(config: ModelConfig, special: SpecialIds, architecture: str, *, dtype: str) -> dict[str, Any]:
     """Content of config.json."""
-    shape = _llama_config(config) if hf_architecture(config) == "llama" else _openelm_config(config)
+    shape = {"llama": _llama_config, "openelm": _openelm_config, "hunyuan": _hunyuan_config}[architecture](config)
     return {
         **shape,
         "vocab_size": config.vocab_size,
@@ -96,6 +119,22 @@ def _llama_config(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _hunyuan_config(config: ModelConfig) -> dict[str, Any]:
+    """Tencent's Hunyuan with a single expert is a Llama, but for layers that lend their keys and values to the next."""
+    return _llama_config(config) | {
+        "architectures": ["HunYuanForCausalLM"],
+        "model_type": "hunyuan",
+        "use_cla": True,
+        "cla_share_factor": shared_run(config),
+        "num_experts": 1,
+        "num_shared_expert": 1,
+        "moe_topk": 1,
+        "use_mixed_mlp_moe": False,
+        "use_qk_norm": False,
+        "rope_scaling": {"type": "dynamic", "factor": 1.0, "alpha": 1.0},
+    }
+
+
 def _openelm_config(config: ModelConfig) -> dict[str, Any]:
     """Per-layer lists, as mlx-lm and llama.cpp's converter read them, and the pair that OpenELM's own class demands."""
     divisor = (
@@ -122,6 +161,9 @@ def _openelm_config(config: ModelConfig) -> dict[str, Any]:
         "normalization_layer_name": "rms_norm",
         "normalize_qk_projections": config.qk_norm,
         "share_input_output_layers": config.tied_embeddings,
+        # transformers 4 ties what does not say no, and OpenELM's own class would compute without lm_head; where there
+        # is none, transformers 5 stumbles over a yes.
+        **({} if config.tied_embeddings else {"tie_word_embeddings": False}),
         "rms_norm_eps": config.norm_eps,
         "rope_freq_constant": int(config.rope_base) if config.rope_base.is_integer() else config.rope_base,
         "rope_max_length": 2 * config.max_context,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from typing import TYPE_CHECKING, Final, Literal, get_args
+from typing import TYPE_CHECKING, Final, Literal, cast, get_args
 
 import numpy as np
 
@@ -12,10 +12,11 @@ from model.errors import ExportError
 from model.export.foreign_configs import OPENELM_EPS, hf_architecture, hf_config, hf_tensors
 from model.export.gguf_encoding import bfloat16_bits
 from model.export.layout import ForeignTensor, require_own_keys_and_values
+from model.export.sentencepiece_file import sentencepiece_model
 from model.export.source import ExportSource
-from model.export.tensor_writer import Planned, write_planned
 from model.export.tokenizer_files import SpecialIds, special_ids, write_tokenizer
-from model.files import write_text
+from model.files import replace_durably, write_text
+from model.tensor_writer import Planned, write_planned
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from model.config import ModelConfig
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 STORED_AS: Final[Mapping[str, str]] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -39,7 +39,8 @@ def export_hf(source: Path, out_folder: Path, *, dtype: Dtype = "float16") -> st
 
     Args:
         source: Folder of a checkpoint, or of a version (`base/`, `adapter/`).
-        out_folder: Gets config.json, generation_config.json, model.safetensors and the tokenizer's two files.
+        out_folder: Gets config.json, generation_config.json, model.safetensors and the tokenizer's two files; of a
+            SentencePiece vocabulary tokenizer.model too.
         dtype: What the weights are stored as.
 
     Returns:
@@ -54,8 +55,10 @@ def export_hf(source: Path, out_folder: Path, *, dtype: Dtype = "float16") -> st
         raise ExportError(f"no dtype {dtype!r} for a Hugging Face folder; choose {', '.join(get_args(Dtype))}")
     with ExportSource(source) as opened:
         config = opened.config
-        require_exportable(config, opened.folder, out_folder)
-        if hf_architecture(config) == "openelm" and config.norm_eps != OPENELM_EPS:
+        require_own_keys_and_values(config, form="a Hugging Face folder")
+        require_other_folder(opened.folder, out_folder)
+        architecture = hf_architecture(config)
+        if architecture == "openelm" and config.norm_eps != OPENELM_EPS:
             raise ExportError(
                 f"norm_eps is {config.norm_eps:g}, OpenELM's class computes with {OPENELM_EPS:g} whatever its config "
                 "says; export as gguf or mlx, or train the model with that norm_eps"
@@ -63,19 +66,18 @@ def export_hf(source: Path, out_folder: Path, *, dtype: Dtype = "float16") -> st
         special = special_ids(opened.tokenizer_json, opened.tokenizer_settings)
         write_planned(
             out_folder / "model.safetensors",
-            [plain(opened, tensor, dtype) for tensor in hf_tensors(config, hf_architecture(config))],
+            [plain(opened, tensor, dtype) for tensor in hf_tensors(config, architecture)],
         )
-        write_companions(opened, out_folder, hf_config(config, special, dtype=dtype), special)
-    return hf_architecture(config)
+        write_companions(opened, out_folder, hf_config(config, special, architecture, dtype=dtype), special)
+    return architecture
 
 
-def require_exportable(config: ModelConfig, folder: Path, out_folder: Path) -> None:
-    """Refuse what no Hugging Face folder can say, and a folder that would overwrite itself.
+def require_other_folder(folder: Path, out_folder: Path) -> None:
+    """Refuse a folder that would overwrite itself.
 
     Raises:
         ExportError: So it is.
     """
-    require_own_keys_and_values(config, form="a Hugging Face folder")
     if folder.resolve() == out_folder.resolve():
         raise ExportError(f"{folder} would be overwritten by its own export; choose another folder")
 
@@ -90,8 +92,14 @@ def write_companions(source: ExportSource, out_folder: Path, config: Mapping[str
 
     Raises:
         CheckpointError: This disk does not take it.
+        ExportError: tokenizer.json is malformed.
     """
-    write_tokenizer(source, out_folder)
+    sentencepiece = sentencepiece_model(source.tokenizer_json, source.tokenizer_settings, source.config.vocab_size)
+    if sentencepiece is not None:
+        replace_durably(out_folder / "tokenizer.model", lambda file: cast("None", file.write_bytes(sentencepiece)))
+    # llama.cpp begins a SentencePiece text with a token of its own unless the folder says whether.
+    is_silent = sentencepiece is not None and not json.loads(source.tokenizer_json).get("post_processor")
+    write_tokenizer(source, out_folder, defaults={"add_bos_token": False} if is_silent else {})
     generation = {"bos_token_id": special.bos, "eos_token_id": list(special.stops), "pad_token_id": special.pad}
     write_text(out_folder / "generation_config.json", _json(generation))
     write_text(out_folder / "config.json", _json(config))

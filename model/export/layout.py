@@ -10,7 +10,7 @@ import numpy as np
 from model.errors import ExportError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     import numpy.typing as npt
 
@@ -37,6 +37,14 @@ class ForeignTensor:
         """Shape of the whole."""
         shapes = [config.parameter_shapes()[part] for part in self.parts]
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+    def part_rows(self, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, int, int]]:
+        """Each part, and the range of its rows in the whole."""
+        begin = 0
+        for part in self.parts:
+            end = begin + shapes[part][0]
+            yield part, begin, end
+            begin = end
 
     def pieces(self, source: ExportSource) -> Iterator[tuple[StoredWeight, Any]]:
         """Weight and rows of it, one piece after the other; one part is in memory at a time."""
@@ -72,5 +80,6 @@ def require_own_keys_and_values(config: ModelConfig, *, form: str) -> None:
     if borrowed:
         raise ExportError(
             f"layers {borrowed[:4]} attend over keys and values of earlier layers (kv_of), which {form} cannot "
-            "express: they have no k_proj and v_proj; run this model with the torch back end"
+            "express and no copy of weights can stand for, since each layer has an input of its own; run this model "
+            "with the torch back end, export a uniform one with --share-kv of one length as mlx, or train it without"
         )

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from model.errors import ExportError
-from model.export.foreign_configs import hf_architecture, hf_config, hf_tensors
-from model.export.huggingface import STORED_AS, in_dtype, plain, require_exportable, write_companions
+from model.export.foreign_configs import hf_config, hf_tensors, mlx_architecture
+from model.export.huggingface import STORED_AS, in_dtype, plain, require_other_folder, write_companions
+from model.export.layout import require_own_keys_and_values
 from model.export.source import ExportSource
-from model.export.tensor_writer import Planned, write_planned
 from model.export.tokenizer_files import special_ids
 from model.export.weights import widened
+from model.tensor_writer import Planned, write_planned
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,14 +60,14 @@ def export_mlx(
 
     Args:
         source: Folder of a checkpoint, or of a version (`base/`, `adapter/`).
-        out_folder: Gets config.json, generation_config.json, model.safetensors and the tokenizer's two files.
+        out_folder: Gets config.json, generation_config.json, model.safetensors and the tokenizer's files.
         bits: 4 or 8 quantises every matrix, embeddings included, whose rows the groups divide; None keeps floats.
         group_size: Inputs that share a scale: 32, 64 or 128.
         embedding_bits: Of the embedding and an output of its own; None: 8, since an int4 head changes answers.
         dtype: What floats, scales and biases are stored as, and mlx-lm computes in.
 
     Returns:
-        `llama` or `openelm`.
+        `llama`, `openelm`, or `hunyuan` where layers share keys and values.
 
     Raises:
         ExportError: mlx-lm has no architecture or form for it.
@@ -79,12 +80,15 @@ def export_mlx(
             f"{dtype!r}, {bits!r} and {group_size!r}"
         )
     with ExportSource(source) as opened:
-        require_exportable(opened.config, opened.folder, out_folder)
+        require_other_folder(opened.folder, out_folder)
+        architecture = mlx_architecture(opened.config)
+        if architecture != "hunyuan":
+            require_own_keys_and_values(opened.config, form="mlx-lm")
         special = special_ids(opened.tokenizer_json, opened.tokenizer_settings)
-        content = hf_config(opened.config, special, dtype=dtype)
+        content = hf_config(opened.config, special, architecture, dtype=dtype)
         planned: list[Planned] = []
         others: dict[str, dict[str, int]] = {}
-        for tensor in hf_tensors(opened.config, hf_architecture(opened.config)):
+        for tensor in hf_tensors(opened.config, architecture):
             shape = tensor.shape(opened.config)
             if bits is None or len(shape) == 1 or shape[1] % group_size:
                 # Where a module has no scales beside its weight, mlx-lm leaves it in floats.
@@ -102,7 +106,7 @@ def export_mlx(
             content["quantization_config"] = content["quantization"]
         write_planned(out_folder / "model.safetensors", planned)
         write_companions(opened, out_folder, content, special)
-    return hf_architecture(opened.config)
+    return architecture
 
 
 def _quantized(source: ExportSource, tensor: ForeignTensor, bits: int, group_size: int, dtype: str) -> list[Planned]:

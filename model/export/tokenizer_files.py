@@ -55,14 +55,16 @@ def token_text(token: Any) -> str:  # noqa: ANN401  (parsed JSON, checked here)
     return text if isinstance(text, str) else ""
 
 
-def write_tokenizer(source: ExportSource, out_folder: Path) -> None:
+def write_tokenizer(source: ExportSource, out_folder: Path, *, defaults: Mapping[str, Any]) -> None:
     """Write tokenizer.json and tokenizer_config.json, the chat template in it, as transformers and mlx-lm read them.
+
+    `defaults` are settings for tokenizer_config.json that the source may have set otherwise.
 
     Raises:
         CheckpointError: This disk does not take them.
     """
     write_text(out_folder / "tokenizer.json", source.tokenizer_json)
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **source.tokenizer_settings}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **defaults, **source.tokenizer_settings}
     text = json.dumps(settings, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
     write_text(out_folder / "tokenizer_config.json", text)
 

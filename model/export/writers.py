@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-import torch
-
-from model.checkpoint import save_checkpoint
 from model.errors import ExportError
-from model.export.dense import load_dense
+from model.export.dense import write_dense
 from model.export.executorch import export_executorch
 from model.export.gguf import export_gguf
 from model.export.huggingface import export_hf
@@ -55,7 +52,7 @@ def _in_four_bits(tree: Path, scratch: Path, *, symmetric: bool, text: str | Non
         return tree
     if (tree / "adapter").is_dir():
         base = scratch / "merged"
-        save_checkpoint(base, *load_dense(tree), dtype=torch.float32)
+        write_dense(tree, base)
     options = QuantizationOptions(bits=4, symmetric=symmetric, scale_bits=16, embedding_bits=16)
     quantize_checkpoint(base, scratch / "int4", options, calibration_text=text)
     return scratch / "int4"

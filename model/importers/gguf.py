@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from model.checkpoint import write_checkpoint
+from model.checkpoint import stream_checkpoint
 from model.config import ModelConfig, every_layer
 from model.errors import ConfigError, ForeignModelError
 from model.export.gguf import gguf_tensors
 from model.export.layout import interleaved_rows
 from model.importers.gguf_tokenizer import build_tokenizer
+from model.tensor_file import row_steps
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     import numpy.typing as npt
 
@@ -30,7 +31,7 @@ _ARCHITECTURES: Final = ("llama", "deci", "openelm")
 
 
 def import_gguf(gguf_path: Path, out_folder: Path, *, dtype: torch.dtype = torch.float16) -> ModelConfig:
-    """Write the model in a GGUF file as our checkpoint.
+    """Write the model in a GGUF file as our checkpoint, a few rows of a tensor in memory at a time.
 
     Args:
         gguf_path: A little-endian GGUF file of one of those architectures, with a byte-level BPE vocabulary.
@@ -52,10 +53,19 @@ def import_gguf(gguf_path: Path, out_folder: Path, *, dtype: torch.dtype = torch
             f"{unknown[:3]}; importing without them would give another model"
         )
     tokenizer = build_tokenizer(file.fields)
-    tensors: dict[str, torch.Tensor] = {}
+    shapes = config.parameter_shapes()
     for tensor in foreign.values():
-        tensors |= _parts(file, tensor, config, dtype)
-    write_checkpoint(out_folder, config, tensors, tokenizer)
+        if (found := file.shape(tensor.name)) != (shape := tensor.shape(config)):
+            raise ForeignModelError(
+                f"{gguf_path}: {tensor.name} has shape {list(found)}, the metadata says {list(shape)}"
+            )
+    pieces = (
+        (part, values.to(dtype))
+        for tensor in foreign.values()
+        for part, begin, end in tensor.part_rows(shapes)
+        for values in _rows(file, tensor, config, begin, end)
+    )
+    stream_checkpoint(out_folder, config, {name: (dtype, shape) for name, shape in shapes.items()}, pieces, tokenizer)
     return config
 
 
@@ -99,11 +109,16 @@ class _GGUFFile:
         except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
             raise ForeignModelError(f"{path} is no sound GGUF file: {error}") from error
 
-    def values(self, name: str) -> npt.NDArray[np.float32]:
-        """One tensor, dequantised."""
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of one tensor; the format writes the last dimension first."""
+        return tuple(int(length) for length in reversed(self.tensors[name].shape))
+
+    def values(self, name: str, rows: slice | npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
+        """Some rows of one tensor, dequantised, in memory of their own."""
         tensor = self.tensors[name]
         try:
-            result: npt.NDArray[np.float32] = self._dequantize(tensor.data, tensor.tensor_type)
+            # Rows are whole blocks, so that each can be undone by itself.
+            result: npt.NDArray[np.float32] = self._dequantize(np.array(tensor.data[rows]), tensor.tensor_type)
         except (NotImplementedError, ValueError) as error:
             raise ForeignModelError(
                 f"{self.path}: {name} is quantised as {tensor.tensor_type.name}, which cannot be undone here: {error}"
@@ -175,26 +190,16 @@ def _config(file: _GGUFFile) -> ModelConfig:
         raise ForeignModelError(f"{file.path}: {error}") from error
 
 
-def _parts(file: _GGUFFile, tensor: ForeignTensor, config: ModelConfig, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Ours of one of their tensors, by our names."""
-    # Tensors stored as plain floats come as a read-only view of the file.
-    values, shape = np.require(file.values(tensor.name), requirements="W"), tensor.shape(config)
-    if values.shape != shape:
-        raise ForeignModelError(
-            f"{file.path}: {tensor.name} has shape {list(values.shape)}, the metadata says {list(shape)}"
-        )
+def _rows(file: _GGUFFile, tensor: ForeignTensor, config: ModelConfig, begin: int, end: int) -> Iterator[torch.Tensor]:
+    """Rows of one of their tensors in our order, a few at a time."""
+    shape = tensor.shape(config)
+    order = None
     if tensor.interleaved:
-        ours = np.empty_like(values)
-        ours[interleaved_rows(shape[0], config.head_dim)] = values
-        values = ours
-    parts: dict[str, torch.Tensor] = {}
-    begin = 0
-    for part in tensor.parts:
-        end = begin + config.parameter_shapes()[part][0]
-        # A copy of its own, also where the dtype is right: a view would keep the whole fused tensor.
-        parts[part] = torch.from_numpy(values[begin:end]).to(dtype, copy=len(tensor.parts) > 1)
-        begin = end
-    return parts
+        # Theirs at place i is ours at interleaved_rows[i].
+        order = np.argsort(interleaved_rows(shape[0], config.head_dim))
+    for first, last in row_steps(begin, end, shape):
+        rows = slice(first, last) if order is None else order[first:last]
+        yield torch.from_numpy(file.values(tensor.name, rows))
 
 
 def _shortest(value: float) -> float:

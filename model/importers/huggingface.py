@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from model.checkpoint import write_checkpoint
+from model.checkpoint import stream_checkpoint
 from model.errors import CheckpointError, ConfigError, ForeignModelError
 from model.export.foreign_configs import hf_tensors
 from model.files import read_text
@@ -27,7 +27,7 @@ _MAX_SHARDS: Final = 1000
 
 
 def import_huggingface(folder: Path, out_folder: Path, *, dtype: torch.dtype = torch.float16) -> ModelConfig:
-    """Write the model in a Hugging Face folder as our checkpoint.
+    """Write the model in a Hugging Face folder as our checkpoint, a few rows of a tensor in memory at a time.
 
     Args:
         folder: As `save_pretrained` writes it, with tokenizer.json.
@@ -47,19 +47,20 @@ def import_huggingface(folder: Path, out_folder: Path, *, dtype: torch.dtype = t
         where = {_full_name(name, architecture): (file, name) for name, file in _open_shards(folder, stack).items()}
         foreign = hf_tensors(config, architecture)
         _check_names(folder, set(where), {tensor.name for tensor in foreign}, config)
-        tensors: dict[str, torch.Tensor] = {}
         for tensor in foreign:
             file, name = where[tensor.name]
             found, shape = file.tensors[name].shape, tensor.shape(config)
             if found != shape:
                 raise ForeignModelError(f"{folder}: {name} has shape {list(found)}, config.json says {list(shape)}")
-            whole, begin = file.read(name), 0
-            for part in tensor.parts:
-                end = begin + config.parameter_shapes()[part][0]
-                # A copy of its own, also where the dtype is right: a view would keep the whole fused tensor.
-                tensors[part] = whole[begin:end].to(dtype, copy=len(tensor.parts) > 1)
-                begin = end
-        write_checkpoint(out_folder, config, tensors, tokenizer)
+        shapes = config.parameter_shapes()
+        stored = {name: (dtype, shape) for name, shape in shapes.items()}
+        pieces = (
+            (part, rows.to(dtype))
+            for tensor in foreign
+            for part, begin, end in tensor.part_rows(shapes)
+            for rows in where[tensor.name][0].rows(where[tensor.name][1], begin, end)
+        )
+        stream_checkpoint(out_folder, config, stored, pieces, tokenizer)
     return config
 
 
@@ -144,6 +145,9 @@ def _check_names(folder: Path, found: set[str], expected: set[str], config: Mode
         raise ForeignModelError(f"{folder} lacks {len(missing)} tensors, such as {missing[:3]}")
     # Old exports kept the rotary frequencies; they follow from the config.
     unknown = {name for name in found - expected if not name.endswith(".rotary_emb.inv_freq")}
+    if "lm_head.weight" in expected:
+        # OpenELM's own class saves two outputs where they are not tied, and computes with the other one.
+        unknown.discard("transformer.classifier.weight")
     if config.tied_embeddings and "lm_head.weight" in unknown:
         raise ForeignModelError(
             f"{folder} says that its output is tied to the embedding and still has lm_head.weight; drop the tensor or "

@@ -6,17 +6,19 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from model.checkpoint import load_checkpoint, save_quantized
+from model.checkpoint import load_checkpoint, read_config, save_quantized
 from model.errors import QuantizationError
-from model.quantization.apply import quantize_model
 from model.quantization.calibrate import calibrate_model, calibration_windows
 from model.quantization.plan import uniform_plan
 from model.quantization.sensitivity import choose_kept, in_four_bits, measure_sensitivity, raised, without
+from model.quantization.stream import quantize_stored
 from model.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from model.quantization.plan import QuantizationPlan
 
 _SENSITIVITY_TOKENS: Final = 256
 # Of the weights, by count: as many as leave int4 with scales of 8 bits 65 % smaller than 16 bits.
@@ -121,34 +123,22 @@ def quantize_checkpoint(
     if out.resolve() == source.resolve():
         raise QuantizationError(f"{out} is the base itself; choose another folder")
     began = time.monotonic()
-    model, tokenizer = load_checkpoint(source), Tokenizer.from_folder(source)
     plan = uniform_plan(
-        model.config,
+        read_config(source),
         bits=options.bits,
         group_size=options.group_size,
         symmetric=options.symmetric,
         scale_bits=options.scale_bits,
         embedding_bits=max(options.bits, options.embedding_bits),
     )
-    token_ids = [] if calibration_text is None else tokenizer.encode(calibration_text)
-    window = min(_WINDOW_TOKENS, model.config.max_context)
     rises: dict[str, float] = {}
     kept: tuple[str, ...] = ()
-    if share := options.sensitive_share(has_text=calibration_text is not None):
-        windows = calibration_windows(token_ids, window=window, max_tokens=_SENSITIVITY_TOKENS)
-        asked = plan if options.sensitive_bits == 16 else in_four_bits(plan)  # noqa: PLR2004  (bits)
-        found = measure_sensitivity(model, asked, windows, on_tensor=_named(on_progress, "Measuring sensitivity"))
-        rises = {name: sensitivity.loss_rise for name, sensitivity in found.items()}
-        kept = choose_kept(found, model.config, share=share)
-        plan = without(plan, kept) if options.sensitive_bits == 16 else raised(plan, kept)  # noqa: PLR2004  (bits)
-    if calibration_text is not None:
-        windows = calibration_windows(token_ids, window=window, max_tokens=options.calibration_tokens)
-        calibrate_model(model, plan, windows, on_layer=_named(on_progress, "Calibrating"))
-    else:
+    if calibration_text is None:
         count = iter(range(1, len(plan.tensors) + 1))
         report = _named(on_progress, "Quantising")
-        quantize_model(model, plan, on_tensor=lambda _: report(next(count), len(plan.tensors)))
-    save_quantized(out, model, tokenizer)
+        quantize_stored(source, out, plan, on_tensor=lambda _: report(next(count), len(plan.tensors)))
+    else:
+        rises, kept = _calibrated(source, out, plan, options, calibration_text, on_progress)
     return QuantizationReport(
         bytes_before=(source / "model.safetensors").stat().st_size,
         bytes_after=(out / "model.safetensors").stat().st_size,
@@ -157,6 +147,33 @@ def quantize_checkpoint(
         is_calibrated=calibration_text is not None,
         seconds=time.monotonic() - began,
     )
+
+
+def _calibrated(
+    source: Path,
+    out: Path,
+    plan: QuantizationPlan,
+    options: QuantizationOptions,
+    text: str,
+    on_progress: Callable[[str, int, int], None] | None,
+) -> tuple[dict[str, float], tuple[str, ...]]:
+    """With a text the model runs, and so lies in memory; what each weight costs, and which got more bits."""
+    model, tokenizer = load_checkpoint(source), Tokenizer.from_folder(source)
+    token_ids = tokenizer.encode(text)
+    window = min(_WINDOW_TOKENS, model.config.max_context)
+    rises: dict[str, float] = {}
+    kept: tuple[str, ...] = ()
+    if share := options.sensitive_share(has_text=True):
+        windows = calibration_windows(token_ids, window=window, max_tokens=_SENSITIVITY_TOKENS)
+        asked = plan if options.sensitive_bits == 16 else in_four_bits(plan)  # noqa: PLR2004  (bits)
+        found = measure_sensitivity(model, asked, windows, on_tensor=_named(on_progress, "Measuring sensitivity"))
+        rises = {name: sensitivity.loss_rise for name, sensitivity in found.items()}
+        kept = choose_kept(found, model.config, share=share)
+        plan = without(plan, kept) if options.sensitive_bits == 16 else raised(plan, kept)  # noqa: PLR2004  (bits)
+    windows = calibration_windows(token_ids, window=window, max_tokens=options.calibration_tokens)
+    calibrate_model(model, plan, windows, on_layer=_named(on_progress, "Calibrating"))
+    save_quantized(out, model, tokenizer)
+    return rises, kept
 
 
 def _named(on_progress: Callable[[str, int, int], None] | None, what: str) -> Callable[[int, int], None]:

@@ -104,14 +104,14 @@ def pretrain(
 
 
 def _release_base(model: str, tree: Path, *, facts: dict[str, str | int | float | bool | None]) -> None:
-    from model import load_version
     from model.probe import LOGITS_FACT, describe_logits, probe_logits
+    from model.stored_model import stored_version
     from server.cli.release import publish_version
     from server.publishing import import_base
 
     service = open_service()
-    with console.status("Computing what devices will compare their self-test with ..."):
-        facts = facts | {LOGITS_FACT: describe_logits(probe_logits(load_version(tree)))}
+    with console.status("Computing what devices will compare their self-test with ..."), stored_version(tree) as loaded:
+        facts = facts | {LOGITS_FACT: describe_logits(probe_logits(loaded))}
     with audited(service.registry, "base.import", f"{model}: {facts['imported_from']}", is_long=True):
         record = import_base(service.registry, service.artifacts, model=model, tree=tree, facts=facts)
         publish_version(service, record, gate=None)

@@ -160,6 +160,34 @@ def test_mlx_computes_every_plan(name: str, tmp_path: Path) -> None:
     assert_mlx_agrees(tmp_path / "mlx", model, TOKENS)
 
 
+@pytest.mark.parametrize("kv_of", [(0, 0, 2, 2), (0, 0, 0, 0), (0, 0, 0, 3)])
+@pytest.mark.parametrize("bits", [None, 8])
+def test_mlx_computes_shared_keys_and_values(kv_of: tuple[int, ...], bits: int | None, tmp_path: Path) -> None:
+    """A prompt at once, and token by token on mlx-lm's cache."""
+    plan = replace(PLANS["uniform"], head_dim=16, kv_of=kv_of)
+    tokenizer = byte_pair_tokenizer()
+    model = make_tree(tmp_path, plan, tokenizer)
+    add_adapter(tmp_path, plan, LORA, stddev=0.1)
+    model = load_version(tmp_path).model
+    source = tmp_path
+    if bits is not None:
+        model = LayeredTransformer(plan)
+        model.load_state_dict(load_version(tmp_path, with_adapter=False).model.state_dict())
+        quantize_model(model, uniform_plan(plan, bits=bits))
+        source = tmp_path / "few"
+        save_quantized(source / "base", model, tokenizer)
+        model = load_version(source).model
+    assert export_mlx(source, tmp_path / "mlx", bits=bits, dtype="float32") == "hunyuan"
+    assert_mlx_agrees(tmp_path / "mlx", model, TOKENS)
+    mx = pytest.importorskip("mlx.core")
+    cache_module, utils = pytest.importorskip("mlx_lm.models.cache"), pytest.importorskip("mlx_lm.utils")
+    theirs, _ = utils.load_model(tmp_path / "mlx")
+    cache = cache_module.make_prompt_cache(theirs)
+    for token in TOKENS[0, :12].tolist():
+        logits = np.array(theirs(mx.array([[token]]), cache=cache).astype(mx.float32))[0, 0].astype(np.float64)
+    np.testing.assert_allclose(logits - logits.mean(), centred(model, TOKENS)[11], atol=CLOSE, rtol=0)
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_mlx_computes_a_quantised_base(bits: int, tmp_path: Path) -> None:
     """Whole numbers are kept, so that even few bits agree to the last digits."""

@@ -175,7 +175,7 @@ def test_what_is_no_model_is_said(tmp_path: Path, content: str | None) -> None:
 def test_executorch_is_missed_by_name(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "executorch", None)
     monkeypatch.setitem(sys.modules, "executorch.exir", None)
-    with pytest.raises(ExportError, match="pip install executorch"):
+    with pytest.raises(ExportError, match=r"pip install 'lamella\[executorch\]'"):
         convert_model(asked(tree, tmp_path / "out", "executorch"))
     assert not (tmp_path / "out").exists()
 

@@ -109,3 +109,45 @@ def test_whole_numbers_are_kept(byte_tokenizer: Tokenizer, tmp_path: Path, kind:
     assert own == (8 if kind == "int8" else 4)
     got = meaning(load_file(tmp_path / "mlx" / "model.safetensors"), "transformer.layers.0.ffn.proj_2", own)
     np.testing.assert_allclose(got, dequantize(few).numpy(), atol=1e-6)
+
+
+RUNS_OF_TWO = (0, 0, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "run"),
+    [
+        ({}, 2),
+        ({"kv_of": (0, 0, 0, 0)}, 4),
+        ({"kv_of": (0, 0, 0, 3)}, 3),
+        ({"weights_of": (0, 1, 0, 1)}, 2),
+        ({"kv_of": ()}, None),
+        ({"kv_of": (0, 0, 2, 3)}, None),
+        ({"kv_of": (0, 1, 1, 1)}, None),
+        ({"kv_of": (0, 0, 2, 0)}, None),
+        ({"ffn_dims": (32, 32, 32, 16)}, None),
+        ({"qk_norm": True}, None),
+        ({"tied_embeddings": False}, None),
+        ({"head_dim": 4}, None),
+    ],
+)
+def test_what_mlx_can_say_of_shared_keys_and_values(
+    byte_tokenizer: Tokenizer, tmp_path: Path, change: dict[str, object], run: int | None
+) -> None:
+    plan = {
+        "vocab_size": 260, "model_dim": 32, "head_dim": 8, "query_heads": (4,) * 4, "kv_heads": (2,) * 4,
+        "ffn_dims": (32,) * 4, "max_context": 64, "kv_of": RUNS_OF_TWO,
+    }  # fmt: skip
+    config = ModelConfig(**(plan | change))
+    make_tree(tmp_path, config, byte_tokenizer)
+    if run is None and config.kv_of:
+        with pytest.raises(ExportError, match="attend over keys and values of earlier layers"):
+            export_mlx(tmp_path, tmp_path / "mlx")
+        assert not (tmp_path / "mlx").exists()
+        return
+    export_mlx(tmp_path, tmp_path / "mlx")
+    written = json.loads((tmp_path / "mlx" / "config.json").read_text())
+    assert written.get("cla_share_factor") == run
+    stored = load_file(tmp_path / "mlx" / "model.safetensors")
+    owners = {name.split(".")[2] for name in stored if "k_proj" in name}
+    assert owners == {str(layer) for layer in range(4) if config.kv_layer(layer) == layer}

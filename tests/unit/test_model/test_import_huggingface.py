@@ -6,7 +6,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from model import ForeignModelError, Tokenizer, import_huggingface, load_checkpoint, load_version
+from model import CheckpointError, ForeignModelError, Tokenizer, import_huggingface, load_checkpoint, load_version
 
 TOKENS = torch.randint(0, 260, (2, 33), generator=torch.Generator().manual_seed(0))
 
@@ -56,6 +56,39 @@ def test_shards_are_read_through_their_index(folder: Path, tmp_path: Path) -> No
     import_huggingface(folder, tmp_path / "sharded")
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "sharded")]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_file_is_the_one_that_the_library_writes(folder: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    import_huggingface(folder, tmp_path / "ours", dtype=dtype)
+    tensors = {name: t.detach() for name, t in load_checkpoint(tmp_path / "ours", dtype=dtype).state_dict().items()}
+    expected = safetensors.torch.save(tensors, {"format": "pt"})
+    assert (tmp_path / "ours" / "model.safetensors").read_bytes() == expected
+
+
+def test_a_broken_shard_leaves_nothing_behind(folder: Path, tmp_path: Path) -> None:
+    """Nor does it touch what lies where the import was to go."""
+    import_huggingface(folder, tmp_path / "old")
+    before = {file: file.read_bytes() for file in (tmp_path / "old").iterdir()}
+    split(folder)
+    shard = folder / "model-1.safetensors"
+    sound = shard.read_bytes()
+    tensors = safetensors.torch.load(sound)
+    tensors["model.norm.weight"][3] = torch.nan
+    for broken, message in (
+        (sound[:-40], r"model-1.safetensors .* cut short"),
+        (safetensors.torch.save(tensors), "norm.weight has values that are not finite"),
+    ):
+        shard.write_bytes(broken)
+        for out in ("new", "old"):
+            with pytest.raises(CheckpointError, match=message):
+                import_huggingface(folder, tmp_path / out)
+        assert not (tmp_path / "new").exists()
+        assert {file: file.read_bytes() for file in (tmp_path / "old").iterdir()} == before
+    shard.unlink()
+    with pytest.raises(CheckpointError, match=r"cannot read .*model-1"):
+        import_huggingface(folder, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def split(folder: Path) -> Path:

@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from model import CheckpointError
 from model.files import read_text, replace_durably, write_text
-from model.tensor_file import TensorFile, write_tensors
+from model.tensor_file import TensorFile, stream_tensors, write_tensors
 
 TENSORS = {
     "half": torch.arange(6, dtype=torch.float16).reshape(2, 3),
@@ -129,3 +130,33 @@ def test_text_files_are_bounded(tmp_path: Path) -> None:
         read_text(tmp_path / "x", max_bytes=5)
     with pytest.raises(CheckpointError, match="cannot read"):
         read_text(tmp_path / "absent", max_bytes=5)
+
+
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int8, torch.uint8]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    shapes=st.dictionaries(
+        st.text("aZ09._-é", min_size=1, max_size=5).filter(lambda name: name != "__metadata__"),
+        st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 5), max_size=3)),
+        max_size=6,
+    ),
+    order=st.randoms(use_true_random=False),
+)
+def test_pieces_in_any_order_make_the_librarys_file(tmp_path: Path, shapes: dict, order: object) -> None:
+    tensors = {name: torch.arange(math.prod(shape)).to(kind).reshape(shape) for name, (kind, shape) in shapes.items()}
+    pieces = {name: [tensor] if tensor.ndim == 0 else list(tensor.split(2)) for name, tensor in tensors.items()}
+    turns = [name for name, parts in pieces.items() for _ in parts]
+    order.shuffle(turns)
+    write_tensors(tmp_path / "library", tensors, metadata={"format": "pt"})
+    stored = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    stream_tensors(tmp_path / "ours", stored, ((name, pieces[name].pop(0)) for name in turns))
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "library").read_bytes()
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_pieces_that_do_not_make_up_a_tensor_leave_no_file(tmp_path: Path, rows: int) -> None:
+    with pytest.raises(ValueError, match="bytes than"):
+        stream_tensors(tmp_path / "x", {"w": (torch.float32, (2, 4))}, [("w", torch.zeros(rows, 4))])
+    assert list(tmp_path.iterdir()) == []
