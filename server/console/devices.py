@@ -70,6 +70,8 @@ def device(services: ServicesDep, visit: VisitDep, device_id: DeviceId) -> Respo
         policy=registry.device_policy(device_id),
         explanation=decided,
         packages=told(registry, services.metadata, record, decided),
+        controller=registry.controller_of(device_id),
+        action=registry.latest_action(device_id),
         history=_history(registry.offers(device_id, limit=_HISTORY), registry.reports(device_id, limit=_HISTORY)),
     )
 

@@ -138,6 +138,17 @@ class DdiTransactions(Transactions):
         with self._read() as session:
             return tuple(_controller(session, row) for row in session.scalars(query))
 
+    def controller_of(self, device_id: str) -> ControllerRecord | None:
+        """The controller that a device is; None when it does not speak hawkBit's protocol, or was revoked."""
+        query = (
+            select(ControllerRow)
+            .join(DeviceRow)
+            .where(ControllerRow.device_id == device_id, DeviceRow.revoked_at.is_(None))
+        )
+        with self._read() as session:
+            row = session.scalar(query)
+            return None if row is None else _controller(session, row)
+
     def set_attributes(self, device_id: str, attributes: Mapping[str, str]) -> None:
         """Keep what a controller says of itself, in place of what it said before."""
         with self._write() as session:

@@ -53,6 +53,13 @@ class DdiActionTransactions(Transactions):
         with self._read() as session:
             return _action(session, _own(session, device_id, action_id))
 
+    def latest_action(self, device_id: str) -> ActionRecord | None:
+        """What a device was told to do last, over or not; None when it never was told anything."""
+        query = select(ActionRow).where(ActionRow.device_id == device_id).order_by(ActionRow.action_id.desc()).limit(1)
+        with self._read() as session:
+            row = session.scalar(query)
+            return None if row is None else _action(session, row)
+
     def move_action(self, device_id: str, action_id: int, state: ActionState) -> None:
         """Note how far an action came; what is over stays over, and a canceled offer is made again when it is due.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from simulators.console_fleet import NEXT_RUN, PASSWORD, RUN, seed_console
+from simulators.hawkbit_client import Controller
 from simulators.server_home import MODEL, make_event, make_user_event
 from simulators.update_api import Service, TestClient
 
@@ -246,6 +247,19 @@ def test_a_device_is_revoked_and_the_log_says_by_whom(console: Service) -> None:
         device,
         "done",
     )
+
+
+def test_a_device_that_speaks_hawkbits_protocol_shows_its_action(console: Service) -> None:
+    gate = Controller.with_token(console)
+    gate.service.client.put(f"{gate.root}/configData", json={"data": {"hw": "rev-b"}}, headers=gate.headers)
+    action = gate.deployment()["id"]
+    login(console.client)
+    page = f"/console/devices/{gate.device_id}"
+    for sentence in ("hawkBit's protocol", gate.name, "rev-b", f"Action {action}", '<span class="state open">'):
+        assert sentence in console.client.get(page).text
+    gate.feedback(action, "closed", "success")
+    assert '<span class="state closed">' in console.client.get(page).text
+    assert "hawkBit" not in console.client.get(f"/console/devices/{device_id(console)}").text
 
 
 def test_a_viewer_looks_and_changes_nothing(console: Service) -> None:
