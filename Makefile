@@ -19,7 +19,7 @@ QUICK ?=
 DEMO_DIR ?= .lamella/demo
 
 # The S3 server of the tests lives apart: what its SDK needs does not fit beside ours.
-S3_SERVER := moto[s3,server]==5.2.5
+S3_SERVER := moto[s3,server]
 
 .PHONY: s3-server claim demo test check lint types contracts unit bench docs clean constraints
 
@@ -34,9 +34,9 @@ test: check s3-server
 
 s3-server: .tools/moto.stamp
 
-.tools/moto.stamp:
+.tools/moto.stamp: constraints-moto.txt
 	$(PYTHON) -m venv .tools/moto
-	.tools/moto/bin/python -m pip --disable-pip-version-check install -q "$(S3_SERVER)"
+	.tools/moto/bin/python -m pip --disable-pip-version-check install -q -c constraints-moto.txt "$(S3_SERVER)"
 	@touch $@
 
 check: lint types contracts unit
