@@ -28,10 +28,10 @@ from client_sdk.errors import (
 )
 from client_sdk.generation import GenerationOptions
 from client_sdk.health import HealthFacts
+from client_sdk.pace import Limits
 from client_sdk.runtime import Answer
 from client_sdk.session import ChatSession
 from client_sdk.slots import ActiveVersion
-from client_sdk.transport import Limits
 from client_sdk.update_result import UpdateResult
 
 __all__ = [

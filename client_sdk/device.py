@@ -19,6 +19,7 @@ from client_sdk.identity import Identity
 from client_sdk.key_ring import KeyRing
 from client_sdk.metadata import SignedCatalogue
 from client_sdk.offers import OfferFinder
+from client_sdk.pace import Clock, Limits
 from client_sdk.reports import Reporter
 from client_sdk.runtime import Answer, Runtime
 from client_sdk.self_test_process import SelfTestProcess
@@ -27,7 +28,7 @@ from client_sdk.session import ChatSession
 from client_sdk.slot_filler import SlotFiller
 from client_sdk.slots import ActiveVersion, SlotStore
 from client_sdk.state import StateFile
-from client_sdk.transport import Clock, Limits, Transport, checked_server_url
+from client_sdk.transport import Transport, checked_server_url
 from client_sdk.update_result import UpdateResult
 from client_sdk.updater import SelfTest, Updater
 from delta_updates import Offer

@@ -12,8 +12,10 @@ import urllib3
 from client_sdk.connections import must_progress
 from client_sdk.disk import Disk, disk_errors
 from client_sdk.errors import EnrolmentError, PackageError, RefusedError, RetryLaterError, ServiceUnavailableError
+from client_sdk.pace import Backoff
+from client_sdk.responses import CHUNK_BYTES, raise_for_status, require_no_portal
 from client_sdk.service import TARGETS
-from client_sdk.transport import CHUNK_BYTES, Backoff, Transport, raise_for_status, require_no_portal
+from client_sdk.transport import Transport
 from delta_updates.manifest import sha256_of
 from delta_updates.offer import REDIRECT_HEADER
 

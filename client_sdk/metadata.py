@@ -18,9 +18,10 @@ from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 from client_sdk.disk import Disk, disk_errors
 from client_sdk.errors import EnrolmentError, MetadataError, ServiceRefusedError
 from client_sdk.release_privacy import parse_statement
+from client_sdk.responses import printable
 from client_sdk.service import METADATA, TARGETS
 from client_sdk.state import MetadataFloor
-from client_sdk.transport import Transport, printable
+from client_sdk.transport import Transport
 from client_sdk.trust import SignedFile
 from delta_updates import DeltaError, VersionManifest
 from privacy.attestation import MAX_ENVELOPE_BYTES, PrivacyStatement, statement_path

@@ -10,7 +10,8 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from client_sdk.errors import DeviceDiskError, ServiceRefusedError
-from client_sdk.transport import Transport, printable
+from client_sdk.responses import printable
+from client_sdk.transport import Transport
 from delta_updates.manifest import MAX_FILE_BYTES
 from delta_updates.offer import ROOM_HEADER, EnrolReply, EnrolRequest, KeyRequest, Offer, OutcomeReport, UpdateQuery
 

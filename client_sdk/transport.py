@@ -1,14 +1,10 @@
 """HTTP to one enrolled server: bounded in size and time, no redirects, and the credential goes nowhere else."""
 
 import ipaddress
-import json
-import random
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from http import HTTPStatus
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import urllib3
@@ -17,79 +13,12 @@ from urllib3.exceptions import HTTPError, SSLError
 from client_sdk.connections import bounded_pool, must_progress
 from client_sdk.errors import EnrolmentError, ServiceRefusedError, ServiceUnavailableError
 from client_sdk.identity import Identity
+from client_sdk.pace import Backoff, Clock, Limits, SystemClock
+from client_sdk.responses import raise_for_status, read_bounded, require_no_portal
 from delta_updates.offer import PROTOCOL, PROTOCOL_HEADER, protocol_of
 
-CHUNK_BYTES = 1 << 16
-_MAX_DETAIL_BYTES = 1 << 14
-_RETRYABLE = frozenset(
-    {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS} | set(range(500, 600))
-)
 _IF_NONE_MATCH = "If-None-Match"
 _DOWNLOADS = frozenset({HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE})
-
-
-class Clock(Protocol):
-    """Time, so that tests need not wait."""
-
-    def monotonic(self) -> float:
-        """Seconds since some fixed moment."""
-        ...
-
-    def sleep(self, seconds: float) -> None:
-        """Wait."""
-        ...
-
-
-class SystemClock:
-    """The machine's clock."""
-
-    def monotonic(self) -> float:
-        """Seconds since some fixed moment."""
-        return time.monotonic()
-
-    def sleep(self, seconds: float) -> None:
-        """Wait."""
-        time.sleep(seconds)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """How long and how often this device bothers the server.
-
-    Attributes:
-        connect_timeout_s: to open a connection.
-        read_timeout_s: without a single byte.
-        request_deadline_s: for one small answer as a whole, however slowly it drips.
-        attempts: tries of one small request, and tries of a download in a row without progress.
-        backoff_base_s, backoff_cap_s: the wait before try n is random in [0, min(cap, base * 2**n)].
-        download_deadline_s: for one package as a whole; what arrived is kept and continued by the next update.
-        min_rate_bytes_per_s, rate_window_s: a download slower than this over the window is cut and tried again.
-    """
-
-    connect_timeout_s: float = 10.0
-    read_timeout_s: float = 30.0
-    request_deadline_s: float = 60.0
-    attempts: int = 5
-    backoff_base_s: float = 0.5
-    backoff_cap_s: float = 60.0
-    download_deadline_s: float = 6 * 3600.0
-    min_rate_bytes_per_s: float = 1024.0
-    rate_window_s: float = 60.0
-
-
-class Backoff:
-    """Exponential waits with full jitter, so that a fleet does not come back all at once."""
-
-    def __init__(self, limits: Limits, clock: Clock) -> None:
-        self._limits = limits
-        self._clock = clock
-        self._random = random.SystemRandom()
-
-    def wait(self, failures: int, *, at_least_s: float | None = None) -> None:
-        """Wait after the `failures`-th failure in a row; a server's Retry-After is a floor, up to the cap."""
-        ceiling = min(self._limits.backoff_cap_s, self._limits.backoff_base_s * 2.0**failures)
-        asked = min(at_least_s or 0.0, self._limits.backoff_cap_s)
-        self._clock.sleep(max(asked, self._random.uniform(0.0, ceiling)))
 
 
 class Answer(NamedTuple):
@@ -303,83 +232,6 @@ def checked_server_url(server_url: str, *, allow_http: bool) -> str:
             "with --allow-http on a private network."
         )
     return server_url.rstrip("/")
-
-
-def read_bounded(response: urllib3.BaseHTTPResponse, max_bytes: int, clock: Clock, limits: Limits) -> bytes:
-    """Read a small body within its size and time limits.
-
-    Raises:
-        ServiceRefusedError: more than `max_bytes`.
-        ServiceUnavailableError: slower than the request deadline allows.
-    """
-    deadline = clock.monotonic() + limits.request_deadline_s
-    body = bytearray()
-    while chunk := response.read1(CHUNK_BYTES):
-        body += chunk
-        if len(body) > max_bytes:
-            raise ServiceRefusedError(
-                f"The server's answer is larger than the {max_bytes} bytes allowed here.", status=response.status
-            )
-        # A server that drips bytes resets every socket timeout; only a deadline ends it.
-        if clock.monotonic() > deadline:
-            raise ServiceUnavailableError(f"The server's answer took longer than {limits.request_deadline_s:.0f} s.")
-    return bytes(body)
-
-
-def raise_for_status(response: urllib3.BaseHTTPResponse, server_url: str, clock: Clock, limits: Limits) -> None:
-    """Sort an answer that is not 2xx by who can act; does nothing for 2xx.
-
-    Raises:
-        ServiceUnavailableError, EnrolmentError, ServiceRefusedError: see `Transport.call`.
-    """
-    status = response.status
-    if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
-        return
-    if status in _RETRYABLE:
-        raise ServiceUnavailableError(
-            f"{server_url} answers {status}; trying again later helps.", retry_after_s=_retry_after_s(response)
-        )
-    detail = _detail(response, clock, limits)
-    if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-        raise EnrolmentError(f"{server_url} does not accept this device ({status}{detail}). Enrol it again.")
-    raise ServiceRefusedError(f"{server_url} refused the request ({status}{detail}).", status=status)
-
-
-def require_no_portal(response: urllib3.BaseHTTPResponse, server_url: str) -> None:
-    """Refuse a web page where the service answers with none: a network's log-in page, with status 200.
-
-    Raises:
-        ServiceUnavailableError: it is one. Somebody has to log in, or the network has to change.
-    """
-    if response.headers.get("Content-Type", "").split(";")[0].strip().lower() == "text/html":
-        raise ServiceUnavailableError(
-            f"A web page came instead of an answer of {server_url}: the network may want a log-in (a captive portal). "
-            "Open a page in a browser, or try another network."
-        )
-
-
-def printable(text: str, *, max_chars: int = 300) -> str:
-    """Foreign text made safe to print: one line, no control characters, not long."""
-    return "".join(c if c.isprintable() else " " for c in text[:max_chars]).strip()
-
-
-def _detail(response: urllib3.BaseHTTPResponse, clock: Clock, limits: Limits) -> str:
-    try:
-        body = read_bounded(response, _MAX_DETAIL_BYTES, clock, limits)
-    except (ServiceRefusedError, ServiceUnavailableError):
-        return ""
-    text = body.decode("utf-8", "replace")
-    try:
-        parsed = json.loads(text)
-        text = str(parsed.get("detail", "")) if isinstance(parsed, dict) else text
-    except ValueError:
-        pass  # not every proxy speaks application/problem+json
-    return f": {printable(text)}" if text else ""
-
-
-def _retry_after_s(response: urllib3.BaseHTTPResponse) -> float | None:
-    value = response.headers.get("Retry-After", "")
-    return float(value) if value.isascii() and value.isdigit() and len(value) < 7 else None  # noqa: PLR2004 - days
 
 
 def _is_loopback(host: str) -> bool:

@@ -25,20 +25,21 @@ MODEL, RUN = "chat", "claim"
 DEVICES, EXAMPLES = 2, 1536
 # As many again must be kept back, or nobody could tell members from others of the same people.
 WRITTEN = 2 * EXAMPLES
-ROUNDS, PASSES_A_ROUND, BATCH = 2, 6, 16
+# One round: what several devices learned by heart is averaged away between rounds, in the control too.
+ROUNDS, PASSES_A_ROUND, BATCH = 1, 28, 16
 RECIPE = {
-    "rank": 16,
-    "alpha": 32,
+    "rank": 32,
+    "alpha": 64,
     "targets": "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj",
     "max-examples": EXAMPLES,
     "max-length": 48,
     "batch-size": BATCH,
     "local-steps": PASSES_A_ROUND * EXAMPLES // BATCH,
-    "learning-rate": 0.5,
+    "learning-rate": 0.2,
     # Small, and the learning rate large: clipped steps are as usual, and those of the control are bold.
     "clipping-norm": 0.005,
-    "target-epsilon": 8,
-    "deadline-s": 3600,
+    "target-epsilon": 4,
+    "deadline-s": 7200,
     "evaluation-examples": 200,
 }
 

@@ -19,7 +19,8 @@ from simulators.update_api import Service
 from client_sdk.disk import LocalDisk
 from client_sdk.download import HttpFetcher
 from client_sdk.identity import KeyPair
-from client_sdk.transport import Limits, Transport
+from client_sdk.pace import Limits
+from client_sdk.transport import Transport
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

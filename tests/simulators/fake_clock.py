@@ -2,7 +2,7 @@
 
 
 class FakeClock:
-    """Stands in for `client_sdk.transport.Clock`; `sleeps` keeps every wait."""
+    """Stands in for `client_sdk.pace.Clock`; `sleeps` keeps every wait."""
 
     def __init__(self, *, seconds_per_look: float = 0.0) -> None:
         self.now = 1_000.0

@@ -34,7 +34,7 @@ from client_sdk import (
     ServiceUnavailableError,
 )
 from client_sdk.metadata import checked_root
-from client_sdk.transport import SystemClock
+from client_sdk.pace import SystemClock
 from delta_updates import Offer, build_package
 
 MIB = 1 << 20

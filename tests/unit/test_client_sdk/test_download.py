@@ -13,7 +13,8 @@ from simulators.update_service import FakeUpdateService, Fault
 from client_sdk.disk import LocalDisk
 from client_sdk.download import HttpFetcher
 from client_sdk.errors import DeviceDiskError, PackageError, ServiceRefusedError, ServiceUnavailableError
-from client_sdk.transport import Limits, Transport
+from client_sdk.pace import Limits
+from client_sdk.transport import Transport
 
 PATH = "packages/tiny/1/full.lmpkg"
 RAW = bytes(range(256)) * 800

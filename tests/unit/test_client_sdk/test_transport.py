@@ -11,7 +11,9 @@ from simulators.update_service import FakeUpdateService
 
 from client_sdk.errors import EnrolmentError, ServiceRefusedError, ServiceUnavailableError
 from client_sdk.identity import Bearer
-from client_sdk.transport import Limits, Transport, checked_server_url, printable
+from client_sdk.pace import Limits
+from client_sdk.responses import printable
+from client_sdk.transport import Transport, checked_server_url
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from simulators.update_api import Service
 from client_sdk.disk import LocalDisk
 from client_sdk.download import HttpFetcher
 from client_sdk.identity import Bearer
-from client_sdk.transport import Limits, Transport
+from client_sdk.pace import Limits
+from client_sdk.transport import Transport
 from delta_updates import REDIRECT_HEADER
 from server.artifacts import open_artifacts
 from server.config import Settings
