@@ -27,8 +27,8 @@ def base_blocks(report: AuditReport) -> tuple[Block, ...]:
         Paragraph(
             f"Other models were trained on the same base{_kin(base)}. A device is known again by its pseudonym and "
             "pays for its examples over all of them. A user is not, and may be one of theirs: so each is charged, "
-            "besides its own bill, the costliest of every other model whose users may be the same people. The budget must "
-            "cover that as well."
+            "besides its own bill, the costliest of every other model whose users may be the same people. The budget "
+            "must cover that as well."
         ),
         Table(
             ("with the other models", "ε", "budget"),

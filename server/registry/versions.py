@@ -137,6 +137,7 @@ class VersionTransactions(Transactions):
             # SQLite has no NaN: a loss that is not finite is kept as unknown, the refusal's reason has it in words.
             row.candidate_loss, row.parent_loss = _finite(gate.candidate_loss), _finite(gate.parent_loss)
             row.gate_margin, row.is_gate_passed = gate.margin, gate.is_passed
+            row.gate_worst_group_margin = gate.worst_group_margin
             row.gate_groups = [group.model_dump(mode="json") for group in gate.groups] or None
 
     def add_packages(self, model: str, number: int, packages: Sequence[PackageRecord]) -> None:
@@ -327,6 +328,7 @@ def _version(row: VersionRow) -> VersionRecord:
             parent_loss=row.parent_loss,
             margin=row.gate_margin,
             groups=tuple(GroupChange.model_validate(group) for group in row.gate_groups or ()),
+            worst_group_margin=row.gate_worst_group_margin,
         )
     return VersionRecord(
         model=row.model,

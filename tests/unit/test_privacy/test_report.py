@@ -377,7 +377,7 @@ def test_json_is_strict_also_without_a_guarantee() -> None:
 
     assert json.loads(raw, parse_constant=refuse)["format"] == 3
     with pytest.raises(ReportError, match="not a privacy report"):
-        AuditReport.from_json(raw.replace('"format": 2', '"format": 4', 1))
+        AuditReport.from_json(raw.replace('"format": 3', '"format": 4', 1))
 
 
 def test_several_runs_are_kept_apart_and_all_charged() -> None:
