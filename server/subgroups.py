@@ -51,9 +51,9 @@ def compare_groups(
     own = {name for name, count in counts.most_common(MAX_GROUPS - 2) if count >= FEWEST}
     members: dict[str, list[_Judged]] = {}
     authors = people or [str(number) for number in range(len(labels))]
-    for label, *judged in zip(labels, authors, before, after, strict=True):
+    for label, author, old, new in zip(labels, authors, before, after, strict=True):
         name = label or UNLABELLED
-        members.setdefault(name if name in own else SMALL, []).append(_Judged(*judged))
+        members.setdefault(name if name in own else SMALL, []).append(_Judged(author, old, new))
     found = sorted(members.items(), key=lambda item: (item[0] == SMALL, -len(item[1]), item[0]))
     return tuple(_change(name, judged, has_people=people is not None) for name, judged in found)
 

@@ -117,7 +117,7 @@ ROUND: Final = {
     },
     "recorded_at": TIME,
 }
-HEALTH: Final = {"refused": {"no-reply": 1}, "repeated_outliers": {}, "set_aside": {}}
+HEALTH: Final = {"refused": {"no-reply": 1}, "repeated_outliers": {}, "set_aside": {}, "masked": {}}
 EVENT_ID: Final = "0f8fad5bd9cb469fa16570867728950e"
 PRIVACY_EVENT: Final = {
     "event_id": EVENT_ID,
