@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from privacy.audits import Verdict
 from server.errors import ConflictError, GateRefusedError, PublishingError
-from server.registry.records import GateResult
+from server.registry.gate_result import GateResult
 
 if TYPE_CHECKING:
     from privacy.utility import GroupChange

@@ -7,17 +7,17 @@ judged is what was stored, as devices and auditors will read it. Publishing agai
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from privacy import PrivacyError
 from privacy.attestation import PrivacyStatement, ReleaseFacts, excess_over, overspent_on_base, unseal
+from privacy.base_ledgers import OtherModel
 from privacy.chain import chained_lines
 from server.errors import GateRefusedError, PublishingError
 from server.registry.records import StatementRecord
 
 if TYPE_CHECKING:
-    from privacy.base_ledgers import OtherModel
     from privacy.event import PrivacyEvent
     from server.artifacts import ArtifactStore
     from server.registry import Registry, VersionRecord
@@ -124,29 +124,32 @@ class StatementGate:
         events = self.registry.privacy_events(model=version.model)
         # The ledger may have grown since; what this version was made from must be in what the statement counts.
         found += _left_out(version, events[evidence.events :])
-        found += differences_from(statement, events[: evidence.events], self._others(version, statement))
+        found += differences_from(statement, events[: evidence.events], self._others(statement))
         if found:
             raise PublishingError(
                 f"v{version.number} of {version.model!r} is not released: its privacy statement does not hold: "
                 f"{'; '.join(found)}. Find out who changed the ledger or the statement."
             )
 
-    def _others(self, version: VersionRecord, statement: PrivacyStatement) -> tuple[OtherModel, ...]:
+    def _others(self, statement: PrivacyStatement) -> tuple[OtherModel, ...]:
         """The ledgers that the statement names beside its own, as long as they were then.
 
-        One that has begun since is not among them, as what the model's own ledger has grown by is not: the next run
-        and the next release count it.
+        Which runs counted is in the report that it names. What came after is not among them, as what the model's own
+        ledger has grown by is not: the next run and the next release count it.
         """
-        stated = statement.predicate.base
-        base_hash = statement.predicate.release.base_hash
-        found = self.registry.ledgers_beside(version.model, base_hash=base_hash)
-        if stated is None or found is None:
+        if statement.predicate.base is None:
             return ()
-        lengths = {other.model: other.events for other in stated.others}
+        from privacy.report import AuditReport  # noqa: PLC0415 - see `_make`
+
+        report = AuditReport.from_json(self.artifacts.read_bytes(statement.predicate.evidence.report_sha256))
         return tuple(
-            replace(other, events=other.events[: lengths[other.model]])
-            for other in found.others
-            if other.model in lengths
+            OtherModel(
+                model=other.model,
+                events=self.registry.privacy_events(model=other.model)[: other.events],
+                runs=other.runs,
+                counts_users=other.counts_users,
+            )
+            for other in (() if report.base is None else report.base.others)
         )
 
     def _objection(self, model: str, statement: PrivacyStatement) -> str | None:

@@ -21,10 +21,9 @@ from server.federation.cohort import draw_cohort, draw_poisson, wait_for_nodes
 from server.federation.exchange import Exchange, exchange
 from server.federation.health import MaskedSum
 from server.federation.instructions import instructions_of
-from server.federation.norms import norm_report
 from server.federation.optimizer import ServerOptimizer
-from server.federation.refusals import RefusalKind, Refused, count_kinds, reasons_by_node
-from server.federation.replies import Accepted, AdapterState, update_norm
+from server.federation.refusals import RefusalKind, Refused, reasons_by_node
+from server.federation.round_facts import facts_of
 from server.federation.secure_cohort import fewest_asked
 from server.federation.secure_round import SecureResult, SecureRound, plan_of
 from server.federation.user_start import open_user_level
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from privacy import RoundInstructions
     from server.artifacts import ArtifactStore
     from server.federation.recipe import Recipe
+    from server.federation.replies import Accepted, AdapterState
     from server.registry import Registry
 
 
@@ -147,7 +147,7 @@ class FederatedRun:
         is_void = len(result.accepted) < self._fewest or (self.recipe.secure_aggregation and summed is None)
         combined = None if is_void else summed or self._aggregate(result.accepted, server_round)
         loss = None if combined is None else self._advance(combined)
-        facts = {"seconds": round(self.now() - started, 3)} | _health_facts(result, combined, masked, self.recipe)
+        facts = {"seconds": round(self.now() - started, 3)} | facts_of(result, combined, masked, self.recipe)
         self._record(server_round, result, is_void=is_void, loss=loss, examples=examples, facts=facts)
         return not is_void
 
@@ -296,18 +296,3 @@ class FederatedRun:
             base_hash=self.base_hash,
             promise=None if self._users is None else self._users.promise,
         )
-
-
-def _health_facts(
-    result: Exchange, combined: Aggregate | None, masked: MaskedSum | None, recipe: Recipe
-) -> dict[str, object]:
-    """What `server.federation.health` reads: refusals by kind, norms, and whom the aggregation set aside."""
-    seen = [item for item in result.accepted if item.update]  # none of them under a secure sum
-    norms = norm_report({item.contribution.device_id: update_norm(item.update) for item in seen})
-    return {
-        "aggregation": recipe.aggregation,
-        "refused": count_kinds(result.refused),
-        "set_aside": [] if combined is None else list(combined.set_aside),
-        "norms": None if norms is None else norms.to_json(),
-        **({} if masked is None else {"masked": masked.model_dump()}),
-    }

@@ -13,7 +13,8 @@ from sqlalchemy import case, func, select, update
 from delta_updates.manifest import VersionManifest
 from privacy.utility import GroupChange
 from server.errors import ConflictError, InvalidRecordError, NotFoundError
-from server.registry.records import GateResult, PackageRecord, TargetRecord, VersionRecord
+from server.registry.gate_result import GateResult
+from server.registry.records import PackageRecord, TargetRecord, VersionRecord
 from server.registry.rollout_rows import channels_of, launch_rollout
 from server.registry.statements import statement_target
 from server.registry.tables import DeviceRow, ModelRow, PackageRow, VersionFileRow, VersionRow
