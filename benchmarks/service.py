@@ -9,8 +9,9 @@ runs for a tenth of the time unmeasured, then as fast as it goes, and then at ha
 
 * hello: a bare FastAPI app with the same two workers;
 * unchanged: a device repeats its question and nothing changed (304, no database);
-* nothing new: a device's first question in an hour (204, and its last seen time is written);
-* offer: a device one version behind (200, the offer is written);
+* nothing new: a device that was here yesterday and runs the newest version (204);
+* another version: a device that runs another version than it told before (204, and that is written);
+* offer: a device one version behind (200, and the offer is written);
 * report: an outcome (204); each is new once and repeated after that;
 * download: the small package.
 """
@@ -26,7 +27,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,13 @@ def credential(number: int) -> str:
 
 
 def enrol_fleet(home: Home, devices: int) -> None:
-    """Rows of devices, as if they had enrolled: each with its own id, all with one secret."""
+    """Rows of devices, as if they had enrolled: each with its own id, all with one secret, and seen yesterday.
+
+    Every third runs the newest version, every third the one before, and every third has told nothing yet.
+    """
     hashed = hashlib.sha256(SECRET.encode()).hexdigest()
+    versions = [(version.number, version.manifest.tree_hash) for version in home.registry.versions(MODEL)]
+    told = [versions[-1], versions[-2], (None, None)]
     with home.registry.engine.begin() as connection:
         for start in range(0, devices, 10_000):
             rows = [
@@ -66,7 +72,10 @@ def enrol_fleet(home: Home, devices: int) -> None:
                     "name": f"device-{number}",
                     "model": MODEL,
                     "credential_sha256": hashed,
-                    "enrolled_at": datetime.now(UTC),
+                    "enrolled_at": datetime.now(UTC) - timedelta(days=2),
+                    "last_seen_at": datetime.now(UTC) - timedelta(days=1),
+                    "installed_version": told[number % 3][0],
+                    "installed_hash": told[number % 3][1],
                 }
                 for number in range(start, min(devices, start + 10_000))
             ]
@@ -112,10 +121,12 @@ def workloads(home: Home, port: int, devices: int) -> dict[str, list[bytes]]:
     package = f"/v1/targets/{offers[0]['package']['path']}"
     # The first devices are those that were asked for above: what is left has not been seen yet.
     unseen = range(len(few), devices) if devices > len(few) else few
+    thirds = [[number for number in unseen if number % 3 == third] for third in range(3)]
     return {
         "unchanged (304)": [raw("POST", CHECK, n, current, if_none_match=etags[n]) for n in few],
-        "nothing new (204)": [raw("POST", CHECK, n, current) for n in unseen],
-        "offer (200)": [raw("POST", CHECK, n, behind) for n in unseen],
+        "nothing new (204)": [raw("POST", CHECK, n, current) for n in thirds[0]],
+        "another version (204)": [raw("POST", CHECK, n, current) for n in thirds[2]],
+        "offer (200)": [raw("POST", CHECK, n, behind) for n in thirds[1]],
         "report (204)": reports,
         "download": [raw("GET", package, n) for n in few],
     }

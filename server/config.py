@@ -60,11 +60,11 @@ class Settings(BaseSettings):
         description="Internal location of nginx whose alias is the folder artifacts in home.",
     )
     check_memory_hours: float = Field(
-        default=6.0,
+        default=24.0,
         ge=0,
         le=24 * 31,
         description="Hours for which a device that repeats its question is told `nothing new` without the database, as "
-        "long as nothing changed; its last seen time is that coarse. 0: never.",
+        "long as nothing changed. 0: never.",
     )
     metrics_token: SecretStr | None = Field(
         default=None,

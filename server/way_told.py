@@ -31,13 +31,19 @@ def told(registry: Registry, signed: Signed, device: DeviceRecord, decided: Expl
         model=device.model, installed_version=device.installed_version, installed_hash=device.installed_hash
     )
     room = Room(free_bytes=device.free_bytes)
-    asked = Question(registry=registry, signed=signed, device_id=device.device_id, query=query, room=room)
-    with registry.reading():
-        try:
-            way = way_to(asked, decided.version, decided.rollout_id)
-        except ConflictError as error:
-            return (str(error),)
-        return () if way is None else (_first(way), *_others(asked, way), _of_room(device))
+    asked = Question(
+        registry=registry,
+        standing=registry.standing(),
+        signed=signed,
+        device_id=device.device_id,
+        query=query,
+        room=room,
+    )
+    try:
+        way = way_to(asked, decided.version, decided.rollout_id)
+    except ConflictError as error:
+        return (str(error),)
+    return () if way is None else (_first(way), *_others(asked, way), _of_room(device))
 
 
 def _first(way: Way) -> str:

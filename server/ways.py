@@ -1,4 +1,4 @@
-"""Which packages bring a device to the version that it shall have: all that a check reads, in one transaction."""
+"""Which packages bring a device to the version that it shall have: all that a check looks at."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from server.errors import ConflictError, NotFoundError
-from server.offers import cheapest_chain, explain, explained, has_nothing_to_do, packages_for
+from server.offers import cheapest_chain, explained, has_nothing_to_do, packages_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from delta_updates import UpdateQuery
-    from server.registry import OfferRecord, PackageRecord, Registry, VersionRecord
-    from server.rollouts import Explanation
+    from server.registry import AskingDevice, OfferRecord, PackageRecord, Registry, Standing, VersionRecord
     from server.room import Room
 
     Chain = tuple[tuple[PackageRecord, VersionRecord], ...]
@@ -50,31 +49,36 @@ class Question:
     """What a device asks or would ask, and of whom."""
 
     registry: Registry
+    standing: Standing
     signed: Signed
     device_id: str
     query: UpdateQuery
     room: Room
 
 
-def find_way(registry: Registry, signed: Signed, device_id: str, query: UpdateQuery, room: Room) -> Found:
-    """What a device is to be offered now.
+def find_way(registry: Registry, signed: Signed, asking: AskingDevice, query: UpdateQuery, room: Room) -> Found:
+    """What a device that asks is to be offered now; nothing is read that another device's check has read already.
 
     Raises:
-        NotFoundError: There is no such device.
         ConflictError: No package fits on its disk.
     """
-    asked = Question(registry=registry, signed=signed, device_id=device_id, query=query, room=room)
-    with registry.reading():
-        case = registry.device_case(device_id, installed_version=query.installed_version)
-        if not case.due:
-            return _found(asked, explained(case))
-    # Reports wait to be counted, which is written.
-    decided = explain(registry, device_id, installed_version=query.installed_version)
-    with registry.reading():
-        return _found(asked, decided)
-
-
-def _found(asked: Question, decided: Explanation) -> Found:
+    device_id = asking.device.device_id
+    case = registry.case_of(asking, installed_version=query.installed_version)
+    if case.due:
+        # Reports wait to be counted, which is written; then everything may be another.
+        for rollout_id in case.due:
+            registry.settle_rollout(rollout_id)
+        asking = registry.asking(device_id)
+        case = registry.case_of(asking, installed_version=query.installed_version)
+    asked = Question(
+        registry=registry,
+        standing=registry.standing(asking.token),
+        signed=signed,
+        device_id=device_id,
+        query=query,
+        room=room,
+    )
+    decided = explained(case)
     way = None if decided.version is None else way_to(asked, decided.version, decided.rollout_id)
     return Found(way=way, is_time_bound=decided.is_time_bound)
 
@@ -85,8 +89,8 @@ def way_to(asked: Question, number: int, rollout_id: int | None) -> Way | None:
     Raises:
         ConflictError: No package fits on its disk.
     """
-    registry, query = asked.registry, asked.query
-    version = registry.version(query.model, number)
+    query = asked.query
+    version = asked.standing.version(query.model, number)
     if has_nothing_to_do(query, version):
         return None
     usable, source = usable_packages(asked, version)
@@ -102,7 +106,7 @@ def way_to(asked: Question, number: int, rollout_id: int | None) -> Way | None:
         package=package,
         chain=chain,
         rollout_id=rollout_id,
-        open_offer=registry.open_offer(asked.device_id, package_path=package.path, rollout_id=rollout_id),
+        open_offer=asked.registry.open_offer(asked.device_id, package_path=package.path, rollout_id=rollout_id),
     )
 
 
@@ -113,24 +117,25 @@ def _too_full(number: int, missing: int) -> ConflictError:
     )
 
 
-def _source(registry: Registry, query: UpdateQuery, latest: VersionRecord) -> VersionRecord | None:
+def _source(asked: Question, latest: VersionRecord) -> VersionRecord | None:
     """What the registry knows of the version that the device says it has."""
+    query = asked.query
     if query.installed_version is None or query.installed_version == latest.number:
         return None if query.installed_version is None else latest
     try:
-        return registry.version(query.model, query.installed_version)
+        return asked.standing.version(query.model, query.installed_version)
     except NotFoundError:
         return None
 
 
 def usable_packages(asked: Question, version: VersionRecord) -> tuple[tuple[PackageRecord, ...], VersionRecord | None]:
     """The packages that bring a device to ``version`` in one step, the best first, and what it has, where known."""
-    source = _source(asked.registry, asked.query, version)
+    source = _source(asked, version)
     found = packages_for(
         asked.query,
         latest=version,
         installed_hash=None if source is None else source.manifest.tree_hash,
-        packages=asked.registry.packages(version.model, version.number),
+        packages=asked.standing.packages(version.model, version.number),
     )
     return found, source
 
@@ -156,7 +161,7 @@ def _chain(asked: Question, source: VersionRecord | None, version: VersionRecord
     if source is None or source.manifest.tree_hash != asked.query.installed_hash or asked.query.only_full:
         return ()
     path = _cheapest(asked, source, version, limit=limit)
-    made = [asked.registry.version(version.model, delta.version) for delta in path]
+    made = [asked.standing.version(version.model, delta.version) for delta in path]
     trees = [one.manifest for one in (source, *made)]
     return () if asked.room.missing(path, trees) else tuple(zip(path, made, strict=True))
 
@@ -165,8 +170,11 @@ def _cheapest(
     asked: Question, source: VersionRecord, version: VersionRecord, *, limit: int | None
 ) -> Sequence[PackageRecord]:
     """The cheapest chain of versions that are all signed now; empty when it is not fewer than ``limit`` bytes."""
-    deltas = asked.registry.deltas(version.model)
-    path = cheapest_chain(deltas, source=source.number, target=version.number)
+    deltas = asked.standing.deltas(version.model)
+    path = asked.standing.keep(
+        ("chain", version.model, source.number, version.number),
+        lambda: cheapest_chain(deltas, source=source.number, target=version.number),
+    )
     if not _is_cheaper(path, limit):
         return ()
     # A device refuses a step whose manifest is not signed any more.

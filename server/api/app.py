@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from typing import Final
@@ -33,6 +33,7 @@ from server.api import (
 from server.api.callers import TokenVerifier
 from server.api.middleware import BodyLimit, Guard
 from server.api.observation import Observation
+from server.api.seen import SeenDevices
 from server.api.services import NeedsRole, Services, Throttles
 from server.api.tracing import trace
 from server.api.unchanged import LatestChange, Unchanged
@@ -81,10 +82,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.services = services
     problems.install(app)
     app.state.latest_change = LatestChange(services.registry)
-    app.add_middleware(Unchanged, latest=app.state.latest_change, memory_hours=settings.check_memory_hours)
+    app.add_middleware(
+        Unchanged,
+        latest=app.state.latest_change,
+        memory_hours=settings.check_memory_hours,
+        note_seen=services.seen.note,
+    )
     app.add_middleware(BodyLimit)
     app.add_middleware(Guard, is_https=settings.public_url.startswith("https://"))
-    app.include_router(_all_routers())
+    for router in _routers():
+        app.include_router(router, prefix="/v1")
     app.include_router(documentation.router)
     app.include_router(metrics.router)
     app.include_router(console.router)
@@ -114,13 +121,14 @@ def open_services(settings: Settings) -> Services:
         operator_token=token,
         tokens=TokenVerifier(registry, bootstrap=token),
         throttles=Throttles(settings),
+        seen=SeenDevices(registry),
     )
 
 
-def _all_routers() -> APIRouter:
-    everything = APIRouter(prefix="/v1")
-    for module in (health, enrolment, updates, targets):
-        everything.include_router(module.router)
+def _routers() -> Iterator[APIRouter]:
+    # What devices ask most comes first: routers are tried one after another.
+    for module in (updates, targets, enrolment, health):
+        yield module.router
     operator = APIRouter(prefix="/operator", dependencies=[Depends(NeedsRole(Role.VIEWER))])
     for module in (
         operator_devices,
@@ -134,15 +142,17 @@ def _all_routers() -> APIRouter:
         operator_audit,
     ):
         operator.include_router(module.router)
-    everything.include_router(operator)
-    return everything
+    yield operator
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
     latest: LatestChange = app.state.latest_change
-    keepers = [asyncio.create_task(_keep_fresh(services)), asyncio.create_task(latest.keep_looking())]
+    keepers = [
+        asyncio.create_task(keeping)
+        for keeping in (_keep_fresh(services), latest.keep_looking(), services.seen.keep_writing())
+    ]
     try:
         yield
     finally:
@@ -150,6 +160,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             keeper.cancel()
             with suppress(asyncio.CancelledError):
                 await keeper
+        with suppress(ServerError):
+            await to_thread.run_sync(services.seen.write)
         services.registry.close()
 
 

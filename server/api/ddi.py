@@ -49,7 +49,7 @@ RawBody = Annotated[bytes, Depends(_raw_body)]
 def poll(services: ServicesDep, caller: CallingController) -> Response:
     """Say when to come again, and what there is to do."""
     device = caller.device
-    services.registry.note_seen(device.device_id)
+    services.seen.note(device.device_id)
     step = next_step(services.registry, device, now=datetime.now(UTC))
     return _answer(
         root_document(

@@ -1,7 +1,9 @@
 """What the endpoints stand on, and who is calling."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Final, Generic, TypeVar
 
 from fastapi import Depends, Header, Query, Request
@@ -12,11 +14,12 @@ from delta_updates import PROTOCOL, PROTOCOL_HEADER
 from server.api.callers import Caller, TokenVerifier, refuse_unless
 from server.api.metrics import Metrics
 from server.api.remembered import Remembered
+from server.api.seen import SeenDevices
 from server.api.signatures import SignedRequest
 from server.artifacts import ArtifactStore
 from server.config import Settings
 from server.errors import CredentialRefusedError
-from server.registry import DeviceRecord, Registry, Role
+from server.registry import AskingDevice, DeviceRecord, Registry, Role
 from server.registry.fleet import Move
 from server.signing import SignedMetadata
 from server.throttle import TokenBuckets
@@ -32,6 +35,7 @@ _operator_scheme = HTTPBearer(
     scheme_name="operator", description="An operator's API token, or the text in operator.token.", auto_error=False
 )
 _Item = TypeVar("_Item")
+LookUp = Callable[[], AskingDevice]
 _READING: Final = frozenset({"GET", "HEAD"})
 
 Protocol = Annotated[
@@ -53,9 +57,10 @@ class Services:
     registry: Registry
     artifacts: ArtifactStore
     metadata: SignedMetadata
-    operator_token: str
+    operator_token: str = field(repr=False)
     tokens: TokenVerifier
     throttles: "Throttles"
+    seen: SeenDevices
     metrics: Metrics = field(default_factory=Metrics)
     # A hundred thousand devices take two seconds to look through.
     moves: Remembered[tuple[Move, ...]] = field(default_factory=Remembered)
@@ -84,7 +89,8 @@ def page_of(items: tuple[_Item, ...], *, limit: int, cursor: str | None) -> Page
     return Page(items=items, next=cursor if len(items) == limit else None)
 
 
-def get_services(request: Request) -> Services:
+# No thread of its own: it waits for nothing.
+async def get_services(request: Request) -> Services:
     """The services that the app was made with."""
     services: Services = request.app.state.services
     return services
@@ -93,17 +99,46 @@ def get_services(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(get_services)]
 
 
-async def _body_of(request: Request) -> bytes:
-    """The body, which is in memory already."""
-    return await request.body()
+async def claimed_device(
+    request: Request, authorization: Annotated[HTTPAuthorizationCredentials | None, Depends(_device_scheme)]
+) -> LookUp:
+    """Who a request says it is of; calling what this answers finds out whether that is so, by one read.
+
+    Raises:
+        CredentialRefusedError: Nothing came that could be right, or it is signed in another way than devices do.
+    """
+    services = await get_services(request)
+    signed = SignedRequest.of(request, await request.body())  # which is in memory already
+    find: LookUp
+    if signed is not None:
+        find = partial(services.registry.device_with_key, signed.claimed.key_id, signed.require_by)
+    else:
+        find = _by_credential(services, authorization.credentials if authorization else "")
+
+    def look_up() -> AskingDevice:
+        asking = find()
+        services.throttles.devices.require(asking.device.device_id, of="requests of this device")
+        return asking
+
+    return look_up
 
 
-def calling_device(
-    services: ServicesDep,
-    request: Request,
-    body: Annotated[bytes, Depends(_body_of)],
-    authorization: Annotated[HTTPAuthorizationCredentials | None, Depends(_device_scheme)],
-) -> DeviceRecord:
+ClaimedDevice = Annotated[LookUp, Depends(claimed_device)]
+
+
+def require_key(services: Services, device: DeviceRecord) -> None:
+    """Let only devices pass that sign their requests, where that is asked for.
+
+    Raises:
+        CredentialRefusedError: It showed a credential where keys are required.
+    """
+    if services.settings.require_device_keys and not device.has_key:
+        raise CredentialRefusedError(
+            "This service answers signed requests only. Update the device's agent: it then makes itself a key."
+        )
+
+
+def calling_device(services: ServicesDep, look_up: ClaimedDevice) -> DeviceRecord:
     """The device that signed the request, or whose credential came with it.
 
     Raises:
@@ -111,38 +146,24 @@ def calling_device(
         ForbiddenError: The device was revoked.
         TooManyRequestsError: It asks too often.
     """
-    device = known_device(services, request, body, authorization)
-    if services.settings.require_device_keys and not device.has_key:
-        raise CredentialRefusedError(
-            "This service answers signed requests only. Update the device's agent: it then makes itself a key."
-        )
+    device = look_up().device
+    require_key(services, device)
     return device
 
 
-def known_device(
-    services: ServicesDep,
-    request: Request,
-    body: Annotated[bytes, Depends(_body_of)],
-    authorization: Annotated[HTTPAuthorizationCredentials | None, Depends(_device_scheme)],
-) -> DeviceRecord:
+def known_device(look_up: ClaimedDevice) -> DeviceRecord:
     """The device that calls, also one whose key is still to come; raises as `calling_device` does."""
-    signed = SignedRequest.of(request, body)
-    if signed is not None:
-        device = services.registry.device_with_key(signed.claimed.key_id, signed.require_by)
-    else:
-        device = _by_credential(services, authorization.credentials if authorization else "")
-    services.throttles.devices.require(device.device_id, of="requests of this device")
-    return device
+    return look_up().device
 
 
-def _by_credential(services: Services, credential: str) -> DeviceRecord:
+def _by_credential(services: Services, credential: str) -> LookUp:
     # Anything of another form is refused before the database is asked.
     if not _DEVICE_CREDENTIAL.fullmatch(credential):
         raise CredentialRefusedError(
             "This needs a signed request of an enrolled device, or its credential: Authorization: Bearer "
             "<credential>. Enrol the device to get one."
         )
-    return services.registry.authenticate(credential)
+    return partial(services.registry.authenticate, credential)
 
 
 class NeedsRole:

@@ -25,6 +25,8 @@ from delta_updates.request_signature import INPUT_HEADER, SignatureInput
 from server.errors import ServerError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from server.registry import Registry
@@ -37,6 +39,8 @@ TIME_BOUND: Final = "lamella.time_bound"
 _LOOK_EVERY_S: Final = 1.0
 # Without news of the database for so long, nobody can say that nothing changed.
 _BELIEVED_S: Final = 5.0
+# 16 bytes in hexadecimal, a point, 32 bytes in base64.
+_CREDENTIAL_CHARS: Final = 32 + 1 + 43
 _log = logging.getLogger("lamella.api")
 
 
@@ -75,9 +79,12 @@ class LatestChange:
 class Unchanged:
     """Answers a repeated update check, and marks answers so that they can be repeated."""
 
-    def __init__(self, app: ASGIApp, *, latest: LatestChange, memory_hours: float) -> None:
+    def __init__(
+        self, app: ASGIApp, *, latest: LatestChange, memory_hours: float, note_seen: Callable[[str], None]
+    ) -> None:
         self._app = app
         self._latest = latest
+        self._note_seen = note_seen
         self._period_s = memory_hours * 3600
         self._release = version("lamella").encode()
 
@@ -92,6 +99,7 @@ class Unchanged:
         etag = self._etag(token, headers, message.get("body", b""))
         if headers.get("if-none-match") == etag:
             scope[ANSWERED] = CHECK_PATH
+            self._note_seen(_caller(headers)[1])
             protocol = str(protocol_of(headers.get(PROTOCOL_HEADER)))
             await send(
                 {
@@ -115,7 +123,7 @@ class Unchanged:
         return await self._app(scope, receive_again, send_marked)
 
     def _etag(self, token: str, headers: Headers, body: bytes) -> str:
-        credential = _caller(headers)
+        credential, _ = _caller(headers)
         # Each device at another time: they do not all come back to the database at once.
         shift = int.from_bytes(hashlib.sha256(credential).digest()[:4], "big") / 2**32
         period = str(int(time.time() / self._period_s + shift)).encode()
@@ -126,10 +134,13 @@ class Unchanged:
         return f'"{mac.hexdigest()[:40]}"'
 
 
-def _caller(headers: Headers) -> bytes:
-    """Who asks: a credential, or the device that a signature names.
+def _caller(headers: Headers) -> tuple[bytes, str]:
+    """Who asks, by a credential or the device that a signature names; and the device's id.
 
     The signature itself is not looked at. Nobody but the device was told the ETag, and without it nobody gets here.
     """
     claimed = SignatureInput.parse(headers.get(INPUT_HEADER, ""))
-    return claimed.key_id.encode() if claimed else headers.get("authorization", "").encode()
+    if claimed:
+        return claimed.key_id.encode(), claimed.key_id
+    shown = headers.get("authorization", "")
+    return shown.encode(), shown[-_CREDENTIAL_CHARS:].partition(".")[0]

@@ -20,7 +20,7 @@ from delta_updates import (
 from delta_updates.manifest import MAX_FILE_BYTES
 from server.api.examples import MODEL, OFFER, OFFER_ID, OTHER_HASH, answer
 from server.api.problems import declare
-from server.api.services import CallingDevice, Protocol, Services, ServicesDep
+from server.api.services import CallingDevice, ClaimedDevice, Protocol, Services, ServicesDep, require_key
 from server.api.unchanged import TIME_BOUND
 from server.errors import ConflictError, ForbiddenError
 from server.registry import DeviceRecord, PackageRecord, VersionRecord
@@ -73,7 +73,7 @@ _REFUSALS = (
 def check(
     request: Request,
     services: ServicesDep,
-    device: CallingDevice,
+    look_up: ClaimedDevice,
     query: Annotated[UpdateQuery, Body(examples=[_QUERY])],
     spoken: Protocol = None,
     free_bytes: FreeBytes = None,
@@ -86,19 +86,24 @@ def check(
     on) are offered beside it where they are fewer bytes. A device that tells its free disk bytes is offered the package
     of fewest bytes among those that fit there; when none does, 409 says how much is missing.
     """
+    asking = look_up()
+    device = asking.device
+    require_key(services, device)
     if query.model != device.model:
         raise ForbiddenError(f"This device is enrolled for {device.model!r}, not for {query.model!r}.")
     registry = services.registry
-    registry.record_check(
-        device.device_id,
-        installed_version=query.installed_version,
-        installed_hash=query.installed_hash,
-        free_bytes=free_bytes,
-        known=device,
-    )
+    if device.is_news(query.installed_version, query.installed_hash, free_bytes):
+        registry.record_check(
+            device.device_id,
+            installed_version=query.installed_version,
+            installed_hash=query.installed_hash,
+            free_bytes=free_bytes,
+        )
+    else:
+        services.seen.note(device.device_id)
     protocol = protocol_of(spoken)
     headers = {PROTOCOL_HEADER: str(protocol)}
-    found = find_way(registry, services.metadata, device.device_id, query, Room(free_bytes=free_bytes))
+    found = find_way(registry, services.metadata, asking, query, Room(free_bytes=free_bytes))
     request.scope[TIME_BOUND] = found.is_time_bound
     offer = None if found.way is None else _offer(services, device, found.way)
     if offer is None:

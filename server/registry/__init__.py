@@ -4,6 +4,7 @@ from server.registry.ddi_records import ActionRecord, ControllerRecord, FailedAt
 from server.registry.gate_result import GateResult
 from server.registry.operator_records import AuditRecord, OperatorRecord, OperatorTokenRecord, Role
 from server.registry.records import (
+    AskingDevice,
     ChannelMoveRecord,
     DeviceCase,
     DevicePolicyRecord,
@@ -22,9 +23,11 @@ from server.registry.records import (
     VersionRecord,
 )
 from server.registry.registry import Registry
+from server.registry.standing import Standing
 
 __all__ = [
     "ActionRecord",
+    "AskingDevice",
     "AuditRecord",
     "ChannelMoveRecord",
     "ControllerRecord",
@@ -48,6 +51,7 @@ __all__ = [
     "RolloutProgress",
     "RoundRecord",
     "RunRecord",
+    "Standing",
     "StatementRecord",
     "TargetRecord",
     "VersionRecord",

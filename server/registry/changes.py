@@ -45,9 +45,8 @@ class WatchedSession(Session):
             self.execute(_new_token())
 
 
-def current_token(session: Session) -> str:
-    """The token as it is now."""
-    return session.scalars(select(ChangeRow.token)).one()
+CURRENT_TOKEN: Final = select(ChangeRow.__table__.c.token)
+"""The query for the token as it is now."""
 
 
 def _new_token() -> Update:

@@ -13,9 +13,9 @@ from sqlalchemy.exc import IntegrityError
 
 from delta_updates.offer import Outcome
 from server.errors import ConflictError, CredentialRefusedError, ForbiddenError, NotFoundError
+from server.registry.asking import device_record
 from server.registry.ddi_records import ActionRecord, ControllerRecord, FailedAttempt, FileDigests, GatewayTokenRecord
 from server.registry.ddi_tables import ActionRow, ControllerRow, DigestRow, GatewayTokenRow, ImageRow
-from server.registry.devices import SEEN_EVERY, device_record
 from server.registry.offers import offer_of
 from server.registry.tables import DeviceRow, ModelRow, OfferRow, ReportRow
 from server.registry.transactions import Transactions
@@ -137,16 +137,6 @@ class DdiTransactions(Transactions):
         )
         with self._read() as session:
             return tuple(_controller(session, row) for row in session.scalars(query))
-
-    def note_seen(self, device_id: str) -> None:
-        """Note that a device was here; what it runs stays what it last confirmed or told."""
-        now = self._now()
-        with self._read() as session:
-            seen = session.get_one(DeviceRow, device_id).last_seen_at
-        if seen is not None and now - seen < SEEN_EVERY:
-            return
-        with self._write() as session:
-            session.get_one(DeviceRow, device_id).last_seen_at = now
 
     def set_attributes(self, device_id: str, attributes: Mapping[str, str]) -> None:
         """Keep what a controller says of itself, in place of what it said before."""

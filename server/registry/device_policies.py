@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from sqlalchemy import or_, select
+from sqlalchemy import select
 
-from delta_updates import Outcome
-from server.errors import ConflictError, InvalidRecordError, NotFoundError
-from server.registry.records import DeviceCase, DevicePolicyRecord
-from server.registry.rollout_rows import channel_pointer, facts_of, rollout_of
-from server.registry.rollout_tables import DevicePolicyRow, RolloutRow
-from server.registry.rollouts import is_due
-from server.registry.tables import DeviceRow, OfferRow, ReportRow, VersionRow
+from server.errors import ConflictError, InvalidRecordError
+from server.registry.asking import no_device, policy_record
+from server.registry.rollout_tables import DevicePolicyRow
+from server.registry.tables import DeviceRow, VersionRow
 from server.registry.transactions import Transactions
-from server.rollouts import STABLE, Release
+from server.rollouts import STABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from sqlalchemy.orm import Session
 
-    from server.rollouts import DeviceFacts
+    from server.registry.records import DevicePolicyRecord
+
 
 _COLUMNS: Final = {
     "channel": "channel",
@@ -44,12 +41,13 @@ class PolicyTransactions(Transactions):
         """
         with self._read() as session:
             _device(session, device_id)
-            return _policy(device_id, session.get(DevicePolicyRow, device_id))
+            return policy_record(device_id, session.get(DevicePolicyRow, device_id))
 
     def device_policies(self) -> Mapping[str, DevicePolicyRecord]:
         """What operators decided, by device id; devices with the defaults are not in it."""
         with self._read() as session:
-            return {row.device_id: _policy(row.device_id, row) for row in session.scalars(select(DevicePolicyRow))}
+            rows = session.scalars(select(DevicePolicyRow))
+            return {row.device_id: policy_record(row.device_id, row) for row in rows}
 
     def set_device_policy(self, device_id: str, **changes: object) -> DevicePolicyRecord:
         """Change what is named: ``channel``, ``group``, ``is_opted_out``, ``forced_version``, and tags.
@@ -74,32 +72,7 @@ class PolicyTransactions(Transactions):
                 setattr(row, _COLUMNS[name], cast("Any", changes[name]))
             row.tags = _tags(row.tags, cast("Mapping[str, Iterable[str]]", changes))
             session.flush()
-            return _policy(device_id, row)
-
-    def device_case(self, device_id: str, *, installed_version: int | None, is_full: bool = False) -> DeviceCase:
-        """All that decides which version a device shall have.
-
-        Args:
-            device_id: The device.
-            installed_version: What it says it runs.
-            is_full: With the rollouts of channels that it is not on, for an operator who wonders.
-
-        Raises:
-            NotFoundError: There is no such device.
-        """
-        with self._read() as session:
-            device, policy = _device_and_policy(session, device_id)
-            facts = facts_of(device, policy, installed_version=installed_version)
-            rows = _rollouts(session, device.model, facts, is_full=is_full)
-            now = self._now()
-            numbers = {row.version for row in rows} | {installed_version, facts.forced_version}
-            return DeviceCase(
-                facts=_with_reverted(session, device, facts) if _is_behind(facts, numbers) else facts,
-                releases=_releases(session, device.model, {number for number in numbers if number}),
-                rollouts=tuple(rollout_of(row) for row in rows),
-                due=tuple(row.rollout_id for row in rows if is_due(row, now)),
-                now=now,
-            )
+            return policy_record(device_id, row)
 
 
 def _tags(known: Iterable[str], changes: Mapping[str, Iterable[str]]) -> list[str]:
@@ -107,72 +80,11 @@ def _tags(known: Iterable[str], changes: Mapping[str, Iterable[str]]) -> list[st
     return sorted(kept | set(changes.get("add_tags", ())))
 
 
-def _rollouts(session: Session, model: str, facts: DeviceFacts, *, is_full: bool) -> list[RolloutRow]:
-    """What the device's channels point at, and all rollouts of newer versions."""
-    pointers = [
-        pointer
-        for channel in sorted(facts.channels)
-        if (pointer := channel_pointer(session, model, channel)) is not None and pointer.version is not None
-    ]
-    newest = max((pointer.version or 0 for pointer in pointers), default=0)
-    query = select(RolloutRow).where(
-        RolloutRow.model == model,
-        or_(
-            RolloutRow.version > newest,
-            RolloutRow.rollout_id.in_([pointer.rollout_id for pointer in pointers if pointer.version == newest]),
-        ),
-    )
-    if not is_full:
-        query = query.where(RolloutRow.channel.in_(sorted(facts.channels)))
-    return list(session.scalars(query))
-
-
-def _releases(session: Session, model: str, numbers: set[int]) -> dict[int, Release]:
-    rows = session.execute(
-        select(VersionRow.number, VersionRow.state, VersionRow.reason).where(
-            VersionRow.model == model,
-            VersionRow.number.in_(sorted(numbers)),
-            VersionRow.state.in_(("released", "withdrawn")),
-        )
-    )
-    return {number: Release(number=number, state=cast("Any", state), reason=reason) for number, state, reason in rows}
-
-
-def _is_behind(facts: DeviceFacts, numbers: set[int | None]) -> bool:
-    return max((number or 0 for number in numbers), default=0) > (facts.installed_version or 0)
-
-
-def _with_reverted(session: Session, device: DeviceRow, facts: DeviceFacts) -> DeviceFacts:
-    numbers = session.scalars(
-        select(OfferRow.version)
-        .join(ReportRow, ReportRow.offer_id == OfferRow.offer_id)
-        .where(
-            OfferRow.device_id == device.device_id,
-            OfferRow.model == device.model,
-            OfferRow.version > (facts.installed_version or 0),
-            ReportRow.outcome == Outcome.REVERTED,
-        )
-    )
-    return replace(facts, reverted=frozenset(numbers))
-
-
 def _device(session: Session, device_id: str) -> DeviceRow:
     row = session.get(DeviceRow, device_id)
     if row is None:
-        raise NotFoundError(f"There is no device {device_id!r}. `lamella devices list` shows what there is.")
+        raise no_device(device_id)
     return row
-
-
-def _device_and_policy(session: Session, device_id: str) -> tuple[DeviceRow, DevicePolicyRow | None]:
-    found = session.execute(
-        select(DeviceRow, DevicePolicyRow)
-        .outerjoin(DevicePolicyRow, DevicePolicyRow.device_id == DeviceRow.device_id)
-        .where(DeviceRow.device_id == device_id)
-    ).one_or_none()
-    if found is None:
-        return _device(session, device_id), None
-    device, policy = found
-    return device, policy
 
 
 def _require_forceable(session: Session, device: DeviceRow, number: int) -> None:
@@ -185,18 +97,3 @@ def _require_forceable(session: Session, device: DeviceRow, number: int) -> None
             f"{device.name} runs v{device.installed_version}, and versions never go down. To bring the contents of "
             f"v{number} back, release them again: `lamella rollout restore`."
         )
-
-
-def _policy(device_id: str, row: DevicePolicyRow | None) -> DevicePolicyRecord:
-    if row is None:
-        return DevicePolicyRecord(
-            device_id=device_id, channel=STABLE, group=None, tags=(), is_opted_out=False, forced_version=None
-        )
-    return DevicePolicyRecord(
-        device_id=device_id,
-        channel=row.channel,
-        group=row.group_name,
-        tags=tuple(row.tags),
-        is_opted_out=row.is_opted_out,
-        forced_version=row.forced_version,
-    )

@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import secrets
 import uuid
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from server.errors import ConflictError, CredentialRefusedError, EnrolmentRefusedError, ForbiddenError, NotFoundError
+from server.errors import ConflictError, EnrolmentRefusedError, NotFoundError
+from server.registry.asking import NO_CREDENTIAL, device_record, hash_of_secret, no_device
 from server.registry.records import DeviceRecord, EnrolmentTokenRecord
 from server.registry.tables import DeviceRow, EnrolmentTokenRow, ModelRow
 from server.registry.transactions import Transactions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterable
 
     from sqlalchemy.orm import Session
 
 _SECRET_BYTES = 32
-# The hash of nothing that anybody could show.
-NO_CREDENTIAL = "0" * 64
-# A poll that changes nothing is not worth a write.
-SEEN_EVERY = timedelta(minutes=5)
+SEEN_EVERY: Final = timedelta(minutes=5)
+_SEEN_AT_ONCE: Final = 1000
+_NOTE_TOLD: Final = (
+    update(DeviceRow)
+    .where(DeviceRow.device_id == bindparam("told_by"))
+    .values(
+        last_seen_at=bindparam("seen_at"),
+        installed_version=bindparam("installed_version"),
+        installed_hash=bindparam("installed_hash"),
+        free_bytes=bindparam("free_bytes"),
+    )
+)
+_NOTE_SEEN: Final = (
+    update(DeviceRow)
+    .where(
+        DeviceRow.device_id.in_(bindparam("ids", expanding=True)),
+        or_(DeviceRow.last_seen_at.is_(None), DeviceRow.last_seen_at <= bindparam("before")),
+    )
+    .values(last_seen_at=bindparam("seen_at"))
+)
 
 
 class DeviceTransactions(Transactions):
@@ -45,7 +60,7 @@ class DeviceTransactions(Transactions):
             if session.get(ModelRow, model) is None:
                 raise NotFoundError(f"There is no model {model!r}. Import a base first: `lamella base import`.")
             row = EnrolmentTokenRow(
-                token_sha256=_sha256(token),
+                token_sha256=hash_of_secret(token),
                 model=model,
                 created_at=self._now(),
                 expires_at=self._now() + valid_for,
@@ -103,7 +118,7 @@ class DeviceTransactions(Transactions):
             used = session.execute(
                 update(EnrolmentTokenRow)
                 .where(
-                    EnrolmentTokenRow.token_sha256 == _sha256(token),
+                    EnrolmentTokenRow.token_sha256 == hash_of_secret(token),
                     EnrolmentTokenRow.uses < EnrolmentTokenRow.max_uses,
                     EnrolmentTokenRow.revoked_at.is_(None),
                     EnrolmentTokenRow.expires_at > self._now(),
@@ -121,43 +136,13 @@ class DeviceTransactions(Transactions):
                 device_id=device_id,
                 name=name,
                 model=used.model,
-                credential_sha256=_sha256(secret),
+                credential_sha256=hash_of_secret(secret),
                 enrolled_at=self._now(),
             )
             session.add(row)
             session.flush()
             session.get_one(EnrolmentTokenRow, used.token_id).device_id = device_id
             return device_record(row), f"{device_id}.{secret}"
-
-    def authenticate(self, credential: str) -> DeviceRecord:
-        """The device that a credential was given to.
-
-        Raises:
-            CredentialRefusedError: Nobody was given this credential.
-            ForbiddenError: The device was revoked.
-        """
-        device_id, _, secret = credential.partition(".")
-        with self._read() as session:
-            row = session.get(DeviceRow, device_id)
-            expected = row.credential_sha256 if row is not None else NO_CREDENTIAL
-            if not hmac.compare_digest(_sha256(secret), expected) or row is None:
-                raise CredentialRefusedError("This device credential is unknown here. Enrol the device again.")
-            return device_record(_allowed(row))
-
-    def device_with_key(self, device_id: str, require_by: Callable[[str | None], None]) -> DeviceRecord:
-        """The device that a signed request says it is of.
-
-        Args:
-            device_id: What the request says.
-            require_by: Raises unless the request was signed with this public key; None when there is no such device.
-
-        Raises:
-            ForbiddenError: The device was revoked.
-        """
-        with self._read() as session:
-            row = session.get(DeviceRow, device_id)
-            require_by(row.public_key if row is not None else None)
-            return device_record(_allowed(_row(session, device_id)))
 
     def set_device_key(self, device_id: str, public_key: str) -> DeviceRecord:
         """Know a device by its key from now on; its credential, or the key before, is forgotten.
@@ -207,55 +192,38 @@ class DeviceTransactions(Transactions):
         installed_version: int | None,
         installed_hash: str | None,
         free_bytes: int | None = None,
-        known: DeviceRecord | None = None,
     ) -> None:
-        """Remember what a device says it runs; ``known`` is what the registry said of it just now.
+        """Remember what a device says it runs, now."""
+        told = {
+            "told_by": device_id,
+            "seen_at": self._now(),
+            "installed_version": installed_version,
+            "installed_hash": installed_hash,
+            "free_bytes": free_bytes,
+        }
+        # Without the session that watches: it changes the answer to nobody else, and this device asks another question.
+        with self._connection() as connection:
+            if connection.execute(_NOTE_TOLD, told).rowcount == 0:
+                raise no_device(device_id)
 
-        Free disk bytes differ a little with every question, which is not worth a write.
+    def note_seen(self, device_ids: Iterable[str]) -> None:
+        """Note that devices were here just now; what they run stays what they told.
+
+        Who was noted in the last minutes is left as it is: a poll that changes nothing is not worth a write.
         """
-        known = known or self.device(device_id)
-        is_recent = known.last_seen_at is not None and self._now() - known.last_seen_at < SEEN_EVERY
-        is_same = (known.installed_version, known.installed_hash) == (installed_version, installed_hash)
-        if is_recent and is_same and not _is_another_size(known.free_bytes, free_bytes):
-            return
-        with self._write() as session:
-            row = _row(session, device_id)
-            row.last_seen_at = self._now()
-            row.installed_version, row.installed_hash = installed_version, installed_hash
-            row.free_bytes = free_bytes
-
-
-def _sha256(secret: str) -> str:
-    # No slow hash: the secrets are 32 random bytes, which nobody can guess through.
-    return hashlib.sha256(secret.encode()).hexdigest()
+        now = self._now()
+        everyone = sorted(device_ids)
+        for start in range(0, len(everyone), _SEEN_AT_ONCE):
+            ids = everyone[start : start + _SEEN_AT_ONCE]
+            # Without the session that watches: it changes no answer.
+            with self._connection() as connection:
+                connection.execute(_NOTE_SEEN, {"seen_at": now, "before": now - SEEN_EVERY, "ids": ids})
 
 
 def _row(session: Session, device_id: str) -> DeviceRow:
     row = session.get(DeviceRow, device_id)
     if row is None:
-        raise NotFoundError(f"There is no device {device_id!r}. `lamella devices list` shows what there is.")
-    return row
-
-
-def device_record(row: DeviceRow) -> DeviceRecord:
-    """A device's row as a value."""
-    return DeviceRecord(
-        device_id=row.device_id,
-        name=row.name,
-        model=row.model,
-        enrolled_at=row.enrolled_at,
-        last_seen_at=row.last_seen_at,
-        revoked_at=row.revoked_at,
-        installed_version=row.installed_version,
-        installed_hash=row.installed_hash,
-        free_bytes=row.free_bytes,
-        has_key=row.public_key is not None,
-    )
-
-
-def _allowed(row: DeviceRow) -> DeviceRow:
-    if row.revoked_at is not None:
-        raise ForbiddenError("This device was revoked by the operator. Enrol it again to use the service.")
+        raise no_device(device_id)
     return row
 
 
@@ -271,10 +239,3 @@ def _token(row: EnrolmentTokenRow) -> EnrolmentTokenRecord:
         uses=row.uses,
         revoked_at=row.revoked_at,
     )
-
-
-def _is_another_size(known: int | None, told: int | None) -> bool:
-    """Whether a device's free disk is another than what is known by more than a tenth."""
-    if known is None or told is None:
-        return known is not told
-    return abs(told - known) * 10 > max(known, 1)

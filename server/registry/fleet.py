@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import ColumnElement, Select, case, func, null, select
 
 from delta_updates.offer import Outcome
-from server.registry.devices import device_record
+from server.registry.asking import device_record
 from server.registry.offers import report_record
 from server.registry.tables import DeviceRow, OfferRow, ReportRow
 from server.registry.transactions import Transactions

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from delta_updates.offer import Outcome, OutcomeReport
@@ -18,12 +19,15 @@ from server.registry.transactions import Transactions
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from sqlalchemy import Select
+    from sqlalchemy import Row, Select
     from sqlalchemy.orm import Session
 
 _FINAL = frozenset({Outcome.CONFIRMED, Outcome.REVERTED, Outcome.FAILED})
 # The offer stands: the owner may raise the limit. But nobody waits for this device's report any more.
 _COUNTED = _FINAL | {Outcome.DECLINED}
+_LOCK_DEVICE: Final = (
+    select(DeviceRow.device_id).where(DeviceRow.device_id == bindparam("offered_to")).with_for_update()
+)
 
 
 class OfferTransactions(Transactions):
@@ -31,9 +35,8 @@ class OfferTransactions(Transactions):
 
     def open_offer(self, device_id: str, *, package_path: str, rollout_id: int | None = None) -> OfferRecord | None:
         """The offer of this package to this device that has not ended yet."""
-        with self._read() as session:
-            row = session.scalar(_still_open(device_id, package_path, rollout_id))
-            return None if row is None else offer_of(row)
+        rows = self._glance(_still_open(is_rollout=rollout_id is not None), **_of(device_id, package_path, rollout_id))
+        return offer_of(rows[0]) if rows else None
 
     def record_offer(
         self, device_id: str, *, model: str, version: int, package_path: str, rollout_id: int | None = None
@@ -43,30 +46,27 @@ class OfferTransactions(Transactions):
         Raises:
             ConflictError: The rollout that makes the offer was stopped meanwhile.
         """
-        known = self.open_offer(device_id, package_path=package_path, rollout_id=rollout_id)
-        if known is not None:
-            return known
-        with self._write() as session:
+        # Without the session that watches: an offer changes the answer to nobody else.
+        with self._connection() as connection:
             # Two questions of one device at once get one offer.
-            session.get(DeviceRow, device_id, with_for_update=True)
-            made_meanwhile = session.scalar(_still_open(device_id, package_path, rollout_id))
-            if made_meanwhile is not None:
-                return offer_of(made_meanwhile)
-            row = OfferRow(
+            connection.execute(_LOCK_DEVICE, {"offered_to": device_id})
+            still_open = _still_open(is_rollout=rollout_id is not None)
+            known = connection.execute(still_open, _of(device_id, package_path, rollout_id)).one_or_none()
+            if known is not None:
+                return offer_of(known)
+            offer = OfferRecord(
                 offer_id=_new_offer_id(self._now()),
                 device_id=device_id,
                 model=model,
                 version=version,
                 package_path=package_path,
-                is_open=True,
                 offered_at=self._now(),
                 rollout_id=rollout_id,
             )
-            session.add(row)
-            session.flush()
+            connection.execute(insert(OfferRow), {**vars(offer), "is_open": True})
             if rollout_id is not None:
-                note_offered(session, rollout_id, device_id)
-            return offer_of(row)
+                note_offered(connection, rollout_id, device_id)
+            return offer
 
     def record_outcome(self, device_id: str, report: OutcomeReport) -> int | None:
         """Keep what a device reports about one of its own offers; a repeated report changes nothing.
@@ -123,14 +123,20 @@ class OfferTransactions(Transactions):
             return tuple(report_record(report, offer) for report, offer in session.execute(query))
 
 
-def _still_open(device_id: str, package_path: str, rollout_id: int | None) -> Select[OfferRow]:
+def _of(device_id: str, package_path: str, rollout_id: int | None) -> dict[str, object]:
+    named: dict[str, object] = {"offered_to": device_id, "by_package": package_path}
+    return named if rollout_id is None else {**named, "by_rollout": rollout_id}
+
+
+@cache
+def _still_open(*, is_rollout: bool) -> Select[Any]:
     return (
-        select(OfferRow)
+        select(*OfferRow.__table__.c)
         .where(
-            OfferRow.device_id == device_id,
-            OfferRow.package_path == package_path,
+            OfferRow.device_id == bindparam("offered_to"),
+            OfferRow.package_path == bindparam("by_package"),
             OfferRow.is_open,
-            OfferRow.rollout_id.is_(None) if rollout_id is None else OfferRow.rollout_id == rollout_id,
+            OfferRow.rollout_id == bindparam("by_rollout") if is_rollout else OfferRow.rollout_id.is_(None),
         )
         .limit(1)
     )
@@ -149,7 +155,7 @@ def _remember_confirmed(session: Session, offer: OfferRow) -> None:
         device.installed_version, device.installed_hash = version.number, version.tree_hash
 
 
-def offer_of(row: OfferRow) -> OfferRecord:
+def offer_of(row: OfferRow | Row[Any]) -> OfferRecord:
     """A row as others see it."""
     return OfferRecord(
         offer_id=row.offer_id,

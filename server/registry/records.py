@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Literal
+from datetime import datetime, timedelta
+from typing import Final, Literal
 
 from delta_updates.manifest import VersionManifest
 from privacy.attestation import statement_path
 from server.registry.gate_result import GateResult
 from server.rollouts import Counts, DeviceFacts, Measured, Metric, Release, Rollout, RolloutState
+
+# Counting a rollout's reports costs milliseconds: devices that only ask make it happen this often.
+EVALUATE_EVERY: Final = timedelta(seconds=10)
 
 RunStatus = Literal["running", "completed", "failed"]
 VersionState = Literal["candidate", "released", "rejected", "withdrawn"]
@@ -136,6 +139,19 @@ class DeviceRecord:
     has_key: bool = False
     free_bytes: int | None = None
 
+    def is_news(self, installed_version: int | None, installed_hash: str | None, free_bytes: int | None) -> bool:
+        """Whether what the device tells is worth a write: it was never here, runs something else, or its disk changed.
+
+        Free bytes differ a little with every question; a tenth counts.
+        """
+        if self.last_seen_at is None:
+            return True
+        if (self.installed_version, self.installed_hash) != (installed_version, installed_hash):
+            return True
+        if self.free_bytes is None or free_bytes is None:
+            return self.free_bytes is not free_bytes
+        return abs(free_bytes - self.free_bytes) * 10 > max(self.free_bytes, 1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class EnrolmentTokenRecord:
@@ -242,6 +258,40 @@ class DevicePolicyRecord:
     tags: tuple[str, ...]
     is_opted_out: bool
     forced_version: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskingDevice:
+    """A device that asks, what operators decided about it, and the change token, all of one moment."""
+
+    device: DeviceRecord
+    policy: DevicePolicyRecord
+    token: str
+
+    def facts(self, installed_version: int | None) -> DeviceFacts:
+        """What the rules look at in it, without its reverted versions."""
+        return DeviceFacts(
+            device_id=self.device.device_id,
+            installed_version=installed_version,
+            channel=self.policy.channel,
+            group=self.policy.group,
+            tags=frozenset(self.policy.tags),
+            is_opted_out=self.policy.is_opted_out,
+            forced_version=self.policy.forced_version,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FollowedRollout:
+    """A rollout that may give something to a device, and when its reports were counted last."""
+
+    rollout: Rollout
+    evaluated_at: datetime | None
+
+    def is_due(self, now: datetime) -> bool:
+        """Whether its reports were not counted for a while."""
+        is_open = self.rollout.state in {"running", "paused"}
+        return is_open and (self.evaluated_at is None or now - self.evaluated_at >= EVALUATE_EVERY)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from server.files import locked, make_folder
 from server.registry.audit import AuditTransactions
 from server.registry.audit_findings import AuditFindingTransactions
 from server.registry.base_family import BaseFamilyTransactions
+from server.registry.cases import CaseTransactions
 from server.registry.channels import ChannelTransactions
 from server.registry.ddi import DdiTransactions
 from server.registry.device_policies import PolicyTransactions
@@ -44,6 +45,7 @@ class Registry(
     RolloutTransactions,
     ChannelTransactions,
     PolicyTransactions,
+    CaseTransactions,
     UpkeepTransactions,
     OperatorTransactions,
     AuditTransactions,

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import bindparam, select
+from sqlalchemy.dialects import postgresql, sqlite
 
 from delta_updates import Outcome
 from server.errors import ConflictError
 from server.registry.rollout_tables import RolloutDeviceRow, RolloutRow
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
     from sqlalchemy.orm import Session
 
     from delta_updates import OutcomeReport
 
 _OFFERED: Final = "offered"
+_LOCK_ROLLOUT: Final = (
+    select(RolloutRow.state, RolloutRow.phase)
+    .where(RolloutRow.rollout_id == bindparam("offering"))
+    .with_for_update(read=True)
+)
 # Reports may come late or twice, so what counts is the furthest that a device came. A failed attempt is followed by
 # another, which may succeed, and an owner may raise the limit that declined it; what was reverted never comes back.
 _ORDER: Final = (
@@ -31,25 +37,20 @@ _ORDER: Final = (
 )
 
 
-def note_offered(session: Session, rollout_id: int, device_id: str) -> None:
+def note_offered(connection: Connection, rollout_id: int, device_id: str) -> None:
     """Count a device as one of the rollout's current phase, unless it is one already.
 
     Raises:
         ConflictError: The rollout was stopped since the offer was decided on.
     """
     # Locked against the change that would stop it: a halted rollout moves no further device.
-    rollout = session.scalar(select(RolloutRow).where(RolloutRow.rollout_id == rollout_id).with_for_update(read=True))
+    rollout = connection.execute(_LOCK_ROLLOUT, {"offering": rollout_id}).one_or_none()
     if rollout is None or rollout.state not in {"running", "finished"}:
         raise ConflictError(f"Rollout {rollout_id} was stopped.")
-    if session.get(RolloutDeviceRow, (rollout_id, device_id)) is not None:
-        return
-    try:
-        with session.begin_nested():
-            session.add(
-                RolloutDeviceRow(rollout_id=rollout_id, device_id=device_id, phase=rollout.phase, outcome=_OFFERED)
-            )
-    except IntegrityError:
-        session.expire_all()  # another request of this device was quicker
+    made = {"rollout_id": rollout_id, "device_id": device_id, "phase": rollout.phase, "outcome": _OFFERED}
+    # Another request of this device may have been quicker.
+    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    connection.execute(insert(RolloutDeviceRow).on_conflict_do_nothing(), made)
 
 
 def note_outcome(session: Session, rollout_id: int, device_id: str, report: OutcomeReport) -> bool:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from datetime import timedelta
-from typing import TYPE_CHECKING, Final, cast, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 from sqlalchemy import Double, func, or_, select, update
 from sqlalchemy import cast as sql_cast
 
 from delta_updates import Outcome
 from server.errors import ConflictError, NotFoundError
-from server.registry.records import RolloutChangeRecord, RolloutFailureRecord, RolloutProgress
+from server.registry.records import EVALUATE_EVERY, RolloutChangeRecord, RolloutFailureRecord, RolloutProgress
 from server.registry.rollout_rows import devices_meant, find_rollout, launch_rollout, rollout_of, save_rollout
 from server.registry.rollout_tables import RolloutChangeRow, RolloutDeviceRow, RolloutRow
 from server.registry.tables import OfferRow, ReportRow, VersionRow
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from server.rollouts import Action, Launch, Rollout, RolloutState
-
-# Counting a rollout's reports costs milliseconds: devices that only ask make it happen this often.
-EVALUATE_EVERY: Final = timedelta(seconds=10)
 
 
 class RolloutTransactions(Transactions):
@@ -171,12 +167,6 @@ class RolloutTransactions(Transactions):
         except ConflictError:
             # Somebody changed it at this very moment; what they wanted counts.
             return self.rollout(rollout_id)
-
-
-def is_due(row: RolloutRow, now: datetime) -> bool:
-    """Whether a rollout's reports were not counted for a while."""
-    is_open = row.state in {"running", "paused"}
-    return is_open and (row.evaluated_at is None or now - row.evaluated_at >= EVALUATE_EVERY)
 
 
 def _claim(session: Session, rollout_id: int, now: datetime, *, is_urgent: bool) -> bool:

@@ -3,29 +3,45 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from threading import local
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, select, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, SQLAlchemyError, StatementError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    IntegrityError,
+    InvalidatePoolError,
+    NoSuchModuleError,
+    SQLAlchemyError,
+    StatementError,
+)
 from sqlalchemy.orm import Session
 
 from server.errors import ConfigurationError, ConflictError, DatabaseError, InvalidRecordError
-from server.registry.changes import WatchedSession, current_token
+from server.registry.changes import CURRENT_TOKEN, WatchedSession
 from server.registry.tables import ModelRow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from sqlite3 import Connection as SqliteConnection
+
+    from sqlalchemy import Row, Select
+    from sqlalchemy.engine.interfaces import DBAPIConnection
+    from sqlalchemy.pool import ConnectionPoolEntry
 
 # NaN has no JSON, and PostgreSQL would not read it back.
 _to_json = partial(json.dumps, allow_nan=False, sort_keys=True)
 _BUSY_TIMEOUT_MS = 15_000
 # As many as there are threads that answer requests: what exceeds the pool's size is connected anew each time.
 _POOL: Final = {"pool_size": 16, "max_overflow": 24}
+_USED_AT: Final = "lamella_used_at"
+_RESTED_S: Final = 1.0
 _WRITING = {"lamella_begin": "BEGIN IMMEDIATE"}
 
 
@@ -46,7 +62,6 @@ def make_engine(url: str) -> Engine:
         engine = create_engine(
             parsed,
             json_serializer=_to_json,
-            pool_pre_ping=is_postgresql,
             **(_POOL if is_postgresql else {}),
             # Whatever the database was made with: psycopg answers with bytes where no encoding is set.
             connect_args={"client_encoding": "utf8"} if is_postgresql else {},
@@ -58,7 +73,31 @@ def make_engine(url: str) -> Engine:
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+    else:
+        _ping_after_a_rest(engine)
     return engine
+
+
+def _ping_after_a_rest(engine: Engine) -> None:
+    """Try a connection that was unused for a while before it is used: the server may have closed it meanwhile.
+
+    Trying all of them each time would cost as much as the smaller reads.
+    """
+
+    def note(_connection: object, record: ConnectionPoolEntry) -> None:
+        record.info[_USED_AT] = time.monotonic()
+
+    def ping(connection: DBAPIConnection, record: ConnectionPoolEntry, _proxy: object) -> None:
+        if time.monotonic() - record.info.get(_USED_AT, math.inf) < _RESTED_S:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error as error:
+            # All of the pool, which was closed with it; the caller gets a new one.
+            raise InvalidatePoolError from error
+
+    event.listen(engine, "checkin", note)
+    event.listen(engine, "checkout", ping)
 
 
 def _prepare_sqlite(connection: SqliteConnection, _record: object) -> None:
@@ -93,20 +132,9 @@ class Transactions:
         self._engine = engine
         self._now = now or (lambda: datetime.now(UTC))
         self._mine = local()
-
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Let what this thread reads inside be one transaction; nothing may be written inside.
-
-        Raises:
-            DatabaseError: The database does not answer.
-        """
-        with self._read() as session:
-            self._mine.session = session
-            try:
-                yield
-            finally:
-                self._mine.session = None
+        # PostgreSQL: one statement is a transaction by itself, without BEGIN and COMMIT around it.
+        is_sqlite = engine.dialect.name == "sqlite"
+        self._bare = engine if is_sqlite else engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -132,8 +160,7 @@ class Transactions:
 
     @contextmanager
     def _read(self) -> Iterator[Session]:
-        mine = self._mine
-        shared: Session | None = getattr(mine, "session", None) or getattr(mine, "joint", None)
+        shared: Session | None = getattr(self._mine, "joint", None)
         try:
             if shared is not None:
                 yield shared
@@ -143,11 +170,28 @@ class Transactions:
         except SQLAlchemyError as error:
             raise translate(error) from error
 
+    def _glance(self, query: Select[Any], **values: object) -> Sequence[Row[Any]]:
+        """The rows that one query finds: the cheapest way to read."""
+        shared: Session | None = getattr(self._mine, "joint", None)
+        try:
+            if shared is not None:
+                return shared.execute(query, values).all()
+            try:
+                return self._look(query, values)
+            except DBAPIError as error:
+                if not error.connection_invalidated:
+                    raise
+                # The server was restarted just now. Nothing was written, so it can be asked again.
+                return self._look(query, values)
+        except SQLAlchemyError as error:
+            raise translate(error) from error
+
+    def _look(self, query: Select[Any], values: dict[str, object]) -> Sequence[Row[Any]]:
+        with self._bare.connect() as connection:
+            return connection.execute(query, values).all()
+
     @contextmanager
     def _write(self) -> Iterator[Session]:
-        if getattr(self._mine, "session", None) is not None:
-            # On SQLite the writer could wait for this thread's own reader for ever.
-            raise RuntimeError("A write inside reading().")
         unit: ExitStack | None = getattr(self._mine, "unit", None)
         try:
             if unit is None:
@@ -183,8 +227,8 @@ class Transactions:
         Raises:
             DatabaseError: The database does not answer.
         """
-        with self._read() as session:
-            return current_token(session)
+        (row,) = self._glance(CURRENT_TOKEN)
+        return str(row.token)
 
     @property
     def engine(self) -> Engine:

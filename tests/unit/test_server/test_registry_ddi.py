@@ -82,10 +82,10 @@ def test_being_seen_changes_nothing_else(registry: Registry, device_id: str, clo
     registry.record_check(device_id, installed_version=1, installed_hash="a" * 64)
     before = registry.device(device_id)
     clock.advance(minutes=1)
-    registry.note_seen(device_id)
+    registry.note_seen([device_id])
     assert registry.device(device_id) == before
     clock.advance(minutes=10)
-    registry.note_seen(device_id)
+    registry.note_seen([device_id])
     after = registry.device(device_id)
     assert after.last_seen_at == clock.time
     assert (after.installed_version, after.installed_hash) == (1, "a" * 64)

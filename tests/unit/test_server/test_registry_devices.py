@@ -46,7 +46,7 @@ def test_a_token_enrols_one_device(released: Registry, clock: Clock) -> None:
     assert (record.expires_at, record.used_at) == (clock() + HOUR, None)
     device, credential = released.enrol(token, name="kitchen")
     assert (device.name, device.model, device.enrolled_at) == ("kitchen", MODEL, clock())
-    assert released.authenticate(credential) == device == released.device(device.device_id)
+    assert released.authenticate(credential).device == device == released.device(device.device_id)
     (used,) = released.enrolment_tokens()
     assert (used.used_at, used.device_id) == (clock(), device.device_id)
     with pytest.raises(EnrolmentRefusedError):
@@ -95,7 +95,7 @@ def test_no_secret_is_stored(released: Registry) -> None:
 
 def test_a_credential_is_its_devices_own(released: Registry) -> None:
     (first, credential), (second, other) = enrol(released, "first"), enrol(released, "second")
-    assert released.authenticate(credential).name == "first"
+    assert released.authenticate(credential).device.name == "first"
     for wrong in (
         credential[:-1] + ("A" if credential[-1] != "A" else "B"),
         f"{second.device_id}.{credential.split('.')[1]}",
@@ -129,19 +129,29 @@ def test_devices_are_listed_in_pages(released: Registry) -> None:
     assert [token.token_id for token in released.enrolment_tokens(after=1, limit=2)] == [2, 3]
 
 
-def test_a_check_is_remembered_and_written_only_when_it_says_something_new(released: Registry, clock: Clock) -> None:
-    device, _ = enrol(released)
-    released.record_check(device.device_id, installed_version=1, installed_hash="a" * 64)
-    seen = clock()
+def test_only_news_is_worth_a_write(released: Registry, clock: Clock) -> None:
+    device, credential = enrol(released)
+    assert device.is_news(None, None, None)  # it was never here
+    released.record_check(device.device_id, installed_version=2, installed_hash="b" * 64, free_bytes=100)
+    known = released.authenticate(credential).device
+    assert (known.installed_version, known.installed_hash, known.last_seen_at) == (2, "b" * 64, clock())
+    told = {(2, "b", 109): False, (2, "b", 89): True, (2, "b", None): True, (2, "c", 100): True, (3, "b", 100): True}
+    for (version, letter, free_bytes), is_news in told.items():
+        assert known.is_news(version, letter * 64, free_bytes) is is_news
+
+
+def test_many_are_noted_at_once_and_each_at_most_every_few_minutes(released: Registry, clock: Clock) -> None:
+    ids = [enrol(released, f"device-{number}")[0].device_id for number in range(3)]
+    token = released.change_token()
+    released.note_seen(ids[:2])
+    first = clock()
+    clock.advance(minutes=4)
+    released.note_seen([*ids, "0" * 32])
+    assert [released.device(one).last_seen_at for one in ids] == [first, first, clock()]
     clock.advance(minutes=1)
-    released.record_check(device.device_id, installed_version=1, installed_hash="a" * 64)
-    assert released.device(device.device_id).last_seen_at == seen
-    released.record_check(device.device_id, installed_version=2, installed_hash="b" * 64)
-    now = released.device(device.device_id)
-    assert (now.installed_version, now.installed_hash, now.last_seen_at) == (2, "b" * 64, clock())
-    clock.advance(minutes=5)
-    released.record_check(device.device_id, installed_version=2, installed_hash="b" * 64)
-    assert released.device(device.device_id).last_seen_at == clock()
+    released.note_seen(ids[:1])
+    assert released.device(ids[0]).last_seen_at == clock()
+    assert released.change_token() == token
 
 
 def test_an_open_offer_is_made_again_and_a_finished_one_is_not(released: Registry) -> None:

@@ -337,9 +337,14 @@ def test_a_decision_costs_the_same_however_long_the_history(fleet: Registry) -> 
     before = count_queries(fleet, ask)
     for number in range(3, 12):
         add_release(fleet, number, state="draft" if number < 8 else "finished")
+    # The device and the change token in one; its channel's pointer; rollouts; releases; what it reverted.
     assert count_queries(fleet, ask) == before == 5
+    # Nobody reads again what all devices share: the second one asks for itself and for what it reverted.
+    other = ids(fleet)[1]
+    assert count_queries(fleet, lambda: explain(fleet, other, installed_version=1)) == 2
     fleet.record_check(device_id, installed_version=11, installed_hash=None)
-    assert count_queries(fleet, lambda: explain(fleet, device_id, installed_version=11)) == 4
+    assert count_queries(fleet, lambda: explain(fleet, device_id, installed_version=11)) == 2
+    assert count_queries(fleet, lambda: explain(fleet, device_id, installed_version=11)) == 1
     assert len(fleet.device_case(device_id, installed_version=1).rollouts) == 1
 
 

@@ -2,7 +2,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-import pytest
 from simulators.server_home import MODEL, open_home
 
 from delta_updates import UpdateQuery
@@ -33,7 +32,7 @@ def test_a_chain_has_no_step_that_is_not_signed_any_more(tmp_path: Path) -> None
     query = UpdateQuery(model=MODEL, installed_version=1, installed_hash=tree_hash)
 
     def way(*signed: int) -> Way:
-        found = find_way(registry, OnlySigned(frozenset(signed)), device.device_id, query, Room()).way
+        found = find_way(registry, OnlySigned(frozenset(signed)), registry.asking(device.device_id), query, Room()).way
         assert found is not None
         return found
 
@@ -67,20 +66,4 @@ def test_the_way_is_told_in_words_and_is_the_one_that_a_check_offers(tmp_path: P
     assert "its bytes are not those of v1" in damaged
     assert "delta" not in words(None, 10**9, number=None)
     assert words(registry.version(MODEL, 3).manifest.tree_hash, 10**9, number=3) == ""
-    registry.close()
-
-
-@pytest.mark.parametrize(("told_before", "told_now", "is_noted"), [(100, 109, False), (100, 89, True), (None, 5, True)])
-def test_free_bytes_are_written_only_when_they_are_others(
-    tmp_path: Path, told_before: int | None, told_now: int, *, is_noted: bool
-) -> None:
-    """Each question tells another number; a write for each would be dear with many devices."""
-    home = open_home(tmp_path)
-    home.release_three()
-    registry = home.registry
-    token, _ = registry.create_enrolment_token(MODEL, valid_for=timedelta(days=1))
-    device_id = registry.enrol(token, name="phone")[0].device_id
-    for free_bytes in (told_before, told_now):
-        registry.record_check(device_id, installed_version=None, installed_hash=None, free_bytes=free_bytes)
-    assert registry.device(device_id).free_bytes == (told_now if is_noted else told_before)
     registry.close()
