@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from privacy.accountant import ACCOUNTANT
 from privacy.attestation.evidence import is_same
+from privacy.base_ledgers import BaseLedgers, OtherModel
 from privacy.budget import PrivacyBudget
+from privacy.chain import FIRST_HEAD, parse_chain
 from privacy.errors import ReportError
 from privacy.ledger import JsonlLedger
 from privacy.report import AuditReport, build_report
@@ -16,7 +18,7 @@ from privacy.report import AuditReport, build_report
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from privacy.report.schema import UserCost
+    from privacy.report.schema import OtherLedger, UserCost
 
 _MAX_REPORT_BYTES = 64 * 1024 * 1024
 
@@ -37,6 +39,7 @@ def compare(folder: Path) -> list[str]:
         target_delta=report.target_delta,
         budget=_budget(report),
         user_budget=_user_budget(report),
+        base=base_ledgers(report, folder),
         provenance=report.provenance,
     )
     sys.stdout.write(
@@ -54,6 +57,36 @@ def compare(folder: Path) -> list[str]:
     for name in reported | found:
         differences += _line(name, reported.get(name), found.get(name))
     return differences
+
+
+def base_ledgers(report: AuditReport, folder: Path) -> BaseLedgers | None:
+    """The ledgers of other models on the report's base, from the files beside it; None where it names none.
+
+    Raises:
+        PrivacyError: One is missing, does not hold, or never had the head that the report names.
+    """
+    if report.base is None:
+        return None
+    return BaseLedgers(bases=report.base.bases, others=tuple(_other(folder, one) for one in report.base.others))
+
+
+def _other(folder: Path, stated: OtherLedger) -> OtherModel:
+    path = folder / stated.file_name
+    if not path.is_file():
+        raise ReportError(
+            f"{path} is missing: without it what the base has cost cannot be recomputed. `lamella privacy ledger "
+            f"{stated.model} --out {stated.file_name}` writes it, at any later time too"
+        )
+    events, heads = parse_chain(read_bounded(path), path.name)
+    # A ledger only grows: one from later has the head as well.
+    if (FIRST_HEAD, *heads)[min(stated.events, len(heads))] != stated.ledger_head:
+        raise ReportError(
+            f"{path} does not have the head that the report names after {stated.events} events: it is another model's, "
+            "or was changed"
+        )
+    return OtherModel(
+        model=stated.model, events=events[: stated.events], runs=stated.runs, counts_users=stated.counts_users
+    )
 
 
 def _budget(report: AuditReport) -> PrivacyBudget | None:
@@ -96,7 +129,18 @@ def _figures(report: AuditReport) -> dict[str, float]:
         **{f"costliest device at delta {delta:g}": value for delta, value in report.curve},
         "maximum": report.epsilon_max,
         **({} if report.users is None else _figures_of_users(report.users)),
+        **_figures_on_base(report),
     }
+
+
+def _figures_on_base(report: AuditReport) -> dict[str, float]:
+    if report.base is None:
+        return {}
+    found = {
+        "costliest device, with other models on the base": report.base.epsilon,
+        "costliest user, with other models on the base": report.base.user_epsilon,
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _figures_of_users(users: UserCost) -> dict[str, float]:

@@ -16,14 +16,17 @@ class GroupChange(BaseModel):
     Attributes:
         name: The label in the data.
         examples: How many there are of it.
+        people: How many people wrote them; None where that was not looked at.
         before, after: Mean losses of the version before and of this one, on the same examples.
-        low, high: Between these the mean change lies with 95% confidence; None where there are too few to say.
+        low, high: Between these the mean change lies with 95% confidence, as other people would show it too; None where
+            there are too few to say.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     name: Annotated[str, Field(min_length=1, max_length=64)]
     examples: Annotated[int, Field(ge=1)]
+    people: Annotated[int, Field(ge=1)] | None = None
     before: Loss
     after: Loss
     low: Loss | None = None

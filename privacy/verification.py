@@ -7,9 +7,10 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from privacy.attestation import PrivacyStatement, read_key, unseal
-from privacy.attestation.evidence import differences_from, usefulness_of
+from privacy.attestation.evidence import base_bill_of, differences_from, usefulness_of
+from privacy.attestation.limits import names_of
 from privacy.ledger import JsonlLedger
-from privacy.recompute import compare, read_bounded
+from privacy.recompute import base_ledgers, compare, read_bounded
 from privacy.report import AuditReport
 
 if TYPE_CHECKING:
@@ -50,11 +51,21 @@ def verify(folder: Path, *, key: Path) -> list[str]:
         differences.append("what it says of the held-out loss differs from report.json")
     if hashlib.sha256(read_bounded(folder / "ledger.jsonl")).hexdigest() != evidence.ledger_sha256:
         differences.append("ledger.jsonl is not the file that the statement names (sha256)")
-    differences += differences_from(statement, JsonlLedger(folder / "ledger.jsonl").events())
+    differences += _differences_from_ledgers(statement, AuditReport.from_json(report), folder)
     manifest = folder / MANIFEST_FILE
     if manifest.exists() and hashlib.sha256(read_bounded(manifest)).hexdigest() != statement.manifest_sha256:
         differences.append("manifest.json is not the release that the statement is about (sha256)")
     return differences
+
+
+def _differences_from_ledgers(statement: PrivacyStatement, report: AuditReport, folder: Path) -> list[str]:
+    base = base_ledgers(report, folder)
+    found = differences_from(
+        statement, JsonlLedger(folder / "ledger.jsonl").events(), () if base is None else base.others
+    )
+    if statement.predicate.base == base_bill_of(report):
+        return list(found)
+    return [*found, "what it says of other models on its base differs from report.json"]
 
 
 def _tell(statement: PrivacyStatement) -> None:
@@ -69,5 +80,10 @@ def _tell(statement: PrivacyStatement) -> None:
         f"per {one.privacy_unit}: ε = {one.epsilon:.4f} at δ = {one.delta:g}, against {one.holds_against}"
         for one in statement.predicate.guarantees
     ]
+    if (base := statement.predicate.base) is not None:
+        lines += [
+            f"with other models on its base ({names_of(base)}): per {one.privacy_unit} ε = {one.epsilon:.4f}"
+            for one in base.guarantees
+        ]
     lines += [f"audit {audit.part}: {audit.verdict}" for audit in statement.predicate.audits]
     sys.stdout.write("\n".join(lines) + "\n\n")

@@ -89,6 +89,13 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="How much worse, in nats, a candidate's held-out loss may be than its parent's.",
     )
+    gate_worst_group_margin: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="How much worse, in nats and beyond chance, it may be for any group of labelled text with enough "
+        "people and examples. Unset: groups are told and decide nothing.",
+    )
     release_max_epsilon: float = Field(
         default=10.0,
         gt=0,

@@ -12,7 +12,7 @@ from model import (
     add_lora,
     encode_examples,
     example_losses,
-    held_out_examples,
+    held_out_by_user,
     held_out_loss,
     load_adapter,
     load_adapter_state,
@@ -38,7 +38,7 @@ class HeldOutEvaluation:
     """Mean loss on people whose text no device trains on.
 
     One evaluation is one fixed list of examples, so that two versions are compared on the same text. `groups` has the
-    label of each, None where the text says none.
+    label of each, None where the text says none; `people` who wrote each.
     """
 
     def __init__(self, tree: Path, *, data: str, examples: int, max_length: int) -> None:
@@ -47,9 +47,10 @@ class HeldOutEvaluation:
         self._tree = tree
         self._tokenizer = Tokenizer.from_folder(tree / "base")
         self._loaded: LayeredTransformer | None = None
-        chosen = held_out_examples(open_source(data), limit=examples)
-        self.groups = tuple(example.group for example in chosen)
-        self._examples = encode_examples(self._tokenizer, chosen, max_length=max_length)
+        chosen = held_out_by_user(open_source(data), limit=examples)
+        self.groups = tuple(example.group for _, example in chosen)
+        self.people = tuple(user for user, _ in chosen)
+        self._examples = encode_examples(self._tokenizer, [one for _, one in chosen], max_length=max_length)
         if not self._examples:
             raise EvaluationError(
                 f"The source {data!r} has no held-out text to judge a release by. "

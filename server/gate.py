@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from privacy.audits import Verdict
 from server.errors import ConflictError, GateRefusedError, PublishingError
-from server.registry.records import GateResult
+from server.registry.gate_result import GateResult
 
 if TYPE_CHECKING:
     from privacy.utility import GroupChange
@@ -16,13 +16,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """The evaluation gate: a candidate may be at most ``margin`` nats worse than its parent on held-out text."""
+    """The evaluation gate: a candidate may be at most ``margin`` nats worse than its parent on held-out text.
+
+    ``worst_group_margin`` bounds each group's rise, as far as it is beyond chance; None: groups decide nothing.
+    """
 
     margin: float
+    worst_group_margin: float | None = None
 
     def judge(self, *, candidate_loss: float, parent_loss: float, groups: tuple[GroupChange, ...] = ()) -> GateResult:
-        """Compare two held-out losses (mean per example, in nats); those of groups decide nothing."""
-        return GateResult(candidate_loss=candidate_loss, parent_loss=parent_loss, margin=self.margin, groups=groups)
+        """Compare two held-out losses (mean per example, in nats), and those of groups where there is a bound."""
+        return GateResult(
+            candidate_loss=candidate_loss,
+            parent_loss=parent_loss,
+            margin=self.margin,
+            groups=groups,
+            worst_group_margin=self.worst_group_margin,
+        )
 
 
 def pass_gate(registry: Registry, record: VersionRecord, gate: GateResult | None) -> VersionRecord:

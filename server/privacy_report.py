@@ -54,6 +54,7 @@ def report_of_run(
         target_delta=recipe.target_delta,
         budget=PrivacyBudget(target_epsilon=recipe.target_epsilon, target_delta=recipe.target_delta),
         user_budget=registry.user_budget(run.model),
+        base=registry.ledgers_beside(run.model, base_hash=run.base_hash),
         membership=membership or measured,
         findings=[one.finding for one in known],
         utility=_utility(version),
@@ -87,6 +88,7 @@ def report_of_version(registry: Registry, artifacts: ArtifactStore, version: Ver
         target_delta=own[-1].target_delta if own else _DELTA_WITHOUT_RUN,
         budget=_latest_budget(registry, own),
         user_budget=registry.user_budget(version.model),
+        base=registry.ledgers_beside(version.model, base_hash=version.manifest.base_hash),
         utility=_utility(version),
         provenance={"release": f"{version.model} v{version.number}", "tree hash": version.manifest.tree_hash},
     )

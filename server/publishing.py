@@ -18,7 +18,8 @@ from delta_updates.workers import usable_cores
 from server.errors import ArtifactDamagedError, PublishingError
 from server.files import locked, make_folder
 from server.gate import Gate, pass_gate, require_audit, require_gate, require_releasable
-from server.registry.records import GateResult, PackageRecord
+from server.registry.gate_result import GateResult
+from server.registry.records import PackageRecord
 from server.rollouts import AT_ONCE
 from server.signing import NewTarget
 from server.statements import DEFAULT_MAX_EPSILON, StatementGate

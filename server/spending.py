@@ -47,7 +47,7 @@ def spent_on(registry: Registry, model: str) -> tuple[Spent, ...]:
     """What was spent on a model: its devices, its users, then both for each base that it was trained on.
 
     A base's users are charged as the next run on it would find them: with those of the other models there, unless they
-    are kept apart.
+    are kept apart. Bases that were made from one another are one.
 
     Raises:
         RecipeError: The newest run's recipe does not parse.
@@ -62,13 +62,17 @@ def spent_on(registry: Registry, model: str) -> tuple[Spent, ...]:
         _of_devices(events, examples, whose=f"devices of {model}"),
         _of_users([event for event in events if event.privacy_unit == "user"], users, model, f"users of {model}"),
     ]
+    told: set[str] = set()
     for base_hash in dict.fromkeys(run.base_hash for run in runs):
+        if base_hash in told:
+            continue
+        told |= (kin := set(registry.base_family(base_hash)))
         on_it, charged = (
             registry.privacy_events(base_hash=base_hash),
             registry.user_events_for(model, base_hash=base_hash),
         )
         others = sorted({str(event.population) for event in charged} - {model})
-        base = f"base {base_hash[:8]}"
+        base = f"base {base_hash[:8]}" + (f" and {len(kin) - 1} of its kin" if len(kin) > 1 else "")
         found += [
             _of_devices(on_it, examples, whose=f"{base}, all models", base_hash=base_hash),
             _of_users(charged, users, model, f"{base}: {', '.join([model, *others])}", base_hash=base_hash),

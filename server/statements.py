@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from privacy import PrivacyError
-from privacy.attestation import PrivacyStatement, ReleaseFacts, excess_over, unseal
+from privacy.attestation import PrivacyStatement, ReleaseFacts, excess_over, overspent_on_base, unseal
+from privacy.base_ledgers import OtherModel
 from privacy.chain import chained_lines
 from server.errors import GateRefusedError, PublishingError
 from server.registry.records import StatementRecord
@@ -55,7 +56,7 @@ class StatementGate:
         record = self.registry.statement(version.model, version.number) or self._make(version)
         statement = self._read(version, record)
         self._require_sound(version, statement)
-        if reason := self._objection(statement):
+        if reason := self._objection(version.model, statement):
             told = f"its privacy statement exceeds the policy: {reason}"
             self.registry.reject(version.model, version.number, told)
             raise GateRefusedError(f"v{version.number} of {version.model!r} is rejected: {told}.")
@@ -68,6 +69,8 @@ class StatementGate:
 
         self.registry.verify_privacy_chain(version.model)
         report = report_of_version(self.registry, self.artifacts, version)
+        for other in () if report.base is None else report.base.others:
+            self.registry.verify_privacy_chain(other.model)
         manifest = version.manifest
         statement = statement_of(
             report,
@@ -121,14 +124,40 @@ class StatementGate:
         events = self.registry.privacy_events(model=version.model)
         # The ledger may have grown since; what this version was made from must be in what the statement counts.
         found += _left_out(version, events[evidence.events :])
-        found += differences_from(statement, events[: evidence.events])
+        found += differences_from(statement, events[: evidence.events], self._others(statement))
         if found:
             raise PublishingError(
                 f"v{version.number} of {version.model!r} is not released: its privacy statement does not hold: "
                 f"{'; '.join(found)}. Find out who changed the ledger or the statement."
             )
 
-    def _objection(self, statement: PrivacyStatement) -> str | None:
+    def _others(self, statement: PrivacyStatement) -> tuple[OtherModel, ...]:
+        """The ledgers that the statement names beside its own, as long as they were then.
+
+        Which runs counted is in the report that it names. What came after is not among them, as what the model's own
+        ledger has grown by is not: the next run and the next release count it.
+        """
+        if statement.predicate.base is None:
+            return ()
+        from privacy.report import AuditReport  # noqa: PLC0415 - see `_make`
+
+        report = AuditReport.from_json(self.artifacts.read_bytes(statement.predicate.evidence.report_sha256))
+        return tuple(
+            OtherModel(
+                model=other.model,
+                events=self.registry.privacy_events(model=other.model)[: other.events],
+                runs=other.runs,
+                counts_users=other.counts_users,
+            )
+            for other in (() if report.base is None else report.base.others)
+        )
+
+    def _objection(self, model: str, statement: PrivacyStatement) -> str | None:
+        if reason := overspent_on_base(statement):
+            return (
+                f"its base is overspent: {reason}. Where nobody uses both, `lamella privacy budget {model} --apart` "
+                "says so; else raise the budget, or base the next release on less training. Then make a new candidate"
+            )
         if reason := excess_over(self.max_epsilon, statement):
             return reason
         verdict = statement.predicate.verdict

@@ -32,15 +32,33 @@ ADAPTER_FILES: Final = ("adapter/adapter_config.json", "adapter/adapter_model.sa
 
 
 def import_base(
-    registry: Registry, artifacts: ArtifactStore, *, model: str, tree: Path, facts: Facts | None = None
+    registry: Registry,
+    artifacts: ArtifactStore,
+    *,
+    model: str,
+    tree: Path,
+    facts: Facts | None = None,
+    made_from: str | None = None,
 ) -> VersionRecord:
     """Add a folder with ``base/`` files as a candidate base version; the same base again is the version it was.
 
+    Args:
+        registry: Where it is added.
+        artifacts: Where its files go first.
+        model: The model.
+        tree: The folder.
+        facts: What people want to see beside it.
+        made_from: The hash of the base that it was made from, by merging an adapter into it for one: what was spent on
+            that was spent on this one too. None: its weights are from elsewhere.
+
     Raises:
+        InvalidRecordError: No version has the base that it was made from.
         PublishingError: The folder is no base version, or the model's name is not allowed.
         StorageError: The disk refused.
     """
     files = _scan(tree, required=BASE_FILES, inside="base/")
+    if made_from is not None:  # first: a base must not be there without its bill
+        registry.add_base_origin(base_hash(files), made_from=made_from)
     for known in registry.versions(model):
         if known.manifest.tree_hash == tree_hash(files) and known.state != "rejected":
             return known

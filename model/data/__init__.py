@@ -6,7 +6,7 @@ from model.data.encoding import IGNORED, EncodedExample, collate, encode_example
 from model.data.filters import is_clean
 from model.data.jsonl import JsonlSource, export_users
 from model.data.open_source import open_source
-from model.data.source import DataSource, Example, held_out_examples, split_by_time, training_part
+from model.data.source import DataSource, Example, held_out_by_user, held_out_examples, split_by_time, training_part
 
 __all__ = [
     "IGNORED",
@@ -19,6 +19,7 @@ __all__ = [
     "collate",
     "encode_examples",
     "export_users",
+    "held_out_by_user",
     "held_out_examples",
     "is_clean",
     "open_source",

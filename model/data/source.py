@@ -79,9 +79,14 @@ def training_part(examples: Sequence[Example], *, max_examples: int) -> tuple[Ex
 
 def held_out_examples(source: DataSource, *, limit: int) -> tuple[Example, ...]:
     """Up to `limit` examples of held-out users, taken in turn so that no single user decides; always the same ones."""
-    per_user = (source.examples(user) for user in source.held_out_users())
-    in_turn = (example for turn in zip_longest(*per_user) for example in turn if example is not None)
-    return tuple(example for example, _ in zip(in_turn, range(limit), strict=False))
+    return tuple(example for _, example in held_out_by_user(source, limit=limit))
+
+
+def held_out_by_user(source: DataSource, *, limit: int) -> tuple[tuple[str, Example], ...]:
+    """What `held_out_examples` takes, each with the user who wrote it."""
+    per_user = ([(user, example) for example in source.examples(user)] for user in source.held_out_users())
+    in_turn = (one for turn in zip_longest(*per_user) for one in turn if one is not None)
+    return tuple(one for one, _ in zip(in_turn, range(limit), strict=False))
 
 
 def newest(examples: Sequence[Example], max_examples: int) -> tuple[Example, ...]:

@@ -5,11 +5,12 @@ switch. Whether a statement follows from its ledger is in `privacy.attestation.e
 """
 
 from privacy.attestation.envelope import MAX_ENVELOPE_BYTES, ed25519_key, read_key, seal, unseal
-from privacy.attestation.limits import excess_over
+from privacy.attestation.limits import excess_over, overspent_on_base
 from privacy.attestation.statement import (
     MAX_DELTA,
     PREDICATE_TYPE,
     STATEMENT_TYPE,
+    BaseBill,
     Evidence,
     Guarantee,
     PrivacyStatement,
@@ -23,6 +24,7 @@ __all__ = [
     "MAX_ENVELOPE_BYTES",
     "PREDICATE_TYPE",
     "STATEMENT_TYPE",
+    "BaseBill",
     "Evidence",
     "Guarantee",
     "PrivacyStatement",
@@ -30,6 +32,7 @@ __all__ = [
     "Subject",
     "ed25519_key",
     "excess_over",
+    "overspent_on_base",
     "read_key",
     "seal",
     "statement_path",

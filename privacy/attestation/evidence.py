@@ -9,21 +9,25 @@ from typing import TYPE_CHECKING, Final
 from privacy.accountant import epsilon_by_device
 from privacy.attestation.statement import (
     AuditVerdict,
+    BaseBill,
     Evidence,
     Guarantee,
+    LedgerHead,
     Predicate,
     PrivacyStatement,
     ReleaseFacts,
     Subject,
     Usefulness,
 )
+from privacy.base_bill import example_epsilon_on_base, user_epsilon_on_base
 from privacy.chain import chained_lines
 from privacy.report.claim import claim_of
 from privacy.user_level import user_epsilon
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from privacy.base_ledgers import OtherModel
     from privacy.event import PrivacyEvent
     from privacy.report.schema import AuditReport, UserCost
 
@@ -58,6 +62,7 @@ def statement_of(
             verdict=report.verdict,
             claim=claim_of(report),
             guarantees=_guarantees(report),
+            base=base_bill_of(report),
             audits=tuple(AuditVerdict(part=finding.part, verdict=finding.verdict.value) for finding in report.findings),
             usefulness=usefulness_of(report),
             evidence=Evidence(
@@ -81,12 +86,38 @@ def usefulness_of(report: AuditReport) -> tuple[Usefulness, ...]:
     )
 
 
-def differences_from(statement: PrivacyStatement, events: Sequence[PrivacyEvent]) -> tuple[str, ...]:
+def base_bill_of(report: AuditReport) -> BaseBill | None:
+    """What a report says of the base's other models; None where there are none."""
+    base = report.base
+    if base is None:
+        return None
+    bills = {"example": base.epsilon, "user": base.user_epsilon}
+    return BaseBill(
+        bases=base.bases,
+        others=tuple(
+            LedgerHead(model=other.model, events=other.events, ledger_head=other.ledger_head) for other in base.others
+        ),
+        guarantees=tuple(
+            own.model_copy(update={"epsilon": bills[own.privacy_unit], "delta": _delta_on_base(report, own)})
+            for own in _guarantees(report)
+            if bills[own.privacy_unit] is not None
+        ),
+    )
+
+
+def _delta_on_base(report: AuditReport, own: Guarantee) -> float:
+    return own.delta if own.privacy_unit == "user" or report.budget_delta is None else report.budget_delta
+
+
+def differences_from(
+    statement: PrivacyStatement, events: Sequence[PrivacyEvent], others: Sequence[OtherModel] = ()
+) -> tuple[str, ...]:
     """Where a statement does not follow from a ledger's events, in words; empty: it follows.
 
     Args:
         statement: What is claimed.
         events: The ledger up to the statement's head: every event of the model at that time.
+        others: The ledgers of the other models on its base, each up to the head that the statement names.
 
     Raises:
         UnknownEventError: An event cannot be accounted for.
@@ -112,7 +143,38 @@ def differences_from(statement: PrivacyStatement, events: Sequence[PrivacyEvent]
             actual = _epsilon(own, guarantee)
             if not is_same(guarantee.epsilon, actual):
                 found.append(f"ε per {unit}: stated {guarantee.epsilon:.4f}, recomputed {actual:.4f}")
-    return tuple(found)
+    return (*found, *_differences_on_base(statement.predicate.base, events, others))
+
+
+def _differences_on_base(
+    stated: BaseBill | None, events: Sequence[PrivacyEvent], others: Sequence[OtherModel]
+) -> list[str]:
+    heads = {other.model: (len(other.events), chained_lines(other.events)[1]) for other in others}
+    named = {} if stated is None else {other.model: (other.events, other.ledger_head) for other in stated.others}
+    found = [
+        f"ledger of {model}, on the same base: stated {_known(named, model)}, found {_known(heads, model)}"
+        for model in sorted(named | heads)
+        if named.get(model) != heads.get(model)
+    ]
+    if stated is None or found:
+        return found
+    recompute = {"example": example_epsilon_on_base, "user": user_epsilon_on_base}
+    units = {one.privacy_unit: one for one in stated.guarantees}
+    for unit in ("example", "user"):
+        guarantee = units.get(unit)
+        if guarantee is None:
+            if any(event.privacy_unit == unit for event in events):
+                found.append(f"ε per {unit} on the base: {unit} events in the ledger, and it is not stated")
+            continue
+        actual = recompute[unit](events, others, target_delta=guarantee.delta)
+        if actual is None or not is_same(guarantee.epsilon, actual):
+            told = "nothing" if actual is None else f"{actual:.4f}"
+            found.append(f"ε per {unit} on the base: stated {guarantee.epsilon:.4f}, recomputed {told}")
+    return found
+
+
+def _known(heads: Mapping[str, tuple[int, str]], model: str) -> str:
+    return f"{heads[model][0]} events to {heads[model][1][:12]}" if model in heads else "none"
 
 
 def is_same(stated: float, found: float) -> bool:

@@ -85,6 +85,28 @@ class Evidence(_Part):
     accountant: Words
 
 
+class LedgerHead(_Part):
+    """The ledger of another model: how many lines it had, and its head then."""
+
+    model: Annotated[str, Field(max_length=64)]
+    events: Annotated[int, Field(ge=1)]
+    ledger_head: Sha256
+
+
+class BaseBill(_Part):
+    """What the same people paid with what other models on the release's base cost them; the budget must cover it too.
+
+    Attributes:
+        bases: the release's base first, then those that it was made from or that were made from it.
+        others: the ledgers of the other models that were trained on any of them.
+        guarantees: what holds for each unit when they are counted as well, against the same as the release's own.
+    """
+
+    bases: Annotated[tuple[Sha256, ...], Field(min_length=1, max_length=64)]
+    others: Annotated[tuple[LedgerHead, ...], Field(min_length=1, max_length=128)]
+    guarantees: Annotated[tuple[Guarantee, ...], Field(max_length=2)]
+
+
 class AuditVerdict(_Part):
     """What one audit of the run came to; its figures are in the report."""
 
@@ -114,6 +136,7 @@ class Predicate(_Part):
     verdict: Literal["within_budget", "over_budget", "no_budget", "no_guarantee", "no_events"]
     claim: Words
     guarantees: Annotated[tuple[Guarantee, ...], Field(max_length=2)]
+    base: BaseBill | None = None
     audits: Annotated[tuple[AuditVerdict, ...], Field(max_length=64)] = ()
     usefulness: Annotated[tuple[Usefulness, ...], Field(max_length=8)] = ()
     evidence: Evidence

@@ -18,8 +18,7 @@ from privacy.banded_noise import BandedNoise
 from privacy.errors import AuditError
 from privacy.mechanism import noisy_average
 from privacy.randomness import SystemRandom
-from privacy.secure_aggregation.quantization import Quantization, wrapped
-from privacy.skellam import skellam_noise
+from privacy.skellam_sum import average_in_levels, noise_of_shares
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -113,12 +112,15 @@ def mechanism_of(event: PrivacyEvent) -> NoisyAverage:
         unit_noise: npt.NDArray[np.float64],
     ) -> Mapping[str, npt.NDArray[np.float64]]:
         """As devices do it, in whole numbers; the masks are left out, as they cancel."""
-        ((name, shape),) = shapes.items()
-        form = Quantization(clipping_norm=clipping_norm, levels=levels, length=math.prod(shape))
-        total = np.rint(unit_noise * noise_multiplier * levels).astype(np.int64)
-        for update in updates:
-            total += form.quantized(update[name], SystemRandom())
-        return {name: form.restored(wrapped(total)) / expected_contributions}
+        return average_in_levels(
+            updates,
+            shapes=shapes,
+            clipping_norm=clipping_norm,
+            levels=levels,
+            noise=np.rint(unit_noise * noise_multiplier * levels).astype(np.int64),
+            expected_contributions=expected_contributions,
+            random=SystemRandom(),
+        )
 
     return summed
 
@@ -183,9 +185,10 @@ class _UnitNoise:
     def at(self, event: PrivacyEvent, count: int) -> npt.NDArray[np.float64]:
         self._round += 1
         if event.shares is not None:
-            one = event.shares.share_variance
-            shares = (skellam_noise(count, variance=one, random=self._system) for _ in range(event.shares.counted))
-            return np.asarray(sum(shares) / math.sqrt(event.shares.variance), dtype=np.float64)
+            # As few as are promised: whatever more there is in a real sum is not counted on.
+            counted = event.shares.counted
+            total = noise_of_shares(count, shares=event.shares, devices=counted, random=self._system)
+            return np.asarray(total / math.sqrt(event.shares.variance), dtype=np.float64)
         return self._system.normals(count) if self._banded is None else self._banded.at(self._round, count=count)
 
     def taken_apart(self, released: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

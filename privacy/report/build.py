@@ -11,12 +11,13 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from privacy.accountant import ACCOUNTANT, epsilon_by_device, epsilon_curve
+from privacy.base_bill import example_epsilon_on_base, user_epsilon_on_base
 from privacy.chain import chained_lines
 from privacy.contribution import LEAVES_THE_DEVICE
 from privacy.errors import ReportError
 from privacy.report.costs import device_cost, device_series, events_of, round_costs, rounds_of
 from privacy.report.pages import to_html, to_markdown
-from privacy.report.schema import AuditReport
+from privacy.report.schema import AuditReport, BaseCost, OtherLedger
 from privacy.report.users import user_cost
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from privacy.audits import Finding, MembershipResult
+    from privacy.base_ledgers import BaseLedgers
     from privacy.budget import PrivacyBudget
     from privacy.event import PrivacyEvent
     from privacy.report.schema import RunFacts, UserCost, UtilityFigure
@@ -52,6 +54,7 @@ def build_report(  # noqa: PLR0913 - each is one part of the report
     target_delta: float,
     budget: PrivacyBudget | None,
     user_budget: PrivacyBudget | None = None,
+    base: BaseLedgers | None = None,
     membership: MembershipResult | None = None,
     findings: Sequence[Finding] = (),
     utility: Sequence[UtilityFigure] = (),
@@ -60,6 +63,7 @@ def build_report(  # noqa: PLR0913 - each is one part of the report
     """Recompute everything from `events` and put it together with what was measured.
 
     Give every event about the devices' examples, void and aborted rounds and earlier runs included: all of it is spent.
+    `base` are the ledgers of other models on the same base: what they cost the same people is held to the budget too.
 
     Raises:
         UnknownEventError: an event cannot be accounted for.
@@ -72,7 +76,7 @@ def build_report(  # noqa: PLR0913 - each is one part of the report
     deltas = sorted({*_CURVE_DELTAS, target_delta}, reverse=True)
     rounds = rounds_of(spent)
     ledger, head = chained_lines(events)
-    return AuditReport(
+    report = AuditReport(
         title=title,
         created_at=datetime.now(UTC),
         run=run,
@@ -88,6 +92,7 @@ def build_report(  # noqa: PLR0913 - each is one part of the report
         series=device_series(spent, rounds, by_device, target_delta),
         curve=tuple(zip(deltas, epsilon_curve(events_of(spent, worst), deltas), strict=True)),
         users=users,
+        base=None if base is None else _base_cost(events, base, target_delta, budget, users),
         membership=membership,
         findings=tuple(findings),
         utility=tuple(utility),
@@ -99,10 +104,44 @@ def build_report(  # noqa: PLR0913 - each is one part of the report
         ledger_head=head,
         events=tuple(events),
     )
+    if report.overspent_on_base:
+        return report.model_copy(update={"verdict": _worst(report.verdict, "over_budget")})
+    return report
+
+
+def _base_cost(
+    events: Sequence[PrivacyEvent],
+    base: BaseLedgers,
+    target_delta: float,
+    budget: PrivacyBudget | None,
+    users: UserCost | None,
+) -> BaseCost:
+    return BaseCost(
+        bases=base.bases,
+        others=tuple(
+            OtherLedger(
+                model=other.model,
+                events=len(other.events),
+                ledger_head=chained_lines(other.events)[1],
+                runs=other.runs,
+                counts_users=other.counts_users,
+                ledger=other.events,
+            )
+            for other in base.others
+        ),
+        epsilon=example_epsilon_on_base(
+            events, base.others, target_delta=target_delta if budget is None else budget.target_delta
+        ),
+        user_epsilon=None
+        if users is None
+        else user_epsilon_on_base(events, base.others, target_delta=users.target_delta),
+    )
 
 
 def write_report(report: AuditReport, folder: Path) -> ReportPaths:
     """Write report.html, report.md, report.json and ledger.jsonl into `folder`, each whole or not at all.
+
+    Ledgers of other models on the base lie beside them, as ledger-of-MODEL.jsonl.
 
     Raises:
         ReportError: the report does not carry its events, so that nobody could recompute it.
@@ -115,9 +154,11 @@ def write_report(report: AuditReport, folder: Path) -> ReportPaths:
         report.to_json().encode(),
         chained_lines(report.events)[0],
     )
+    others = {} if report.base is None else {one.file_name: one.ledger for one in report.base.others if one.ledger}
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / name for name in REPORT_FILES]
-    for path, content in zip(paths, contents, strict=True):
+    beside = [(folder / name, chained_lines(ledger)[0]) for name, ledger in others.items()]
+    for path, content in (*zip(paths, contents, strict=True), *beside):
         unfinished = path.with_name(path.name + ".part")
         with unfinished.open("wb") as file:
             file.write(content)

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from privacy.audits.attack_figures import CLAIMED_AT_FPR
+from privacy.report.base import told_on_base
 from privacy.report.blocks import Paragraph, Section, number, probability
 
 if TYPE_CHECKING:
@@ -21,7 +22,12 @@ _TOWARDS_HONEST_SERVER = (
 
 
 def claim_of(report: AuditReport) -> str:
-    """What is promised, in one sentence or two."""
+    """What is promised, in one sentence or two; and one more where other models on the base cost the same people."""
+    on_base = told_on_base(report)
+    return f"{_own_claim(report)} It comes to {on_base}." if on_base else _own_claim(report)
+
+
+def _own_claim(report: AuditReport) -> str:
     if not report.devices and report.users is not None:
         return (
             f"The releases are ({number(report.users.epsilon)}, {probability(report.users.target_delta)})-"

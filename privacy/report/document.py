@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from privacy.audits.attack_figures import CLAIMED_AT_FPR
 from privacy.audits.finding import Verdict, worst_verdict
+from privacy.report.base import told_on_base
 from privacy.report.blocks import Card, Document, number, probability, strength_of
 from privacy.report.claim import claim_of
 from privacy.report.sections import sections_of
@@ -40,7 +41,8 @@ def _headline(report: AuditReport) -> tuple[Tone, str]:
     certain: dict[str, str] = {
         "no_events": "Nothing to report: the ledger holds no event.",
         "no_guarantee": "No privacy guarantee: at least one update was made without noise (ε = ∞).",
-        "over_budget": f"Over budget: {spent}; the budget was {_budgets(report)}.",
+        "over_budget": f"Over budget: {told_on_base(report) if report.overspent_on_base else spent}; "
+        f"the budget was {_budgets(report)}.",
     }
     if report.verdict in certain:
         return "bad", certain[report.verdict]

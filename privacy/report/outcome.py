@@ -62,11 +62,12 @@ def _groups_of(figure: UtilityFigure) -> tuple[Block, ...]:
             "Change of the loss by group, with intervals.",
         ),
         Table(
-            ("group", "examples", "before", "after", "change", "95% interval"),
+            ("group", "examples", "people", "before", "after", "change", "95% interval"),
             tuple(
                 (
                     group.name,
                     str(group.examples),
+                    "not counted" if group.people is None else str(group.people),
                     number(group.before),
                     number(group.after),
                     f"{group.change:+.3f}",
@@ -74,8 +75,8 @@ def _groups_of(figure: UtilityFigure) -> tuple[Block, ...]:
                 )
                 for group in figure.groups
             ),
-            caption=f"{figure.name}. An interval is for its group alone, and takes examples as independent: where few "
-            "people wrote many of them, it is wider in truth.",
+            caption=f"{figure.name}. An interval is for its group alone. Where people were counted it is robust to "
+            "that one person's examples are alike; else it takes examples as independent, and is wider in truth.",
         ),
     )
 

@@ -9,7 +9,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from privacy.audits import Finding, MembershipResult  # noqa: TC001 - pydantic reads it
 from privacy.errors import ReportError
-from privacy.event import Mechanism, PrivacyEvent  # noqa: TC001 - pydantic reads it
+from privacy.event import Identifier, Mechanism, PrivacyEvent  # noqa: TC001 - pydantic reads it
 from privacy.noise_shares import NoiseShares  # noqa: TC001 - pydantic reads it
 from privacy.utility import GroupChange  # noqa: TC001 - the same
 
@@ -119,13 +119,43 @@ class UserCost(_Part):
         return any(mechanism != "skellam_shares" for mechanism in self.mechanisms)
 
 
+class OtherLedger(_Part):
+    """The ledger of another model on the same base: how long it was, its head, and which of its runs count."""
+
+    model: Identifier
+    events: int = Field(ge=1)
+    ledger_head: str
+    runs: tuple[Identifier, ...]
+    counts_users: bool
+    ledger: tuple[PrivacyEvent, ...] = Field(default=(), exclude=True, repr=False)
+
+    @property
+    def file_name(self) -> str:
+        """Where the ledger lies in a report's folder."""
+        return f"ledger-of-{self.model}.jsonl"
+
+
+class BaseCost(_Part):
+    """What the release's devices and users paid with what other models on its base, and on that base's kin, cost them.
+
+    `bases` are the release's base first, then those that it was made from or that were made from it. ε is at the
+    budget's δ where there is a budget; None where nobody was charged.
+    """
+
+    bases: tuple[str, ...]
+    others: tuple[OtherLedger, ...]
+    epsilon: float | None
+    user_epsilon: float | None
+
+
 class AuditReport(_Part):
     """Everything the report says, in plain values; `format` counts the schema.
 
     `ledger_head` is the head of the ledger's chain (`privacy.chain`); None in reports of format 1, which had no chain.
+    Reports before format 3 speak of their own model's ledger alone: `base` is None there.
     """
 
-    format: Literal[1, 2] = 2
+    format: Literal[1, 2, 3] = 3
     title: str
     created_at: AwareDatetime
     run: RunFacts
@@ -141,6 +171,7 @@ class AuditReport(_Part):
     series: tuple[DeviceSeries, ...]
     curve: tuple[tuple[float, float], ...]
     users: UserCost | None = None
+    base: BaseCost | None = None
     membership: MembershipResult | None
     findings: tuple[Finding, ...] = ()
     utility: tuple[UtilityFigure, ...]
@@ -157,6 +188,18 @@ class AuditReport(_Part):
         """How many devices took part how often."""
         return dict(sorted(Counter(device.participations for device in self.devices).items()))
 
+    @property
+    def overspent_on_base(self) -> tuple[Literal["example", "user"], ...]:
+        """The units whose budget does not cover what was spent on the base, all models on it together."""
+        if self.base is None:
+            return ()
+        user_budget = None if self.users is None else self.users.budget_epsilon
+        bills: tuple[tuple[Literal["example", "user"], float | None, float | None], ...] = (
+            ("example", self.base.epsilon, self.budget_epsilon),
+            ("user", self.base.user_epsilon, user_budget),
+        )
+        return tuple(unit for unit, spent, of in bills if spent is not None and of is not None and spent > of)
+
     def to_json(self) -> str:
         """The whole report but the events, which `ledger.jsonl` holds."""
         return self.model_dump_json(indent=2) + "\n"
@@ -172,5 +215,5 @@ class AuditReport(_Part):
             return cls.model_validate_json(raw)
         except ValidationError as error:
             raise ReportError(
-                f"not a privacy report of format 1 or 2: {error.errors(include_url=False)[:3]}"
+                f"not a privacy report of format 1, 2 or 3: {error.errors(include_url=False)[:3]}"
             ) from error

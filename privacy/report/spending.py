@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from privacy.report.base import base_blocks
 from privacy.report.blocks import Figure, Paragraph, Section, Table, number, probability
 from privacy.report.users import users_blocks
 
@@ -71,6 +72,7 @@ def spending_section(report: AuditReport) -> Section:
                 caption="ε(δ) of the costliest device.",
             ),
             *(() if report.users is None else users_blocks(report.users)),
+            *base_blocks(report),
         ),
     )
 

@@ -75,6 +75,17 @@ def neighbours_needed(members: int, *, dropouts: float, colluding: float) -> tup
     )
 
 
+def least_members(at_least: int, *, dropouts: float, colluding: float, most: int = MAX_MEMBERS) -> int | None:
+    """The smallest cohort from `at_least` to `most` that `neighbours_needed` finds a graph for; None: there is none."""
+    for members in range(at_least, most + 1):
+        try:
+            neighbours_needed(members, dropouts=dropouts, colluding=colluding)
+        except ValueError:
+            continue
+        return members
+    return None
+
+
 def _chance_of_two_parts(members: int, gone: int, neighbours: int) -> float:
     """At most how likely the others fall into two parts whose sums would be learnt apart: the ring breaks twice."""
     return members**2 / 2 * (gone / members) ** neighbours

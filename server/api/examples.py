@@ -70,7 +70,10 @@ VERSION: Final = {
         "candidate_loss": 2.549,
         "parent_loss": 2.553,
         "margin": 0.02,
-        "groups": [{"name": "recipes", "examples": 40, "before": 2.6, "after": 2.58, "low": -0.05, "high": 0.01}],
+        "groups": [
+            {"name": "recipes", "examples": 40, "people": 12, "before": 2.6, "after": 2.58, "low": -0.05, "high": 0.01}
+        ],
+        "worst_group_margin": 0.05,
     },
     "run_id": "run-1",
     "master_sha256": OTHER_HASH,
@@ -114,7 +117,7 @@ ROUND: Final = {
     },
     "recorded_at": TIME,
 }
-HEALTH: Final = {"refused": {"no-reply": 1}, "repeated_outliers": {}, "set_aside": {}}
+HEALTH: Final = {"refused": {"no-reply": 1}, "repeated_outliers": {}, "set_aside": {}, "masked": {}}
 EVENT_ID: Final = "0f8fad5bd9cb469fa16570867728950e"
 PRIVACY_EVENT: Final = {
     "event_id": EVENT_ID,

@@ -76,7 +76,8 @@ def show_run(services: ServicesDep, _: Viewer, run_id: RunId) -> RunDetail:
     """Show a run, and for each round its replies, failures and held-out loss.
 
     A round's `facts` count its refused replies by kind and describe the norms of the others; these are an operator's
-    view of single devices, and are not for release.
+    view of single devices, and are not for release. `masked` is there when a secure sum stayed masked: in which
+    exchange (`phase`), how many were asked and answered, and the reason.
     """
     rounds = services.registry.rounds(run_id)
     return RunDetail(run=services.registry.run(run_id), rounds=rounds, health=RunHealth.of(rounds))

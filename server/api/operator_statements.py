@@ -101,7 +101,8 @@ def get_statement_file(
 ) -> Response:
     """Hand out the signed envelope, or the report, the ledger or the manifest that it names, byte for byte.
 
-    All four in one folder are what `python -m privacy verify FOLDER --key releases.pub` checks, anywhere.
+    All four in one folder are what `python -m privacy verify FOLDER --key releases.pub` checks, anywhere; beside the
+    ledgers of other models on its base, where the statement names any: `lamella privacy statement` writes those too.
     """
     record = services.registry.statement(model, number)
     if record is None:

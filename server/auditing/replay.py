@@ -11,6 +11,7 @@ from privacy import Contribution
 from privacy.dp_sgd import DPSGDParameters
 from privacy.mechanism import noisy_average, size_of
 from privacy.randomness import SystemRandom
+from privacy.skellam_sum import average_in_levels, noise_of_shares
 from server.auditing.trainer import parameters_of, without_dp
 from server.federation.aggregation import aggregate
 from server.federation.optimizer import ServerOptimizer
@@ -111,6 +112,8 @@ class Replay:
         if event is None:
             return aggregate(accepted, self.recipe.aggregation_rule).update
         shapes = {name: tensor.shape for name, tensor in self.start.items()}
+        if event.shares is not None:
+            return self._in_shares(accepted, event, shapes)
         average = noisy_average(
             (item.update for item in accepted),
             shapes=shapes,
@@ -118,5 +121,23 @@ class Replay:
             noise_multiplier=event.noise_multiplier,
             expected_contributions=self.recipe.cohort,
             unit_noise=SystemRandom().normals(size_of(shapes)),
+        )
+        return {name: tensor.astype(np.float32) for name, tensor in average.items()}
+
+    def _in_shares(
+        self, accepted: Sequence[Accepted], event: PrivacyEvent, shapes: Mapping[str, tuple[int, ...]]
+    ) -> AdapterState:
+        """A secure sum's mean: rounded updates, and a share of the noise of each device that was in it."""
+        shares, random = event.shares, SystemRandom()
+        if shares is None:
+            raise ValueError(f"event {event.event_id} has no shares")
+        average = average_in_levels(
+            (item.update for item in accepted),
+            shapes=shapes,
+            clipping_norm=event.clipping_norm,
+            levels=shares.levels,
+            noise=noise_of_shares(size_of(shapes), shares=shares, devices=event.contributions, random=random),
+            expected_contributions=self.recipe.cohort,
+            random=random,
         )
         return {name: tensor.astype(np.float32) for name, tensor in average.items()}

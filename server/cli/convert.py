@@ -61,11 +61,23 @@ def convert(
         calibration_text=None if calibrate is None else read_text(calibrate),
     )
     if as_json:
-        show_json(convert_model(asked).to_json())
+        report = convert_model(asked)
+        _mark(report)
+        show_json(report.to_json())
         return
     with console.status("Converting ...") as status:
         report = convert_model(asked, on_step=lambda step: status.update(f"{step} ..."))
+    _mark(report)
     _show(report)
+
+
+def _mark(report: ConversionReport) -> None:
+    """Say in a Hugging Face folder which base it was made from, so that an import goes on with its bill."""
+    from server.base_origin import base_hash_of, mark_origin
+
+    made_from = base_hash_of(report.source) if report.form == "hf" else None
+    if made_from is not None:
+        mark_origin(report.out, made_from)
 
 
 def _show(report: ConversionReport) -> None:

@@ -23,11 +23,12 @@ def group_losses(
     Raises:
         EvaluationError: The data has no held-out text, or no label in it.
     """
-    from model import encode_examples, example_losses, held_out_examples, open_source
+    from model import encode_examples, example_losses, held_out_by_user, open_source
 
-    chosen = held_out_examples(open_source(data), limit=limit or _MOST)
-    if not chosen:
+    by_user = held_out_by_user(open_source(data), limit=limit or _MOST)
+    if not by_user:
         raise EvaluationError(f"The source {data!r} has no held-out text.")
+    chosen = [example for _, example in by_user]
     labels = [example.group for example in chosen]
     if not any(labels):
         raise EvaluationError(NO_LABELS)
@@ -41,8 +42,8 @@ def group_losses(
     found: dict[str, dict[str, float | int | list[float]]] = {"(all)": {"examples": len(new), "loss": fmean(new)}}
     if before is not None:
         found["(all)"]["change"] = fmean(new) - fmean(old)
-    for group in compare_groups(labels, before=old, after=new):
-        found[group.name] = {"examples": group.examples, "loss": group.after}
+    for group in compare_groups(labels, before=old, after=new, people=[user for user, _ in by_user]):
+        found[group.name] = {"examples": group.examples, "people": group.people or 0, "loss": group.after}
         if before is not None:
             found[group.name]["change"] = group.change
             if group.low is not None and group.high is not None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.cli.console import console, open_service
+from server.cli.console import Service, console, open_service
 from server.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from privacy.report.schema import BaseCost
 
 _KEY_HELP = "The releases key's public half, in PEM, from a place that you trust."
 
@@ -18,7 +21,7 @@ def statement(
     version: Annotated[int | None, typer.Option(help="Its version; the newest released one unless given.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write; default: MODEL-vVERSION-privacy.")] = None,
 ) -> None:
-    """Write a release's signed statement, the report and the ledger that it names, and the manifest it is about.
+    """Write a release's signed statement, the report and the ledgers that it names, and the manifest it is about.
 
     Who has this folder and the releases key's public half can check all of it, without this server.
     """
@@ -37,7 +40,7 @@ def statement(
     folder = out or Path(f"{model}-v{number}-privacy")
     events, _ = parse_chain(service.artifacts.read_bytes(kept.ledger_sha256), "the ledger of the statement")
     report = AuditReport.from_json(service.artifacts.read_bytes(kept.report_sha256))
-    write_report(report.model_copy(update={"events": events}), folder)
+    write_report(report.model_copy(update={"events": events, "base": _with_ledgers(service, report.base)}), folder)
     # The very bytes that the statement names: another version of the program may write the same report otherwise.
     for name, digest in (("report.json", kept.report_sha256), (STATEMENT_FILE, kept.sha256)):
         (folder / name).write_bytes(service.artifacts.read_bytes(digest))
@@ -47,6 +50,17 @@ def statement(
         f"Signed with key {kept.keyid[:8]}. Check it anywhere: python -m privacy verify {folder} --key releases.pub",
         soft_wrap=True,
     )
+
+
+def _with_ledgers(service: Service, base: BaseCost | None) -> BaseCost | None:
+    """The ledgers of the other models on the base, each as long as it was: ledgers only grow."""
+    if base is None:
+        return None
+    others = [
+        other.model_copy(update={"ledger": service.registry.privacy_events(model=other.model)[: other.events]})
+        for other in base.others
+    ]
+    return base.model_copy(update={"others": tuple(others)})
 
 
 def verify(

@@ -26,7 +26,7 @@ from server.errors import PublishingError
 from server.rollouts import AT_ONCE, STABLE
 
 if TYPE_CHECKING:
-    from server.publishing import GateResult
+    from server.publishing import Gate, GateResult
     from server.registry import RunRecord, VersionRecord
     from server.rollouts import Launch
 
@@ -35,6 +35,13 @@ def release(
     run_id: Annotated[str, typer.Argument(help="Run id, from `lamella runs list`.")],
     margin: Annotated[
         float | None, typer.Option(help="Nats by which the held-out loss may rise (LAMELLA_GATE_MARGIN).")
+    ] = None,
+    worst_group_margin: Annotated[
+        float | None,
+        typer.Option(
+            help="Nats by which any group's may, beyond chance (LAMELLA_GATE_WORST_GROUP_MARGIN); unset: no bound.",
+            min=0,
+        ),
     ] = None,
     above: Annotated[
         int,
@@ -68,16 +75,24 @@ def release(
     service = open_service()
     run = service.registry.run(run_id)
     with audited(service.registry, "version.release", f"{run.model}, run {run_id}", is_long=True):
-        _release(service, run, margin=margin, above=above, launch=launch)
+        _release(service, run, gate=_gate(service, margin, worst_group_margin), above=above, launch=launch)
     record = service.registry.latest_released(run.model)
     if record is not None:
         show_packages(service, record)
         say_who_gets_it(service, record)
 
 
-def _release(service: Service, run: RunRecord, *, margin: float | None, above: int, launch: Launch) -> None:
+def _gate(service: Service, margin: float | None, worst_group_margin: float | None) -> Gate:
     from server.publishing import Gate
 
+    settings = service.settings
+    return Gate(
+        margin=settings.gate_margin if margin is None else margin,
+        worst_group_margin=settings.gate_worst_group_margin if worst_group_margin is None else worst_group_margin,
+    )
+
+
+def _release(service: Service, run: RunRecord, *, gate: Gate, above: int, launch: Launch) -> None:
     known = [v for v in service.registry.versions(run.model) if v.run_id == run.run_id and v.state != "rejected"]
     if known and known[0].state == "released" and launch != AT_ONCE:
         raise PublishingError(
@@ -87,7 +102,6 @@ def _release(service: Service, run: RunRecord, *, margin: float | None, above: i
         # An earlier attempt was cut off after the gate, or there is nothing left to do: publishing knows.
         publish_version(service, known[0], gate=None, launch=launch)
         return
-    gate = Gate(margin=service.settings.gate_margin if margin is None else margin)
     service.metadata.unlock_releases()  # before minutes of measuring
     if known:  # cut off before its gate was written down
         candidate, result = known[0], measured_again(service, run, known[0], gate=gate)

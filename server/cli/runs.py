@@ -83,6 +83,11 @@ def show(
             for r in rounds
         ],
     )
+    for r in rounds:
+        if (masked := RoundHealth.of(r.facts).masked) is not None:
+            console.print(
+                f"Round {r.server_round}: {escape(masked.told)}.", style="yellow", highlight=False, soft_wrap=True
+            )
     for line in _health_lines(health):
         console.print(line, style="yellow", highlight=False)
     show_table("Recipe", ("key", "value"), sorted(run.recipe.items()))

@@ -66,6 +66,7 @@ def release(
         findings=registry.audit_findings(run_id),
         is_audit_required=services.settings.require_audit,
         margin=services.settings.gate_margin,
+        worst_group_margin=services.settings.gate_worst_group_margin,
         max_epsilon=services.settings.release_max_epsilon,
         field=registry.versions_in_the_field(proposal.run.model),
         form=form,

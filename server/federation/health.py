@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from collections import Counter
+from typing import TYPE_CHECKING, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -29,6 +30,37 @@ class RoundNorms(BaseModel):
     outliers: dict[str, float]
 
 
+SecurePhase = Literal["ask", "advertise", "share", "mask", "reveal"]
+_PHASES: Final[Mapping[SecurePhase, str]] = {
+    "ask": "asking devices",
+    "advertise": "exchanging keys",
+    "share": "sharing secrets",
+    "mask": "training and sending masked updates",
+    "reveal": "taking the masks off",
+}
+
+
+class MaskedSum(BaseModel):
+    """Why a round's secure sum stayed masked: nothing was learnt from it, and nothing is released."""
+
+    model_config = ConfigDict(frozen=True)
+
+    phase: SecurePhase = Field(description="In which exchange it ended: advertise, share, mask or reveal; ask: before.")
+    asked: int = Field(description="Devices that the round asked.")
+    answered: int = Field(description="Of them, those whose answer to that exchange could be used.")
+    reason: str = Field(description="What was missing, in words.")
+
+    @property
+    def told(self) -> str:
+        """In words, with what may help."""
+        who = f"{self.answered} of {self.asked} devices answered"
+        return (
+            f"the secure sum stayed masked while {_PHASES[self.phase]}: {who}. "
+            f"{self.reason[:1].upper()}{self.reason[1:]}. Where devices are slow raise deadline-s; where they fall "
+            "silent raise cohort or secure-dropouts"
+        )
+
+
 class RoundHealth(BaseModel):
     """One round; rounds of an earlier release say nothing, and have the defaults."""
 
@@ -38,6 +70,7 @@ class RoundHealth(BaseModel):
     refused: dict[str, int] = Field(default={}, description="Refused replies by kind.")
     set_aside: tuple[str, ...] = Field(default=(), description="Devices that the aggregation left out.")
     norms: RoundNorms | None = Field(default=None, description="None: no update, or secure aggregation hides them.")
+    masked: MaskedSum | None = Field(default=None, description="Why the secure sum stayed masked; None: it did not.")
 
     @classmethod
     def of(cls, facts: Mapping[str, object]) -> Self:
@@ -60,6 +93,9 @@ class RunHealth(BaseModel):
     set_aside: dict[str, int] = Field(
         description="Devices that the aggregation left out in more than one round, with in how many."
     )
+    masked: dict[str, int] = Field(
+        default={}, description="Rounds whose secure sum stayed masked, by the exchange in which it ended."
+    )
 
     @classmethod
     def of(cls, rounds: Sequence[RoundRecord]) -> Self:
@@ -69,4 +105,5 @@ class RunHealth(BaseModel):
             refused=add_counts(health.refused for health in healths),
             repeated_outliers=repeated_outliers(h.norms.outliers for h in healths if h.norms is not None),
             set_aside=repeated_outliers(health.set_aside for health in healths),
+            masked=Counter(health.masked.phase for health in healths if health.masked is not None),
         )

@@ -10,6 +10,7 @@ from model.adapter_format import AdapterFormat  # noqa: TC001 - pydantic reads i
 from privacy.noise_shares import FEWEST_SHARES
 from server.errors import RecipeError
 from server.federation.rule import AggregationName, AggregationRule
+from server.federation.secure_cohort import problem_with_cohort
 from server.federation.secure_recipe import SecureSumRecipe
 from server.federation.user_plan import share_rule_of
 from server.federation.user_recipe import UserLevelRecipe
@@ -139,7 +140,7 @@ class Recipe(UserLevelRecipe, SecureSumRecipe):
             return f"with privacy-mode {self.privacy_mode} {problem}"
         if self.quorum < _FEWEST_IN_A_SECURE_SUM:
             return f"needs a quorum of {_FEWEST_IN_A_SECURE_SUM}: a sum of fewer gives the others' updates away"
-        return None
+        return problem_with_cohort(self.cohort, dropouts=self.secure_dropouts, colluding=self.secure_colluding)
 
     def _problem_of_shares(self) -> str | None:
         """What does not go with noise that devices make in shares."""

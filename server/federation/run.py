@@ -19,12 +19,13 @@ from server.federation.adapter import ADAPTER, OPTIMIZER
 from server.federation.aggregation import Aggregate, aggregate
 from server.federation.cohort import draw_cohort, draw_poisson, wait_for_nodes
 from server.federation.exchange import Exchange, exchange
+from server.federation.health import MaskedSum
 from server.federation.instructions import instructions_of
-from server.federation.norms import norm_report
 from server.federation.optimizer import ServerOptimizer
-from server.federation.refusals import RefusalKind, Refused, count_kinds, reasons_by_node
-from server.federation.replies import Accepted, AdapterState, update_norm
-from server.federation.secure_round import SecureRound, plan_of
+from server.federation.refusals import RefusalKind, Refused, reasons_by_node
+from server.federation.round_facts import facts_of
+from server.federation.secure_cohort import fewest_asked
+from server.federation.secure_round import SecureResult, SecureRound, plan_of
 from server.federation.user_start import open_user_level
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from privacy import RoundInstructions
     from server.artifacts import ArtifactStore
     from server.federation.recipe import Recipe
+    from server.federation.replies import Accepted, AdapterState
     from server.registry import Registry
 
 
@@ -71,6 +73,14 @@ class FederatedRun:
         shares = None if self._users is None else self._users.shares
         # With fewer, a sum of shares would have less noise than was promised.
         self._fewest = max(self.recipe.quorum, 0 if shares is None else shares.fewest)
+        self._fewest_asked = self._fewest
+        if self.recipe.secure_aggregation:
+            self._fewest_asked = fewest_asked(
+                self._fewest,
+                cohort=self.recipe.cohort,
+                dropouts=self.recipe.secure_dropouts,
+                colluding=self.recipe.secure_colluding,
+            )
         self._optimizer = ServerOptimizer(self.recipe.strategy, self.recipe.server_learning_rate)
 
     def resume(self) -> None:
@@ -114,20 +124,21 @@ class FederatedRun:
             self._users.require_affordable(server_round)
         nodes = wait_for_nodes(
             self.grid,
-            minimum=self._fewest,
+            minimum=self._fewest_asked,
             timeout_s=self.recipe.wait_for_devices_s,
             now=self.now,
             sleep=self.sleep,
         )
         asked = self._draw(nodes, server_round)
-        result, summed = (
-            self._summed(asked, server_round)
-            if self.recipe.secure_aggregation
-            else (
+        if self.recipe.secure_aggregation:
+            result, mean, masked = self._summed(asked, server_round)
+        else:
+            result, mean, masked = (
                 self._within_budget(self._without_replays(self._asked(asked, server_round))),
                 None,
+                None,
             )
-        )
+        summed = None if mean is None else Aggregate(mean)
         recorded_at = datetime.now(UTC)
         # A void round's devices have spent their budget all the same: their events are kept. So are those of devices
         # that the user level leaves out: the server has seen their updates.
@@ -136,7 +147,7 @@ class FederatedRun:
         is_void = len(result.accepted) < self._fewest or (self.recipe.secure_aggregation and summed is None)
         combined = None if is_void else summed or self._aggregate(result.accepted, server_round)
         loss = None if combined is None else self._advance(combined)
-        facts = {"seconds": round(self.now() - started, 3)} | _health_facts(result, combined, self.recipe)
+        facts = {"seconds": round(self.now() - started, 3)} | facts_of(result, combined, masked, self.recipe)
         self._record(server_round, result, is_void=is_void, loss=loss, examples=examples, facts=facts)
         return not is_void
 
@@ -153,18 +164,23 @@ class FederatedRun:
             sleep=self.sleep,
         )
 
-    def _summed(self, nodes: Sequence[int], server_round: int) -> tuple[Exchange, Aggregate | None]:
-        """The asked devices' sum without any single update; None where it could not be unmasked."""
+    def _summed(self, nodes: Sequence[int], server_round: int) -> SecureResult:
+        """The asked devices' mean without any single update, or why it could not be unmasked."""
 
         def admit(item: Accepted) -> Refused | None:
             found = self._within_budget(self._without_replays(Exchange((item,), ())))
             found = self._admitted(found, server_round)
             return found.refused[0] if found.refused else None
 
-        if len(nodes) < self._fewest:  # nobody spends anything on a sum that could not be unmasked
-            return Exchange((), ()), None
+        if len(nodes) < self._fewest_asked:  # nobody spends anything on a sum that could not be unmasked
+            why = (
+                f"{len(nodes)} devices can be asked and {self._fewest_asked} are needed, as others have no budget left"
+            )
+            return SecureResult(
+                Exchange((), ()), None, MaskedSum(phase="ask", asked=len(nodes), answered=0, reason=why)
+            )
         length = sum(tensor.size for tensor in self.adapter.values())
-        found, mean = SecureRound(
+        return SecureRound(
             grid=self.grid,
             plan=plan_of(self.recipe, run_id=self.run_id, server_round=server_round, asked=len(nodes), length=length),
             instructions=self._instructions(server_round),
@@ -176,7 +192,6 @@ class FederatedRun:
             now=self.now,
             sleep=self.sleep,
         ).run(nodes)
-        return found, None if mean is None else Aggregate(mean)
 
     def _draw(self, nodes: Sequence[int], server_round: int) -> tuple[int, ...]:
         """Who is asked in this round."""
@@ -281,15 +296,3 @@ class FederatedRun:
             base_hash=self.base_hash,
             promise=None if self._users is None else self._users.promise,
         )
-
-
-def _health_facts(result: Exchange, combined: Aggregate | None, recipe: Recipe) -> dict[str, object]:
-    """What `server.federation.health` reads: refusals by kind, norms, and whom the aggregation set aside."""
-    seen = [item for item in result.accepted if item.update]  # none of them under a secure sum
-    norms = norm_report({item.contribution.device_id: update_norm(item.update) for item in seen})
-    return {
-        "aggregation": recipe.aggregation,
-        "refused": count_kinds(result.refused),
-        "set_aside": [] if combined is None else list(combined.set_aside),
-        "norms": None if norms is None else norms.to_json(),
-    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -17,6 +17,7 @@ from privacy.secure_aggregation.graph import neighbours_needed
 from privacy.secure_aggregation.quantization import Quantization
 from server.errors import FederationError
 from server.federation.exchange import Exchange
+from server.federation.health import MaskedSum
 from server.federation.inbox import Inbox, replies_of
 from server.federation.refusals import RefusalKind, Refused
 from server.federation.replies import Accepted, check_facts, refusal_in
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
     from privacy import RoundInstructions
+    from server.federation.health import SecurePhase
     from server.federation.recipe import Recipe
     from server.federation.tensors import AdapterState
 
@@ -63,6 +65,14 @@ def levels_for(cohort: int) -> int:
     return 1 << ((1 << 30) // cohort).bit_length() - 1
 
 
+class SecureResult(NamedTuple):
+    """Whose contributions are in the sum and who is left out; then the mean, or why it stays masked."""
+
+    exchange: Exchange
+    mean: AdapterState | None
+    masked: MaskedSum | None
+
+
 @dataclass
 class SecureRound:
     """The server's side of one round.
@@ -93,9 +103,11 @@ class SecureRound:
     sleep: Callable[[float], None] = time.sleep
     _refused: dict[int, Refused] = field(default_factory=dict)
     _accepted: dict[int, Accepted] = field(default_factory=dict)
+    _phase: SecurePhase = "advertise"
+    _answered: int = 0
 
-    def run(self, nodes: Sequence[int]) -> tuple[Exchange, AdapterState | None]:
-        """Ask `nodes`; whose contributions are in the sum, who is left out, and the sum; None: it stays masked.
+    def run(self, nodes: Sequence[int]) -> SecureResult:
+        """Ask `nodes`, step by step, as long as enough of them answer.
 
         Members are numbered in the order of `nodes`, from 1: the numbers say nothing about a device.
         """
@@ -108,18 +120,23 @@ class SecureRound:
                 for node, number in member_of.items()
             }
             introduced = coordinator.introduce(self._heard(told, Advertisement, member_of))
+            self._phase = "share"
             told = {node_of[number]: _step("share", told=_json(one)) for number, one in introduced.items()}
             delivered = coordinator.deliver(self._heard(told, Envelopes, member_of))
+            self._phase = "mask"
             self._train({node_of[number]: _json(one) for number, one in delivered.items()}, coordinator, member_of)
+            self._answered = len(coordinator.alive)
             self._require_enough(len(coordinator.alive))
             told = {node_of[number]: _step("reveal", told=_json(one)) for number, one in coordinator.ask().items()}
+            self._phase = "reveal"
             for shares in self._heard(told, Shares, member_of, is_late=True):
                 coordinator.hear(shares)
             total = coordinator.total()
         except SecureSumError as error:
             log.warning("the secure sum of round %d failed: %s", self.plan.server_round, error)
-            return self._exchange(), None
-        return self._exchange(), self._restored(total)
+            why = MaskedSum(phase=self._phase, asked=len(nodes), answered=self._answered, reason=str(error))
+            return SecureResult(self._exchange(), None, why)
+        return SecureResult(self._exchange(), self._restored(total), None)
 
     def _require_enough(self, updates: int) -> None:
         """Before anybody is asked to take masks off."""
@@ -204,6 +221,7 @@ class SecureRound:
             now=self.now,
             sleep=self.sleep,
         )
+        self._answered = len(found)
         if not is_late:  # in the last step the contributions are in the sum already
             self._note(inbox)
         return found

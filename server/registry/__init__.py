@@ -1,6 +1,7 @@
 """The registry: what exists and what happened, in SQLite or PostgreSQL."""
 
 from server.registry.ddi_records import ActionRecord, ControllerRecord, FailedAttempt, FileDigests, GatewayTokenRecord
+from server.registry.gate_result import GateResult
 from server.registry.operator_records import AuditRecord, OperatorRecord, OperatorTokenRecord, Role
 from server.registry.records import (
     AskingDevice,
@@ -9,7 +10,6 @@ from server.registry.records import (
     DevicePolicyRecord,
     DeviceRecord,
     EnrolmentTokenRecord,
-    GateResult,
     OfferRecord,
     PackageRecord,
     ReportRecord,

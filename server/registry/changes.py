@@ -19,7 +19,7 @@ _LOUD: Final = "is_loud"
 # asks another question from then on. Every other table counts, also one that nobody has thought of here.
 _QUIET: Final = frozenset(
     {"offers", "reports", "rounds", "privacy_events", "enrolment_tokens", "runs", "changes", "rollout_devices"}
-    | {"privacy_chain", "privacy_budgets", "noise_keys", "audit_findings", "privacy_statements"}
+    | {"privacy_chain", "privacy_budgets", "noise_keys", "base_origins", "audit_findings", "privacy_statements"}
     | {"operators", "operator_tokens", "sessions", "audit_log"}
     | {"ddi_actions", "ddi_controllers", "ddi_digests", "ddi_gateway_tokens", "ddi_images"}
 )

@@ -10,6 +10,7 @@ from privacy.budget import PrivacyBudget
 from privacy.chain import FIRST_HEAD, event_line, head_after
 from privacy.event import PrivacyEvent
 from server.errors import ConflictError, DatabaseError, NotFoundError
+from server.registry.base_family import family_of
 from server.registry.privacy_tables import NoiseKeyRow, PrivacyBudgetRow, PrivacyChainRow
 from server.registry.tables import ModelRow, PrivacyEventRow, RunRow
 from server.registry.transactions import Transactions, lock_model
@@ -63,7 +64,8 @@ class PrivacyTransactions(Transactions):
     def user_events_for(self, model: str, *, base_hash: str) -> tuple[PrivacyEvent, ...]:
         """What a run of a model on a base starts from: all events of the model's own users, and of its base's others.
 
-        The others are the users of models that were trained on the same base, unless one of the two is kept apart.
+        The others are the users of models that were trained on the same base, on one that it was made from or on one
+        that was made from it, unless one of the two is kept apart.
         """
         with self._read() as session:
             query = (
@@ -163,16 +165,19 @@ def require_user_events(session: Session, model: str, base_hash: str, expected: 
 
 
 def _charging(session: Session, model: str, base_hash: str) -> ColumnElement[bool]:
-    """Runs whose events count against a model's users: its own on any base, and others' on this one."""
+    """Runs whose events count against a model's users: its own on any base, and others' on this one and its kin."""
     others = _others_on(session, model, base_hash)
-    return or_(RunRow.model == model, and_(RunRow.base_hash == base_hash, RunRow.model.in_(others)))
+    return or_(
+        RunRow.model == model, and_(RunRow.base_hash.in_(family_of(session, base_hash)), RunRow.model.in_(others))
+    )
 
 
 def _others_on(session: Session, model: str, base_hash: str) -> tuple[str, ...]:
     apart = set(session.scalars(select(PrivacyBudgetRow.population).where(PrivacyBudgetRow.is_apart)))
     if model in apart:
         return ()
-    found = session.scalars(select(RunRow.model).where(RunRow.base_hash == base_hash).distinct())
+    kin = family_of(session, base_hash)
+    found = session.scalars(select(RunRow.model).where(RunRow.base_hash.in_(kin)).distinct())
     return tuple(sorted(set(found) - apart - {model}))
 
 

@@ -39,6 +39,15 @@ class PrivacyBudgetRow(Base):
     set_at: Mapped[datetime]
 
 
+class BaseOriginRow(Base):
+    """A base that was made from another one, by merging an adapter into it or by other weights: its bill goes on."""
+
+    __tablename__ = "base_origins"
+
+    base_hash: Mapped[str] = mapped_column(DIGEST, primary_key=True)
+    made_from: Mapped[str] = mapped_column(DIGEST, primary_key=True)
+
+
 class NoiseKeyRow(Base):
     """The key that a run's banded noise comes from: with it the noise could be subtracted. Gone when the run ends."""
 

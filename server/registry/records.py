@@ -1,6 +1,5 @@
 """What the registry answers with: frozen values, detached from the database."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -8,7 +7,7 @@ from typing import Final, Literal
 
 from delta_updates.manifest import VersionManifest
 from privacy.attestation import statement_path
-from privacy.utility import GroupChange
+from server.registry.gate_result import GateResult
 from server.rollouts import Counts, DeviceFacts, Measured, Metric, Release, Rollout, RolloutState
 
 # Counting a rollout's reports costs milliseconds: devices that only ask make it happen this often.
@@ -47,30 +46,6 @@ class RoundRecord:
     artifacts: Mapping[str, str]
     facts: Mapping[str, object]
     recorded_at: datetime
-
-
-@dataclass(frozen=True, kw_only=True)
-class GateResult:
-    """What the evaluation gate measured: mean loss per example, in nats, and by group where the text has labels."""
-
-    candidate_loss: float
-    parent_loss: float
-    margin: float
-    groups: tuple[GroupChange, ...] = ()
-
-    @property
-    def is_passed(self) -> bool:
-        """Whether the candidate is at most ``margin`` worse; a loss that is not finite never passes."""
-        return math.isfinite(self.candidate_loss) and self.candidate_loss <= self.parent_loss + self.margin
-
-    @property
-    def reason(self) -> str:
-        """The verdict in words."""
-        verdict = "passed" if self.is_passed else "refused"
-        return (
-            f"evaluation gate {verdict}: held-out loss {self.candidate_loss:.4f}, parent {self.parent_loss:.4f}, "
-            f"margin {self.margin:.4f}"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

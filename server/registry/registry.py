@@ -11,6 +11,7 @@ from server.errors import DatabaseError
 from server.files import locked, make_folder
 from server.registry.audit import AuditTransactions
 from server.registry.audit_findings import AuditFindingTransactions
+from server.registry.base_family import BaseFamilyTransactions
 from server.registry.cases import CaseTransactions
 from server.registry.channels import ChannelTransactions
 from server.registry.ddi import DdiTransactions
@@ -54,6 +55,7 @@ class Registry(
     DdiActionTransactions,
     DdiFileTransactions,
     PrivacyTransactions,
+    BaseFamilyTransactions,
     AuditFindingTransactions,
     StatementTransactions,
 ):

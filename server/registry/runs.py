@@ -9,6 +9,7 @@ from sqlalchemy import select, tuple_
 
 from privacy.event import PrivacyEvent
 from server.errors import ConflictError, InvalidRecordError, NotFoundError
+from server.registry.base_family import family_of
 from server.registry.privacy import chain_events, require_user_events
 from server.registry.privacy_tables import PrivacyChainRow
 from server.registry.records import RoundRecord, RunRecord
@@ -192,6 +193,8 @@ class RunTransactions(Transactions):
     ) -> tuple[PrivacyEvent, ...]:
         """Privacy events in the order in which they were recorded; ``after`` is the last event id of a page.
 
+        Those of a ``base_hash`` are on it, on what it was made from, and on what was made from it.
+
         Those of a ``device_id`` are per example; who took part in an event per user is in the event.
 
         Raises:
@@ -207,7 +210,9 @@ class RunTransactions(Transactions):
         if model is not None:
             query = query.where(RunRow.model == model)
         if base_hash is not None:
-            query = query.where(RunRow.base_hash == base_hash)
+            with self._read() as session:
+                kin = family_of(session, base_hash)
+            query = query.where(RunRow.base_hash.in_(kin))
         if privacy_unit is not None:
             query = query.join(PrivacyChainRow, PrivacyChainRow.position == PrivacyEventRow.position)
             query = query.where(PrivacyChainRow.privacy_unit == privacy_unit)

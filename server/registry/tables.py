@@ -91,6 +91,7 @@ class VersionRow(Base):
     candidate_loss: Mapped[float | None]
     parent_loss: Mapped[float | None]
     gate_margin: Mapped[float | None]
+    gate_worst_group_margin: Mapped[float | None]
     is_gate_passed: Mapped[bool | None]
     gate_groups: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
     created_at: Mapped[datetime]

@@ -13,7 +13,8 @@ from sqlalchemy import case, func, select, update
 from delta_updates.manifest import VersionManifest
 from privacy.utility import GroupChange
 from server.errors import ConflictError, InvalidRecordError, NotFoundError
-from server.registry.records import GateResult, PackageRecord, TargetRecord, VersionRecord
+from server.registry.gate_result import GateResult
+from server.registry.records import PackageRecord, TargetRecord, VersionRecord
 from server.registry.rollout_rows import channels_of, launch_rollout
 from server.registry.statements import statement_target
 from server.registry.tables import DeviceRow, ModelRow, PackageRow, VersionFileRow, VersionRow
@@ -137,6 +138,7 @@ class VersionTransactions(Transactions):
             # SQLite has no NaN: a loss that is not finite is kept as unknown, the refusal's reason has it in words.
             row.candidate_loss, row.parent_loss = _finite(gate.candidate_loss), _finite(gate.parent_loss)
             row.gate_margin, row.is_gate_passed = gate.margin, gate.is_passed
+            row.gate_worst_group_margin = gate.worst_group_margin
             row.gate_groups = [group.model_dump(mode="json") for group in gate.groups] or None
 
     def add_packages(self, model: str, number: int, packages: Sequence[PackageRecord]) -> None:
@@ -327,6 +329,7 @@ def _version(row: VersionRow) -> VersionRecord:
             parent_loss=row.parent_loss,
             margin=row.gate_margin,
             groups=tuple(GroupChange.model_validate(group) for group in row.gate_groups or ()),
+            worst_group_margin=row.gate_worst_group_margin,
         )
     return VersionRecord(
         model=row.model,

@@ -11,6 +11,7 @@ from client_sdk.local_training import train_round
 from client_sdk.secure_round import SECURE
 from privacy import RoundInstructions
 from server.errors import FederationError
+from server.federation.health import RoundHealth
 from server.federation.recipe import Recipe
 
 pytestmark = pytest.mark.slow
@@ -122,6 +123,10 @@ def test_too_many_silent_devices_void_the_round_and_what_they_spent_is_charged(f
     (round_,) = registry.rounds("run")
     assert round_.status == "void"
     assert len(registry.privacy_events(run_id="run")) == DEVICES
+    masked = RoundHealth.of(round_.facts).masked
+    assert masked is not None
+    assert (masked.phase, masked.answered) == ("reveal", 2)
+    assert "while taking the masks off: 2 of 5 devices answered" in masked.told
 
 
 def test_a_sum_of_fewer_than_the_quorum_stays_masked(fleet, registry, tmp_path):
@@ -138,6 +143,11 @@ def test_a_sum_of_fewer_than_the_quorum_stays_masked(fleet, registry, tmp_path):
     with pytest.raises(FederationError, match="void"):
         run_with(fleet, registry, tmp_path, nodes, quorum=5).execute()
     assert asked == ["advertise", "share", "mask"]
+    (round_,) = registry.rounds("run")
+    masked = RoundHealth.of(round_.facts).masked
+    assert masked is not None
+    assert (masked.phase, masked.asked, masked.answered) == ("mask", 5, 4)
+    assert "4 updates are in it, 5 are needed" in masked.told
 
 
 def wrong_mask(message, reply):

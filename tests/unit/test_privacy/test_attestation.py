@@ -4,6 +4,7 @@ import base64
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
@@ -20,6 +21,7 @@ from simulators.share_events import event_in_shares
 
 from privacy import PrivacyEvent, StatementError, UnreadableKeyError
 from privacy.__main__ import main
+from privacy.accountant import epsilon
 from privacy.attestation import (
     MAX_ENVELOPE_BYTES,
     Guarantee,
@@ -27,14 +29,18 @@ from privacy.attestation import (
     ReleaseFacts,
     ed25519_key,
     excess_over,
+    overspent_on_base,
     read_key,
     seal,
     statement_path,
     unseal,
 )
 from privacy.attestation.evidence import differences_from, statement_of
+from privacy.base_ledgers import BaseLedgers, OtherModel
 from privacy.budget import PrivacyBudget
 from privacy.report import AuditReport, RunFacts, build_report, write_report
+from privacy.report.pages import to_markdown
+from privacy.user_level import user_epsilon
 
 DELTA = 1e-5
 MANIFEST = b'{"a": "manifest"}'
@@ -77,7 +83,7 @@ def user_event(server_round: int, *devices: str) -> PrivacyEvent:
 BOTH = (event("a", 1), user_event(1, "a", "b"), event("b", 1), event("a", 2), user_event(2, "a"))
 
 
-def report_of(events: tuple[PrivacyEvent, ...]) -> AuditReport:
+def report_of(events: tuple[PrivacyEvent, ...], base: BaseLedgers | None = None) -> AuditReport:
     return build_report(
         title="Privacy report",
         run=RunFacts(
@@ -93,6 +99,7 @@ def report_of(events: tuple[PrivacyEvent, ...]) -> AuditReport:
         target_delta=DELTA,
         budget=PrivacyBudget(target_epsilon=8.0, target_delta=DELTA),
         user_budget=PrivacyBudget(target_epsilon=6.0, target_delta=1e-6),
+        base=base,
         provenance={},
     )
 
@@ -286,6 +293,70 @@ def test_a_statement_follows_from_its_ledger() -> None:
 )
 def test_another_ledger_is_found_out(ledger: tuple[PrivacyEvent, ...]) -> None:
     assert differences_from(statement(report_of(BOTH)), ledger)
+
+
+def fork_event(server_round: int, *devices: str) -> PrivacyEvent:
+    return user_event(server_round, *devices).model_copy(update={"run_id": "fork-run", "population": "fork"})
+
+
+FORK = OtherModel(
+    model="fork",
+    events=(fork_event(1, "x"), event("a", 1).model_copy(update={"run_id": "fork-run"}), fork_event(2, "x")),
+    runs=("fork-run",),
+    counts_users=True,
+)
+
+
+def with_fork(*forks: OtherModel) -> PrivacyStatement:
+    return statement(report_of(BOTH, BaseLedgers(bases=("e" * 64,), others=forks)))
+
+
+def test_what_other_models_on_the_base_cost_follows_from_their_ledgers() -> None:
+    told = with_fork(FORK)
+    assert told.predicate.base is not None
+    bills = {one.privacy_unit: one.epsilon for one in told.predicate.base.guarantees}
+    four_rounds = [user_event(number, "a") for number in (1, 2, 3, 4)]
+    assert bills["user"] == pytest.approx(user_epsilon(four_rounds, target_delta=1e-6), rel=1e-6)
+    assert bills["example"] == pytest.approx(epsilon([event("a", n) for n in (1, 2, 3)], target_delta=DELTA), rel=1e-6)
+    assert differences_from(told, BOTH, (FORK,)) == ()
+    assert "with what other models on its base (fork) cost" in told.predicate.claim
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        ((), "ledger of fork, on the same base: stated 3 events"),
+        ((replace(FORK, events=FORK.events[:2]),), "found 2 events"),
+        ((FORK, replace(FORK, model="third")), "ledger of third, on the same base: stated none"),
+        ((replace(FORK, counts_users=False),), "ε per user on the base"),
+        ((replace(FORK, runs=("another",)),), "ε per example on the base"),
+    ],
+    ids=["missing", "cut", "another", "users-left-out", "runs-left-out"],
+)
+def test_another_ledger_on_the_base_is_found_out(others: tuple[OtherModel, ...], said: str) -> None:
+    assert said in "; ".join(differences_from(with_fork(FORK), BOTH, others))
+
+
+def test_a_model_that_is_kept_apart_costs_its_devices_alone() -> None:
+    apart = replace(FORK, counts_users=False)
+    base = with_fork(apart).predicate.base
+    assert base is not None
+    own = {one.privacy_unit: one.epsilon for one in with_fork(apart).predicate.guarantees}
+    bills = {one.privacy_unit: one.epsilon for one in base.guarantees}
+    assert bills["user"] == own["user"]
+    assert bills["example"] > own["example"]
+
+
+def test_a_budget_must_cover_what_the_base_has_cost() -> None:
+    many = replace(FORK, events=tuple(fork_event(number, "x") for number in range(1, 12)))
+    told = with_fork(many)
+    assert told.predicate.verdict == "over_budget"
+    assert "above its budget of 6" in str(overspent_on_base(told))
+    assert overspent_on_base(with_fork(FORK)) is None
+    assert overspent_on_base(statement(report_of(BOTH))) is None
+    page = to_markdown(report_of(BOTH, BaseLedgers(bases=("e" * 64,), others=(many,))))
+    assert "Over budget:" in page
+    assert "ledger-of-MODEL.jsonl" in page
 
 
 def test_a_prettier_epsilon_is_found_out() -> None:

@@ -362,15 +362,22 @@ def test_a_worse_release_is_said_on_page_one() -> None:
     assert "worse than before" not in to_markdown(make_report(utility=(better,)))
 
 
+@pytest.mark.parametrize("form", [1, 2])
+def test_older_reports_stay_readable(form: int) -> None:
+    raw = json.loads(make_report().to_json())
+    del raw["base"]
+    assert AuditReport.from_json(json.dumps(raw | {"format": form})).base is None
+
+
 def test_json_is_strict_also_without_a_guarantee() -> None:
     raw = make_report(events=(make_event(0, 1, noise_multiplier=0.0),)).to_json()
 
     def refuse(constant: str) -> None:
         raise AssertionError(constant)
 
-    assert json.loads(raw, parse_constant=refuse)["format"] == 2
+    assert json.loads(raw, parse_constant=refuse)["format"] == 3
     with pytest.raises(ReportError, match="not a privacy report"):
-        AuditReport.from_json(raw.replace('"format": 2', '"format": 3', 1))
+        AuditReport.from_json(raw.replace('"format": 3', '"format": 4', 1))
 
 
 def test_several_runs_are_kept_apart_and_all_charged() -> None:

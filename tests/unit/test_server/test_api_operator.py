@@ -1,5 +1,11 @@
+import json
+
+import pytest
 from simulators.server_home import MODEL, make_event
 from simulators.update_api import Service
+from typer.testing import CliRunner
+
+from server.cli.main import app
 
 
 def get(api: Service, path: str, **params: object) -> dict[str, object]:
@@ -28,7 +34,13 @@ def test_versions_are_shown_with_lineage_and_packages(shared_api: Service) -> No
         (3, "released", 2),
     ]
     detail = get(shared_api, f"models/{MODEL}/versions/3")
-    assert detail["version"]["gate"] == {"candidate_loss": 2.0, "parent_loss": 2.0, "margin": 0.1, "groups": []}
+    assert detail["version"]["gate"] == {
+        "candidate_loss": 2.0,
+        "parent_loss": 2.0,
+        "margin": 0.1,
+        "groups": [],
+        "worst_group_margin": None,
+    }
     assert [package["source_version"] for package in detail["packages"]] == [None, 2]
     assert walk(shared_api, "models/other/versions") == []
 
@@ -84,6 +96,43 @@ def test_runs_and_privacy_events_are_shown(api: Service) -> None:
     listed = walk(api, "privacy-events", limit=2, run_id="run-0")
     assert [item["event_id"] for item in listed] == [event.event_id for event in events]
     assert len(walk(api, "privacy-events", device_id="user-3", model=MODEL)) == 1
+
+
+MASKED = {"phase": "reveal", "asked": 5, "answered": 2, "reason": "2 shares of <a> secret came in, 3 are needed"}
+
+
+def test_a_round_whose_secure_sum_stayed_masked_says_why_wherever_it_is_shown(
+    api: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = api.home.registry
+    registry.create_run(
+        "masked",
+        model=MODEL,
+        recipe={"cohort": 5},
+        base_version=1,
+        base_hash=registry.version(MODEL, 1).manifest.base_hash,
+        parent_version=3,
+    )
+    registry.record_round(
+        "masked",
+        1,
+        status="void",
+        replies=0,
+        failures={},
+        held_out_loss=None,
+        events=[],
+        artifacts={},
+        facts={"masked": MASKED},
+    )
+    detail = get(api, "runs/masked")
+    assert detail["rounds"][0]["facts"]["masked"] == MASKED
+    assert detail["health"]["masked"] == {"reveal": 1}
+    monkeypatch.setenv("LAMELLA_HOME", str(api.home.settings.home))
+    said = CliRunner().invoke(app, ["runs", "show", "masked"], env={"COLUMNS": "200"}).stdout
+    assert "Round 1: the secure sum stayed masked while taking the masks off: 2 of 5 devices answered" in said
+    assert "2 shares of <a> secret came in, 3 are needed" in said
+    shown = json.loads(CliRunner().invoke(app, ["runs", "show", "masked", "--json"]).stdout)
+    assert shown["rounds"][0]["masked"] == MASKED
 
 
 def test_what_is_not_there_is_said_to_be_missing(shared_api: Service) -> None:

@@ -6,13 +6,16 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+from scipy import stats
 from simulators.models import write_base_version
+from simulators.share_events import event_in_shares
 
 from model import LoRAConfig, ModelConfig, initial_adapter
 from privacy import PrivacyEvent
 from privacy.audits import Finding, MembershipResult, Verdict
 from privacy.dp_sgd import DPSGDParameters
-from server.auditing import AuditPlan, RunAudit
+from privacy.noise_shares import ShareRule
+from server.auditing import AuditPlan, RunAudit, replay
 from server.auditing.people import People
 from server.auditing.secret_text import make_secrets, planted
 from server.auditing.trainer import without_dp
@@ -160,6 +163,36 @@ def test_the_sum_over_users_with_canary_devices(folder) -> None:
     found = verdicts(audit.user(silent))
     assert found["noise-user"] is Verdict.PASS
     assert found["clipping-user"] is not Verdict.FAIL
+
+
+IN_SHARES = {"cohort": 6, "quorum": 3, "secure_aggregation": True, "user_target_epsilon": 50.0}
+
+
+def noise_in_replay(folder, monkeypatch, *, left_out: int) -> tuple[float, int]:
+    """Variance of a replayed round's noise over what is promised, and of how many values; some shares left out."""
+    event = event_in_shares(
+        1, devices=6, rule=ShareRule(cohort=6, dropouts=0.0, colluding=0.0, length=100), noise=3.0, run_id="run"
+    ).model_copy(update={"devices": ("device0", "device1", "device2", "x", "y", "z")})
+    audit = audit_of(folder, events=[event], privacy_mode="user", max_participations=1, **IN_SHARES)
+    honest = replay.noise_of_shares
+
+    def fewer(count, *, devices, **others):
+        return honest(count, devices=devices - left_out, **others)
+
+    monkeypatch.setattr(replay, "noise_of_shares", fewer)
+    again = replay.Replay(audit.recipe, audit.events, audit.people, audit.training, audit.start)
+    adapter = again.run(has_dp=True, on_step=lambda _done, _total: None)
+    moved = np.concatenate([np.ravel(adapter[name] - audit.start[name]) for name in adapter]).astype(np.float64)
+    # In clipping norms. Three updates of one norm at most, over thousands of values, are nothing beside it.
+    return float(np.var(moved * audit.recipe.cohort) / 3.0**2), moved.size
+
+
+def test_a_run_whose_devices_made_the_noise_is_replayed_with_that_noise(folder, monkeypatch) -> None:
+    found, values = noise_in_replay(folder, monkeypatch, left_out=0)
+    low, high = stats.chi2.ppf((1e-4, 1 - 1e-4), values) / values
+    assert low < found < high * 1.001
+    # A planted fault: two of six devices add no share.
+    assert noise_in_replay(folder, monkeypatch, left_out=2)[0] < low
 
 
 def test_membership_and_exposure_share_the_run_without_dp(audit: RunAudit) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from simulators.server_home import MODEL, make_event, make_manifest, make_user_event
 from typer.testing import CliRunner
 
@@ -142,6 +144,41 @@ def test_models_on_one_base_share_what_is_spent_unless_they_are_kept_apart(regis
     ]
     assert registry.audit_log()[0].subject == f"{MODEL}: 20 at 1e-06, apart from other models"
     assert "count too" in run("budget", MODEL, "--shared")
+
+
+def test_bases_made_from_one_another_are_one_in_what_was_spent(registry: Registry) -> None:
+    base = registry.run("run").base_hash
+    registry.set_user_budget(MODEL, PrivacyBudget(target_epsilon=20.0, target_delta=1e-6))
+    merged = registry.add_candidate(make_manifest(base="b")).manifest
+    before = spent_by(MODEL)
+    registry.add_base_origin(merged.base_hash, made_from=base)
+    registry.create_run(
+        "later", model=MODEL, recipe={"model": MODEL}, base_version=2, base_hash=merged.base_hash, parent_version=None
+    )
+    charge(registry, "later", make_event("later", 1), make_user_event("later", 1, "a"))
+    after = spent_by(MODEL)
+    assert len(after) == len(before) == 4  # one row a unit for the model, one for its bases together
+    assert "and 1 of its kin" in after[2]["whose"]
+    assert after[2]["epsilon"] == after[0]["epsilon"] > before[2]["epsilon"]
+
+
+@given(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=12))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15, deadline=None)
+def test_kin_is_the_same_from_wherever_one_looks(registry: Registry, pairs: list[tuple[int, int]]) -> None:
+    with registry.engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM base_origins")
+    known = {number: make_manifest(base=format(number, "x")) for number in range(8)}
+    for manifest in known.values():
+        registry.add_candidate(manifest.model_copy(update={"model": "kin"}))
+    hashes = {number: manifest.base_hash for number, manifest in known.items()}
+    for child, origin in pairs:
+        registry.add_base_origin(hashes[child], made_from=hashes[origin])
+    families = {one: registry.base_family(one) for one in hashes.values()}
+    for one, family in families.items():
+        assert family[0] == one
+        assert len(set(family)) == len(family)
+        assert all(set(families[other]) == set(family) for other in family)
+    assert all(hashes[origin] in families[hashes[child]] for child, origin in pairs)
 
 
 def spent_by(model: str) -> list[dict[str, Any]]:

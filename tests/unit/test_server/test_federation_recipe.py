@@ -21,6 +21,7 @@ def test_every_key_is_documented():
         assert field.description
 
 
+SECURE = {"secure-aggregation": True, "quorum": 3}
 SHARES = {"privacy-mode": "both", "secure-aggregation": True, "cohort": 10, "quorum": 3}
 
 
@@ -36,6 +37,10 @@ SHARES = {"privacy-mode": "both", "secure-aggregation": True, "cohort": 10, "quo
         (SHARES | {"secure-dropouts": 0.45, "secure-colluding": 0.45}, "fewer than 2 of 10 shares"),
         (SHARES | {"aggregation": "median"}, "aggregation mean"),
         (SHARES | {"quorum": 2}, "quorum of 3"),
+        (SECURE | {"cohort": 3}, "raise cohort to 4 or more, or lower secure-dropouts"),
+        (SECURE | {"cohort": 4, "secure-colluding": 0.3}, r"raise cohort to \d+ or more"),
+        (SECURE | {"cohort": 50, "secure-dropouts": 0.49, "secure-colluding": 0.49}, "server: lower secure-dropouts"),
+        (SECURE | {"cohort": 10_001}, "lower cohort from 10001"),
         ({"quorum": 5, "cohort": 4}, "quorum"),
         ({"targets": "q_proj,nonsense"}, "targets"),
         ({"target-epsilon": 0}, "target-epsilon"),

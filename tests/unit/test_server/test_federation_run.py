@@ -85,6 +85,27 @@ def test_below_quorum_the_round_is_void_but_its_privacy_is_charged(make_run):
     np.testing.assert_array_equal(only(run.adapter), np.zeros(SHAPE))
 
 
+def test_a_secure_round_that_too_few_can_be_asked_for_says_so_and_asks_nobody(make_run):
+    asked = []
+
+    def watched(message):
+        asked.append(message)
+
+    recipe = {"secure_aggregation": True, "cohort": 5, "quorum": 3, "max_void_rounds": 0, "num_server_rounds": 1}
+    run = make_run(dict.fromkeys(range(4), watched), **recipe)
+    # Three hide each other only where none may fall silent; so it waits for four, and then some have no budget left.
+    assert run._fewest_asked == 4
+    run._draw = lambda nodes, _server_round: tuple(nodes)[:3]
+    with pytest.raises(FederationError):
+        run.execute()
+    (row,) = make_run.registry.rounds("run")
+    masked = RoundHealth.of(row.facts).masked
+    assert masked is not None
+    assert (masked.phase, masked.asked) == ("ask", 3)
+    assert "3 devices can be asked and 4 are needed" in masked.told
+    assert asked == []
+
+
 def test_when_every_device_fails_the_run_fails_and_says_where_to_look(make_run):
     run = make_run(dict.fromkeys(range(3), crashing), max_void_rounds=1, num_server_rounds=10)
     with pytest.raises(FederationError, match=r"2 rounds in a row were void.*lamella runs show run"):

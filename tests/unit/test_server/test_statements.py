@@ -7,19 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from simulators.server_home import MODEL, Home, make_event, make_user_event, write_adapter
+from simulators.server_home import MODEL, Home, make_event, make_user_event, write_adapter, write_base
 from simulators.share_events import event_in_shares
 from simulators.tuf_client import folder_getter, updater_for
 from sqlalchemy import text
 from typer.testing import CliRunner
 
+from delta_updates import base_hash, scan_tree
 from privacy import PrivacyEvent
 from privacy.__main__ import main
-from privacy.attestation import PrivacyStatement, statement_path, unseal
+from privacy.attestation import PrivacyStatement, excess_over, statement_path, unseal
 from privacy.budget import PrivacyBudget
 from server.cli.main import app
-from server.errors import DatabaseError, GateRefusedError, NotFoundError, PublishingError
-from server.publishing import Gate, create_candidate, publish
+from server.errors import DatabaseError, GateRefusedError, InvalidRecordError, NotFoundError, PublishingError
+from server.publishing import Gate, create_candidate, import_base, publish
 from server.registry import VersionRecord
 from server.signing import SignedMetadata
 
@@ -299,3 +300,121 @@ def test_an_auditor_is_given_a_folder_that_verifies_by_itself(
     assert "not the release that the statement is about" in checked.output + capsys.readouterr().out
     absent = CliRunner().invoke(app, ["privacy", "statement", MODEL, "--version", "9"], env=environment)
     assert isinstance(absent.exception, NotFoundError)
+
+
+def train_fork(home: Home, rounds: int, *, base: VersionRecord | None = None) -> None:
+    """Another model on the base of the first one, or on `base`: its users and one of its devices are charged."""
+    made = base or home.registry.version(MODEL, 1)
+    manifest = made.manifest.model_copy(update={"model": "fork", "version": 1})
+    home.registry.add_candidate(manifest)
+    home.registry.create_run(
+        "fork-run",
+        model="fork",
+        recipe={"model": "fork"},
+        base_version=1,
+        base_hash=manifest.base_hash,
+        parent_version=1,
+    )
+    for number in range(1, rounds + 1):
+        events = [make_user_event("fork-run", number, "x").model_copy(update={"population": "fork"})]
+        home.registry.record_round(
+            "fork-run",
+            number,
+            status="released",
+            replies=1,
+            failures={},
+            held_out_loss=None,
+            events=[*events, make_event("fork-run", number)],
+            artifacts={},
+            facts={},
+        )
+
+
+def test_a_release_states_what_other_models_on_its_base_cost(trained: Home, tmp_path: Path) -> None:
+    train_fork(trained, 1)
+    release(trained, candidate_of(trained, RUN).number)
+    stated = statement_in(trained, 2).predicate
+    own = {one.privacy_unit: one.epsilon for one in stated.guarantees}
+    assert stated.base is not None
+    together = {one.privacy_unit: one.epsilon for one in stated.base.guarantees}
+    assert together["user"] > own["user"]
+    assert together["example"] > own["example"]  # user-1 trained both, and is known again
+    assert [(other.model, other.ledger_head) for other in stated.base.others] == [
+        ("fork", trained.registry.verify_privacy_chain("fork")[-1])
+    ]
+    assert "other models on its base (fork)" in stated.claim
+    folder = for_the_auditor(trained, tmp_path / "folder")
+    (key,) = trained.settings.offline_keys.glob("releases-*.pub")
+    assert (folder / "ledger-of-fork.jsonl").is_file()
+    assert main(["verify", str(folder), "--key", str(key)]) == 0
+    # The other ledger may have grown since, but not be another one, or be missing.
+    lines = (folder / "ledger-of-fork.jsonl").read_bytes()
+    (folder / "ledger-of-fork.jsonl").write_bytes((folder / "ledger.jsonl").read_bytes())
+    assert main(["verify", str(folder), "--key", str(key)]) != 0
+    (folder / "ledger-of-fork.jsonl").unlink()
+    assert main(["verify", str(folder), "--key", str(key)]) != 0
+    (folder / "ledger-of-fork.jsonl").write_bytes(lines)
+    assert main(["verify", str(folder), "--key", str(key)]) == 0
+
+
+def for_the_auditor(home: Home, folder: Path) -> Path:
+    environment = {"LAMELLA_HOME": str(home.settings.home), "LAMELLA_OFFLINE_KEYS": str(home.settings.offline_keys)}
+    told = CliRunner().invoke(app, ["privacy", "statement", MODEL, "--out", str(folder)], env=environment)
+    assert told.exit_code == 0, told.output
+    return folder
+
+
+def test_a_release_whose_base_is_overspent_is_refused_unless_its_users_are_others(trained: Home) -> None:
+    train_fork(trained, 7)
+    with pytest.raises(GateRefusedError, match=r"base is overspent: with what other models on its base \(fork\) cost"):
+        release(trained, candidate_of(trained, RUN).number, max_epsilon=math.inf)
+    refused = trained.registry.version(MODEL, 2)
+    assert refused.state == "rejected"
+    assert "above its budget of 6" in refused.reason
+    assert f"privacy budget {MODEL} --apart" in refused.reason
+    budget = trained.registry.user_budget(MODEL)
+    assert budget is not None
+    trained.registry.set_user_budget(MODEL, budget, is_apart=True)
+    assert release(trained, candidate_of(trained, RUN, seed=2).number, max_epsilon=math.inf).state == "released"
+
+
+def test_a_device_holds_the_base_to_its_limit_too(trained: Home) -> None:
+    train_fork(trained, 1)
+    candidate = candidate_of(trained, RUN)
+    release(trained, candidate.number)
+    stated = statement_in(trained, candidate.number)
+    own = max(one.epsilon for one in stated.predicate.guarantees)
+    assert "other models on its base (fork)" in str(excess_over(own, stated))
+    assert (
+        excess_over(own, stated.model_copy(update={"predicate": stated.predicate.model_copy(update={"base": None})}))
+        is None
+    )
+
+
+def test_a_merged_base_goes_on_with_the_bill_of_what_it_was_made_from(trained: Home) -> None:
+    """Merging an adapter and starting anew, twice, makes nothing free."""
+    merged = [make_merged(trained, seed, made_from) for seed, made_from in ((5, None), (6, 5))]
+    train_fork(trained, 7, base=merged[-1])
+    assert set(trained.registry.base_family(merged[-1].manifest.base_hash)) == {
+        *(trained.registry.version(MODEL, 1).manifest.base_hash, *(one.manifest.base_hash for one in merged))
+    }
+    with pytest.raises(GateRefusedError, match="base is overspent"):
+        release(trained, candidate_of(trained, RUN).number, max_epsilon=math.inf)
+    # And the other way round: who trains what was merged starts from what the first base has cost.
+    charged = trained.registry.user_events_for("fork", base_hash=merged[-1].manifest.base_hash)
+    assert {event.population for event in charged} == {"fork", MODEL}
+
+
+def make_merged(home: Home, seed: int, made_from: int | None) -> VersionRecord:
+    """A base of other weights, said to be made from an earlier one."""
+    tree = home.folder / f"base-{seed}"
+    write_base(tree, seed=seed)
+    origin = base_hash(scan_tree(home.folder / f"base-{made_from or 0}"))
+    return import_base(home.registry, home.artifacts, model=f"merged-{seed}", tree=tree, made_from=origin)
+
+
+def test_no_base_is_made_from_one_that_nobody_knows(trained: Home) -> None:
+    tree = trained.folder / "base-7"
+    write_base(tree, seed=7)
+    with pytest.raises(InvalidRecordError, match="No version here has the base"):
+        import_base(trained.registry, trained.artifacts, model="odd", tree=tree, made_from="0" * 64)

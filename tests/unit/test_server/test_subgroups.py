@@ -14,6 +14,7 @@ from privacy.attestation import PrivacyStatement, unseal
 from privacy.report import AuditReport
 from privacy.report.pages import to_html, to_markdown
 from privacy.utility import MAX_GROUPS, GroupChange
+from server.errors import GateRefusedError
 from server.publishing import Gate, publish
 from server.subgroups import FEWEST, SMALL, UNLABELLED, compare_groups
 
@@ -57,6 +58,63 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
         assert one.high is not None
         covered += one.low <= 0.5 <= one.high
     assert 0.92 <= covered / 400 <= 0.98
+
+
+def clustered(draws: random.Random, people: int) -> tuple[list[str], list[float]]:
+    """Changes of loss around 0.5: what a person wrote is alike, and some write more than others."""
+    authors, changes = [], []
+    for person in range(people):
+        own = draws.gauss(0.5, 1.0)
+        for _ in range(draws.randrange(10, 30)):
+            authors.append(str(person))
+            changes.append(own + draws.gauss(0.0, 0.2))
+    return authors, changes
+
+
+def test_the_interval_counts_people_where_it_knows_them() -> None:
+    draws, covered, naive = random.Random(2), 0, 0
+    for _ in range(400):
+        authors, after = clustered(draws, 10)
+        labels, before = ["a"] * len(after), [0.0] * len(after)
+        (one,) = compare_groups(labels, before=before, after=after, people=authors)
+        (blind,) = compare_groups(labels, before=before, after=after)
+        assert one.people == 10
+        assert one.low is not None
+        assert one.high is not None
+        assert blind.low is not None
+        assert blind.high is not None
+        covered += one.low <= 0.5 <= one.high
+        naive += blind.low <= 0.5 <= blind.high
+    assert 0.90 <= covered / 400 <= 0.98
+    assert naive / 400 < 0.6  # a hundred examples of ten people are not a hundred people
+
+
+def test_of_too_few_people_nothing_is_said() -> None:
+    (one,) = compare_groups(["a"] * 40, before=[0.0] * 40, after=[1.0, 1.1] * 20, people=list("abcd") * 10)
+    assert (one.people, one.examples, one.low, one.high) == (4, 40, None, None)
+
+
+@pytest.mark.parametrize(("bound", "is_passed"), [(None, True), (0.0, False), (0.09, False), (0.1, True), (0.3, True)])
+def test_the_gate_holds_each_group_to_its_bound_beyond_chance(bound: float | None, *, is_passed: bool) -> None:
+    gate = Gate(margin=0.1, worst_group_margin=bound)
+    judged = gate.judge(candidate_loss=2.0, parent_loss=2.1, groups=GROUPS)
+    assert judged.is_passed is is_passed
+    assert ("rose by 0.3000 (95% interval +0.1000 to +0.5000, 20 examples)" in judged.reason) is not is_passed
+    assert ("--worst-group-margin" in judged.reason) is not is_passed
+    assert SMALL not in judged.reason  # three examples of it decide nothing
+
+
+def test_a_candidate_that_harms_a_group_is_rejected_and_remembered(home: Home) -> None:
+    home.base()
+    home.publish(1, loss=None)
+    home.candidate(1, parent=1)
+    gate = Gate(margin=0.1, worst_group_margin=0.05).judge(candidate_loss=2.0, parent_loss=2.1, groups=GROUPS)
+    folders = (home.registry, home.artifacts, home.metadata)
+    with pytest.raises(GateRefusedError, match=r"is rejected: evaluation gate refused: .*group 'po"):
+        publish(*folders, model=MODEL, version=2, gate=gate, work=home.settings.work_dir)
+    kept = home.registry.version(MODEL, 2).gate
+    assert kept == gate
+    assert not kept.is_passed
 
 
 @given(
