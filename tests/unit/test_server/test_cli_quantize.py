@@ -70,7 +70,9 @@ def test_the_loss_of_each_group_of_held_out_text(tree: Path, tmp_path: Path) -> 
     held_out.mkdir()
     (tmp_path / "one.jsonl").write_text('{"prompt": "p", "completion": "q"}')
     lines = [{"prompt": f"q{n}", "completion": f"answer {n}", "group": "abc"[n % 3]} for n in range(36)]
-    (held_out / "judge.jsonl").write_text("\n".join(json.dumps(line) for line in [*lines, {**lines[0], "group": None}]))
+    for person in range(6):  # a file each
+        own = lines[person * 6 : person * 6 + 6] + [{**lines[0], "group": None}] * (person == 0)
+        (held_out / f"judge-{person}.jsonl").write_text("\n".join(json.dumps(line) for line in own))
     found = json.loads(run("evaluate", tree, "--groups", f"jsonl:{tmp_path}", "--before", tree / "base", "--json"))
     assert {name: one["examples"] for name, one in found.items()} == {
         "(all)": 37,
@@ -79,12 +81,14 @@ def test_the_loss_of_each_group_of_held_out_text(tree: Path, tmp_path: Path) -> 
         "c": 12,
         "(smaller groups)": 1,
     }
+    assert found["a"]["people"] == 6
     low, high = found["a"]["change_95"]
     assert low <= found["a"]["change"] <= high
     assert found["a"]["change"] != 0  # the adapter does something
     alone = json.loads(run("evaluate", tree, "--groups", f"jsonl:{tmp_path}", "--json"))
-    assert alone["a"] == {"examples": 12, "loss": found["a"]["loss"]}
-    (held_out / "judge.jsonl").write_text('{"prompt": "p", "completion": "q"}')
+    assert alone["a"] == {"examples": 12, "people": 6, "loss": found["a"]["loss"]}
+    for person in range(6):
+        (held_out / f"judge-{person}.jsonl").write_text('{"prompt": "p", "completion": "q"}')
     with pytest.raises(EvaluationError, match="nothing is known by group"):
         run("evaluate", tree, "--groups", f"jsonl:{tmp_path}")
     with pytest.raises(ConfigurationError, match="--before is for --groups"):

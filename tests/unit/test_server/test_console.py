@@ -250,6 +250,7 @@ def test_a_device_is_revoked_and_the_log_says_by_whom(console: Service) -> None:
 
 
 def test_a_device_that_speaks_hawkbits_protocol_shows_its_action(console: Service) -> None:
+    other = device_id(console)
     gate = Controller.with_token(console)
     gate.service.client.put(f"{gate.root}/configData", json={"data": {"hw": "rev-b"}}, headers=gate.headers)
     action = gate.deployment()["id"]
@@ -259,7 +260,7 @@ def test_a_device_that_speaks_hawkbits_protocol_shows_its_action(console: Servic
         assert sentence in console.client.get(page).text
     gate.feedback(action, "closed", "success")
     assert '<span class="state closed">' in console.client.get(page).text
-    assert "hawkBit" not in console.client.get(f"/console/devices/{device_id(console)}").text
+    assert "hawkBit" not in console.client.get(f"/console/devices/{other}").text
 
 
 def test_a_viewer_looks_and_changes_nothing(console: Service) -> None:
