@@ -81,7 +81,8 @@ def _change(name: str, judged: Sequence[_Judged], *, has_people: bool) -> GroupC
 
 def _interval(judged: Sequence[_Judged]) -> tuple[float | None, float | None]:
     """Between what the mean change lies; where everybody wrote one example, Student's interval."""
-    mean = fmean(one.after - one.before for one in judged)
+    # As `GroupChange.change` is computed, so that no rounding puts it outside its own interval.
+    mean = fmean(one.after for one in judged) - fmean(one.before for one in judged)
     residuals: dict[str, float] = {}
     for one in judged:
         residuals[one.author] = residuals.get(one.author, 0.0) + (one.after - one.before - mean)

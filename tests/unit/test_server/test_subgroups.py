@@ -195,3 +195,15 @@ def test_a_statement_of_before_has_no_such_figures_and_is_read(released: Home) -
     old = json.loads(raw)
     del old["predicate"]["usefulness"]
     assert PrivacyStatement.from_bytes(json.dumps(old).encode()).predicate.usefulness == ()
+
+
+def test_a_change_lies_in_its_own_interval_also_where_everybody_is_alike() -> None:
+    """A figure outside by a rounding error cannot be drawn."""
+    own = [(2.3, 2.6), (1.9, 2.15), (2.71, 2.9)]
+    before, after = [old for old, _ in own] * 5, [new for _, new in own] * 5
+    people = [str(number // 3) for number in range(15)]
+    (group,) = compare_groups(["a"] * 15, before=before, after=after, people=people)
+    assert group.low is not None
+    assert group.high is not None
+    assert group.low <= group.change <= group.high
+    assert group.high - group.low < 1e-9
