@@ -166,11 +166,11 @@ def test_a_home_without_trust_does_not_start(tmp_path: Path) -> None:
 
 
 def test_a_service_without_its_database_is_not_ready(api: Service, caplog: pytest.LogCaptureFixture) -> None:
-    registry = api.app.state.services.registry
-    registry.close()
     for path in api.home.settings.home.glob("registry.sqlite*"):
         path.unlink()
     (api.home.settings.home / "registry.sqlite").mkdir()
+    # Last: whoever looks beside the test would open the old file again.
+    api.app.state.services.registry.close()
     with caplog.at_level(logging.ERROR, "lamella.api"):
         answer = api.client.get("/v1/readyz")
     assert answer.status_code == 503
