@@ -1,4 +1,4 @@
-"""Earn the claim "fewer than 0.3% of the training examples can be traced", and show what the same run leaks without DP.
+"""Test the claim "fewer than 0.3% of the training examples can be traced", and show what the same run leaks without DP.
 
     python examples/claim.py [--work-dir FOLDER]
 
