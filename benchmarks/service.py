@@ -10,6 +10,7 @@ runs for a tenth of the time unmeasured, then as fast as it goes, and then at ha
 * hello: a bare FastAPI app with the same two workers;
 * unchanged: a device repeats its question and nothing changed (304, no database);
 * nothing new: a device that was here yesterday and runs the newest version (204);
+* a day of hourly questions: 23 repeated ones and one in full, as a device asks that is told nothing new all day;
 * another version: a device that runs another version than it told before (204, and that is written);
 * offer: a device one version behind (200, and the offer is written);
 * report: an outcome (204); each is new once and repeated after that;
@@ -28,6 +29,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,7 @@ SECRET = "s" * 43
 CHECK, REPORT = "/v1/updates/check", "/v1/updates/report"
 PREPARED = 1000
 WORKERS = 2
+CONNECTIONS = 32
 
 
 def credential(number: int) -> str:
@@ -122,14 +125,25 @@ def workloads(home: Home, port: int, devices: int) -> dict[str, list[bytes]]:
     # The first devices are those that were asked for above: what is left has not been seen yet.
     unseen = range(len(few), devices) if devices > len(few) else few
     thirds = [[number for number in unseen if number % 3 == third] for third in range(3)]
+    unchanged = [raw("POST", CHECK, n, current, if_none_match=etags[n]) for n in few]
+    in_full = [raw("POST", CHECK, n, current) for n in thirds[0]]
     return {
-        "unchanged (304)": [raw("POST", CHECK, n, current, if_none_match=etags[n]) for n in few],
-        "nothing new (204)": [raw("POST", CHECK, n, current) for n in thirds[0]],
+        "unchanged (304)": unchanged,
+        "nothing new (204)": in_full,
+        "a day of hourly questions": list(days(in_full, unchanged)),
         "another version (204)": [raw("POST", CHECK, n, current) for n in thirds[2]],
         "offer (200)": [raw("POST", CHECK, n, behind) for n in thirds[1]],
         "report (204)": reports,
         "download": [raw("GET", package, n) for n in few],
     }
+
+
+def days(in_full: list[bytes], unchanged: list[bytes]) -> Iterator[bytes]:
+    """A question in full, then those of 23 hours that repeat one; the last devices: they were not asked yet."""
+    repeated = cycle(unchanged)
+    for request in in_full[-5_000:]:  # as many as are asked in the time
+        yield request
+        yield from islice(repeated, 23)
 
 
 @contextmanager
@@ -173,7 +187,10 @@ def generate(port: int, file: str, *, seconds: float, rate: float) -> dict[str, 
     """Run the generator."""
     command = [sys.executable, str(ROOT / "benchmarks" / "http_load.py"), str(port), file]
     done = subprocess.run(
-        [*command, "--seconds", str(seconds), "--rate", str(rate)], check=True, capture_output=True, text=True
+        [*command, "--seconds", str(seconds), "--rate", str(rate), "--connections", str(CONNECTIONS)],
+        check=True,
+        capture_output=True,
+        text=True,
     )
     found: dict[str, Any] = json.loads(done.stdout)
     return found

@@ -97,6 +97,8 @@ def way_to(asked: Question, number: int, rollout_id: int | None) -> Way | None:
     package, missing = _cheapest_package(usable, version, source, asked.room)
     if package is None:
         return None
+    # Before `_chain`, which may read what is signed from the disk: who must not wait is told so here (`from_memory`).
+    open_offer = asked.registry.open_offer(asked.device_id, package_path=package.path, rollout_id=rollout_id)
     # Where the package itself does not fit, a longer way may.
     chain = _chain(asked, source, version, limit=None if missing else package.length)
     if missing and not chain:
@@ -106,7 +108,7 @@ def way_to(asked: Question, number: int, rollout_id: int | None) -> Way | None:
         package=package,
         chain=chain,
         rollout_id=rollout_id,
-        open_offer=asked.registry.open_offer(asked.device_id, package_path=package.path, rollout_id=rollout_id),
+        open_offer=open_offer,
     )
 
 

@@ -31,6 +31,7 @@ from server.api import (
     targets,
     updates,
 )
+from server.api.arrivals import Arrivals
 from server.api.callers import TokenVerifier
 from server.api.middleware import BodyLimit, Guard
 from server.api.observation import Observation
@@ -123,6 +124,7 @@ def open_services(settings: Settings) -> Services:
         tokens=TokenVerifier(registry, bootstrap=token),
         throttles=Throttles(settings),
         seen=SeenDevices(registry),
+        arrivals=Arrivals(registry),
     )
 
 

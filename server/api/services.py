@@ -4,13 +4,15 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Final, Generic, TypeVar
+from typing import Annotated, Any, Final, Generic, TypeVar
 
 from fastapi import Depends, Header, Query, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, Field
+from sqlalchemy import Row
 
 from delta_updates import PROTOCOL, PROTOCOL_HEADER
+from server.api.arrivals import Arrivals
 from server.api.callers import Caller, TokenVerifier, refuse_unless
 from server.api.metrics import Metrics
 from server.api.remembered import Remembered
@@ -20,6 +22,7 @@ from server.artifacts import ArtifactStore
 from server.config import Settings
 from server.errors import CredentialRefusedError
 from server.registry import AskingDevice, DeviceRecord, Registry, Role
+from server.registry.asking import by_credential, by_key
 from server.registry.fleet import Move
 from server.signing import SignedMetadata
 from server.throttle import TokenBuckets
@@ -35,7 +38,6 @@ _operator_scheme = HTTPBearer(
     scheme_name="operator", description="An operator's API token, or the text in operator.token.", auto_error=False
 )
 _Item = TypeVar("_Item")
-LookUp = Callable[[], AskingDevice]
 _READING: Final = frozenset({"GET", "HEAD"})
 
 Protocol = Annotated[
@@ -61,6 +63,7 @@ class Services:
     tokens: TokenVerifier
     throttles: "Throttles"
     seen: SeenDevices
+    arrivals: Arrivals
     metrics: Metrics = field(default_factory=Metrics)
     # A hundred thousand devices take two seconds to look through.
     moves: Remembered[tuple[Move, ...]] = field(default_factory=Remembered)
@@ -99,31 +102,59 @@ async def get_services(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(get_services)]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """Which device a request says it is of; whether it is, what is known of that device decides."""
+
+    device_id: str
+    services: Services
+    proved_by: Callable[[Row[Any] | None], AskingDevice]
+
+    def look_up(self) -> AskingDevice:
+        """The device, by a read of its own.
+
+        Raises:
+            CredentialRefusedError: It is not of that device.
+            ForbiddenError: The device was revoked.
+            TooManyRequestsError: It asks too often.
+        """
+        return self._proved(self.services.registry.rows_asking([self.device_id]).get(self.device_id))
+
+    async def arrive(self) -> AskingDevice:
+        """The device, by a read for all that ask just now; raises as `look_up` does."""
+        return self._proved(await self.services.arrivals.row(self.device_id))
+
+    def _proved(self, row: Row[Any] | None) -> AskingDevice:
+        asking = self.proved_by(row)
+        self.services.throttles.devices.require(asking.device.device_id, of="requests of this device")
+        return asking
+
+
 async def claimed_device(
     request: Request, authorization: Annotated[HTTPAuthorizationCredentials | None, Depends(_device_scheme)]
-) -> LookUp:
-    """Who a request says it is of; calling what this answers finds out whether that is so, by one read.
+) -> Claim:
+    """Who a request says it is of.
 
     Raises:
         CredentialRefusedError: Nothing came that could be right, or it is signed in another way than devices do.
     """
     services = await get_services(request)
     signed = SignedRequest.of(request, await request.body())  # which is in memory already
-    find: LookUp
     if signed is not None:
-        find = partial(services.registry.device_with_key, signed.claimed.key_id, signed.require_by)
-    else:
-        find = _by_credential(services, authorization.credentials if authorization else "")
+        proved_by = partial(by_key, require_by=signed.require_by)
+        return Claim(device_id=signed.claimed.key_id, services=services, proved_by=proved_by)
+    credential = authorization.credentials if authorization else ""
+    # Anything of another form is refused before the database is asked.
+    if not _DEVICE_CREDENTIAL.fullmatch(credential):
+        raise CredentialRefusedError(
+            "This needs a signed request of an enrolled device, or its credential: Authorization: Bearer "
+            "<credential>. Enrol the device to get one."
+        )
+    device_id, _, secret = credential.partition(".")
+    return Claim(device_id=device_id, services=services, proved_by=partial(by_credential, secret=secret))
 
-    def look_up() -> AskingDevice:
-        asking = find()
-        services.throttles.devices.require(asking.device.device_id, of="requests of this device")
-        return asking
 
-    return look_up
-
-
-ClaimedDevice = Annotated[LookUp, Depends(claimed_device)]
+ClaimedDevice = Annotated[Claim, Depends(claimed_device)]
 
 
 def require_key(services: Services, device: DeviceRecord) -> None:
@@ -138,7 +169,7 @@ def require_key(services: Services, device: DeviceRecord) -> None:
         )
 
 
-def calling_device(services: ServicesDep, look_up: ClaimedDevice) -> DeviceRecord:
+def calling_device(services: ServicesDep, claim: ClaimedDevice) -> DeviceRecord:
     """The device that signed the request, or whose credential came with it.
 
     Raises:
@@ -146,24 +177,14 @@ def calling_device(services: ServicesDep, look_up: ClaimedDevice) -> DeviceRecor
         ForbiddenError: The device was revoked.
         TooManyRequestsError: It asks too often.
     """
-    device = look_up().device
+    device = claim.look_up().device
     require_key(services, device)
     return device
 
 
-def known_device(look_up: ClaimedDevice) -> DeviceRecord:
+def known_device(claim: ClaimedDevice) -> DeviceRecord:
     """The device that calls, also one whose key is still to come; raises as `calling_device` does."""
-    return look_up().device
-
-
-def _by_credential(services: Services, credential: str) -> LookUp:
-    # Anything of another form is refused before the database is asked.
-    if not _DEVICE_CREDENTIAL.fullmatch(credential):
-        raise CredentialRefusedError(
-            "This needs a signed request of an enrolled device, or its credential: Authorization: Bearer "
-            "<credential>. Enrol the device to get one."
-        )
-    return partial(services.registry.authenticate, credential)
+    return claim.look_up().device
 
 
 class NeedsRole:

@@ -4,28 +4,26 @@ from http import HTTPStatus
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Header, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
 from delta_updates import (
     PROTOCOL_HEADER,
     ROOM_HEADER,
-    ChainStep,
     Offer,
     Outcome,
     OutcomeReport,
-    PackageRef,
     UpdateQuery,
     protocol_of,
 )
 from delta_updates.manifest import MAX_FILE_BYTES
 from server.api.examples import MODEL, OFFER, OFFER_ID, OTHER_HASH, answer
 from server.api.problems import declare
-from server.api.services import CallingDevice, ClaimedDevice, Protocol, Services, ServicesDep, require_key
+from server.api.services import CallingDevice, ClaimedDevice, Protocol, ServicesDep, require_key
 from server.api.unchanged import TIME_BOUND
-from server.errors import ConflictError, ForbiddenError
-from server.registry import DeviceRecord, PackageRecord, VersionRecord
-from server.room import Room
-from server.ways import Way, find_way
+from server.api.update_check import UpdateCheck
+from server.errors import ForbiddenError
+from server.registry.transactions import NeedsDatabaseError
 
 FreeBytes = Annotated[
     int | None,
@@ -70,10 +68,10 @@ _REFUSALS = (
         **declare(*_REFUSALS, HTTPStatus.CONFLICT),
     },
 )
-def check(
+async def check(
     request: Request,
     services: ServicesDep,
-    look_up: ClaimedDevice,
+    claim: ClaimedDevice,
     query: Annotated[UpdateQuery, Body(examples=[_QUERY])],
     spoken: Protocol = None,
     free_bytes: FreeBytes = None,
@@ -86,29 +84,23 @@ def check(
     on) are offered beside it where they are fewer bytes. A device that tells its free disk bytes is offered the package
     of fewest bytes among those that fit there; when none does, 409 says how much is missing.
     """
-    asking = look_up()
-    device = asking.device
-    require_key(services, device)
-    if query.model != device.model:
-        raise ForbiddenError(f"This device is enrolled for {device.model!r}, not for {query.model!r}.")
-    registry = services.registry
-    if device.is_news(query.installed_version, query.installed_hash, free_bytes):
-        registry.record_check(
-            device.device_id,
-            installed_version=query.installed_version,
-            installed_hash=query.installed_hash,
-            free_bytes=free_bytes,
-        )
-    else:
-        services.seen.note(device.device_id)
+    asking = await claim.arrive()
+    require_key(services, asking.device)
+    if query.model != asking.device.model:
+        raise ForbiddenError(f"This device is enrolled for {asking.device.model!r}, not for {query.model!r}.")
+    check = UpdateCheck(services=services, asking=asking, query=query, free_bytes=free_bytes)
+    try:
+        # No thread where nothing has to be read or written: most devices are told nothing by what others' checks read.
+        with services.registry.from_memory():
+            answer = check.answer()
+    except NeedsDatabaseError:
+        answer = await run_in_threadpool(check.answer)
+    request.scope[TIME_BOUND] = answer.is_time_bound
     protocol = protocol_of(spoken)
     headers = {PROTOCOL_HEADER: str(protocol)}
-    found = find_way(registry, services.metadata, asking, query, Room(free_bytes=free_bytes))
-    request.scope[TIME_BOUND] = found.is_time_bound
-    offer = None if found.way is None else _offer(services, device, found.way)
-    if offer is None:
+    if answer.offer is None:
         return Response(status_code=HTTPStatus.NO_CONTENT, headers=headers)
-    return JSONResponse(offer.in_protocol(protocol), headers=headers)
+    return JSONResponse(answer.offer.in_protocol(protocol), headers=headers)
 
 
 @router.post(
@@ -128,43 +120,3 @@ def report(
     if rollout_id is not None:
         services.registry.settle_rollout(rollout_id, is_urgent=report.outcome in _FAILURES)
     services.metrics.count_outcome(report.outcome.value)
-
-
-def _offer(services: Services, device: DeviceRecord, way: Way) -> Offer | None:
-    """The offer of a way, the open one or a new one; None when its rollout was stopped just now."""
-    version, offered = way.version, way.open_offer
-    if offered is None:
-        try:
-            offered = services.registry.record_offer(
-                device.device_id,
-                model=version.model,
-                version=version.number,
-                package_path=way.package.path,
-                rollout_id=way.rollout_id,
-            )
-        except ConflictError:
-            return None
-    return Offer(
-        offer_id=offered.offer_id,
-        model=version.model,
-        version=version.number,
-        tree_hash=version.manifest.tree_hash,
-        manifest_path=version.manifest_path,
-        package=_ref(way.package),
-        chain=tuple(_step(package, made) for package, made in way.chain),
-    )
-
-
-def _step(package: PackageRecord, made: VersionRecord) -> ChainStep:
-    return ChainStep(
-        version=made.number,
-        tree_hash=made.manifest.tree_hash,
-        manifest_path=made.manifest_path,
-        package=_ref(package),
-    )
-
-
-def _ref(package: PackageRecord) -> PackageRef:
-    return PackageRef(
-        path=package.path, length=package.length, sha256=package.sha256, source_version=package.source_version
-    )

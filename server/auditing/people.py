@@ -100,16 +100,19 @@ def people_of(recipe: Recipe, devices: Iterable[str]) -> People:
 
 
 def _of_fleet(fleet: Path, devices: set[str], *, max_examples: int) -> tuple[Texts, Texts]:
-    """What each device trained on, and what it kept back."""
+    """What each device trained on, and what it kept back.
+
+    Not kept back is what says the same as something that was trained on, whoever wrote it and in answer to what: a
+    release that knows it by heart knows it rightly, and an attacker who names it is not wrong.
+    """
     source = open_source(f"jsonl:{fleet / 'data'}")
     found: Texts = {}
-    kept_back: Texts = {}
+    everything: Texts = {}
     users = json.loads((fleet / "fleet.json").read_text(encoding="utf-8"))["users"]
     for number, user in enumerate(users):
         pseudonym = fleet / "devices" / str(number) / "training_id"
         if pseudonym.exists() and (name := pseudonym.read_text(encoding="ascii").strip()) in devices:
-            everything = source.examples(user)
-            found[name] = tuple(training_part(everything, max_examples=max_examples))
-            trained = {(example.prompt, example.completion) for example in found[name]}
-            kept_back[name] = tuple(e for e in everything if (e.prompt, e.completion) not in trained)
-    return found, kept_back
+            everything[name] = tuple(source.examples(user))
+            found[name] = tuple(training_part(everything[name], max_examples=max_examples))
+    trained = {example.completion for own in found.values() for example in own}
+    return found, {name: tuple(e for e in own if e.completion not in trained) for name, own in everything.items()}

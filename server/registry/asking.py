@@ -1,4 +1,4 @@
-"""A device at the door: who it is, what operators decided about it, and the change token, in one read."""
+"""Devices at the door: who they are, what operators decided about them, and the change token, in one read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from server.registry.transactions import Transactions
 from server.rollouts import STABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from sqlalchemy import Row
 
@@ -33,8 +33,10 @@ _ASKING: Final = (
         _CHANGES.c.token,
     )
     .select_from(_DEVICES.outerjoin(_POLICIES, _POLICIES.c.device_id == _DEVICES.c.device_id).join(_CHANGES, true()))
-    .where(_DEVICES.c.device_id == bindparam("asking"))
+    .where(_DEVICES.c.device_id.in_(bindparam("asking", expanding=True)))
 )
+# What a database may be asked about in one statement.
+_MOST_AT_ONCE: Final = 1000
 
 
 class AskingTransactions(Transactions):
@@ -46,44 +48,61 @@ class AskingTransactions(Transactions):
         Raises:
             NotFoundError: There is no such device.
         """
-        row = self._asking(device_id)
+        row = self._row_asking(device_id)
         if row is None:
             raise no_device(device_id)
         return _asking_device(row)
 
     def authenticate(self, credential: str) -> AskingDevice:
-        """The device that a credential was given to.
-
-        Raises:
-            CredentialRefusedError: Nobody was given this credential.
-            ForbiddenError: The device was revoked.
-        """
+        """The device that a credential was given to; raises as `by_credential` does."""
         device_id, _, secret = credential.partition(".")
-        row = self._asking(device_id)
-        expected = row.credential_sha256 if row is not None else NO_CREDENTIAL
-        if not hmac.compare_digest(hash_of_secret(secret), expected) or row is None:
-            raise CredentialRefusedError("This device credential is unknown here. Enrol the device again.")
-        return _allowed(row)
+        return by_credential(self._row_asking(device_id), secret)
 
-    def device_with_key(self, device_id: str, require_by: Callable[[str | None], None]) -> AskingDevice:
-        """The device that a signed request says it is of.
+    def rows_asking(self, device_ids: Collection[str]) -> dict[str, Row[Any]]:
+        """What is known of devices that ask at the same time, by their ids; who is not in it is not known.
 
-        Args:
-            device_id: What the request says.
-            require_by: Raises unless the request was signed with this public key; None when there is no such device.
-
-        Raises:
-            ForbiddenError: The device was revoked.
-            NotFoundError: There is none, and `require_by` let it pass.
+        Whether it is they who ask, `by_credential` and `by_key` say.
         """
-        row = self._asking(device_id)
-        require_by(row.public_key if row is not None else None)
-        if row is None:
-            raise no_device(device_id)
-        return _allowed(row)
+        everyone = sorted(set(device_ids))
+        starts = range(0, len(everyone), _MOST_AT_ONCE)
+        found = (self._glance(_ASKING, asking=everyone[start : start + _MOST_AT_ONCE]) for start in starts)
+        return {row.device_id: row for rows in found for row in rows}
 
-    def _asking(self, device_id: str) -> Row[Any] | None:
-        return next(iter(self._glance(_ASKING, asking=device_id)), None)
+    def _row_asking(self, device_id: str) -> Row[Any] | None:
+        return self.rows_asking([device_id]).get(device_id)
+
+
+def by_credential(row: Row[Any] | None, secret: str) -> AskingDevice:
+    """The device whose credential has this secret.
+
+    Args:
+        row: Of the device that the credential names; None: there is none.
+        secret: What came after that name.
+
+    Raises:
+        CredentialRefusedError: Nobody was given this credential.
+        ForbiddenError: The device was revoked.
+    """
+    expected = row.credential_sha256 if row is not None else NO_CREDENTIAL
+    if not hmac.compare_digest(hash_of_secret(secret), expected) or row is None:
+        raise CredentialRefusedError("This device credential is unknown here. Enrol the device again.")
+    return _allowed(row)
+
+
+def by_key(row: Row[Any] | None, require_by: Callable[[str | None], None]) -> AskingDevice:
+    """The device that signed a request.
+
+    Args:
+        row: Of the device that the request says it is of; None: there is none.
+        require_by: Raises unless the request was signed with this public key; also when that is None.
+
+    Raises:
+        ForbiddenError: The device was revoked.
+    """
+    require_by(row.public_key if row is not None else None)
+    if row is None:
+        raise ValueError("require_by let a device pass that is not known")
+    return _allowed(row)
 
 
 def no_device(device_id: str) -> NotFoundError:

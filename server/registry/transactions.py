@@ -125,6 +125,10 @@ def translate(error: SQLAlchemyError) -> Exception:
     return DatabaseError(f"The registry's database failed: {type(error).__name__}.")
 
 
+class NeedsDatabaseError(Exception):
+    """Something inside `from_memory` is not in memory."""
+
+
 class Transactions:
     """Base of the registry's parts: one method there is one transaction, or part of one `together`."""
 
@@ -159,7 +163,25 @@ class Transactions:
             raise translate(error) from error
 
     @contextmanager
+    def from_memory(self) -> Iterator[None]:
+        """Let what this thread does inside wait for no database: for code that must not keep others waiting.
+
+        Raises:
+            NeedsDatabaseError: Something inside would have asked it. Nothing was read or written.
+        """
+        self._mine.is_from_memory = True
+        try:
+            yield
+        finally:
+            self._mine.is_from_memory = False
+
+    def _require_database(self) -> None:
+        if getattr(self._mine, "is_from_memory", False):
+            raise NeedsDatabaseError
+
+    @contextmanager
     def _read(self) -> Iterator[Session]:
+        self._require_database()
         shared: Session | None = getattr(self._mine, "joint", None)
         try:
             if shared is not None:
@@ -172,6 +194,7 @@ class Transactions:
 
     def _glance(self, query: Select[Any], **values: object) -> Sequence[Row[Any]]:
         """The rows that one query finds: the cheapest way to read."""
+        self._require_database()
         shared: Session | None = getattr(self._mine, "joint", None)
         try:
             if shared is not None:
@@ -192,6 +215,7 @@ class Transactions:
 
     @contextmanager
     def _write(self) -> Iterator[Session]:
+        self._require_database()
         unit: ExitStack | None = getattr(self._mine, "unit", None)
         try:
             if unit is None:
@@ -214,7 +238,8 @@ class Transactions:
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:
-        """One writing transaction on a plain connection, for migrations."""
+        """One writing transaction on a plain connection."""
+        self._require_database()
         try:
             with self._engine.execution_options(**_WRITING).begin() as connection:
                 yield connection
