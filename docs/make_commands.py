@@ -55,6 +55,8 @@ def commands(group: click.Command, name: str) -> Iterator[tuple[str, click.Comma
         yield name, group
         return
     for part, command in group.commands.items():
+        if command.hidden:  # another name for one that is shown
+            continue
         yield from commands(command, f"{name} {part}")
 
 

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from server.signing import Ceremonies, KeyFolder, Proposal
 
-app = typer.Typer(no_args_is_help=True, help="Who may sign what: make keys, look, replace, renew, sign.")
+app = typer.Typer(
+    no_args_is_help=True, help="Who may sign what: make keys, look, replace, renew, sign (also as `lamella keys`)."
+)
 
 _DEFAULT_BINS = 64
 _UNENCRYPTED = (

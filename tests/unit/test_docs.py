@@ -57,8 +57,10 @@ def name_of(path: Path) -> str:
 
 def commands(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
     if isinstance(command, click.Group):
+        # What is hidden is another name for what is shown.
         for part, child in command.commands.items():
-            yield from commands(child, f"{name} {part}")
+            if not child.hidden:
+                yield from commands(child, f"{name} {part}")
     else:
         yield name, command
 
