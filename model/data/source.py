@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 # Of one user, the newest ones: a bound on memory and time. What is trained on, the recipe's `max-examples` says.
-MOST_EXAMPLES: Final = 4096
+MOST_EXAMPLES: Final = 8192
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
+
+# Nats a token. What the base knows by heart already says nothing about membership.
+_LEAST_BASE_LOSS: Final = 0.1
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,10 @@ class Losses:
         return -values
 
     def calibrated(self, who: str) -> Floats:
-        """What each loss fell by from the base, times the root of its tokens: a mean over few moves far by chance.
+        """What share of its loss on the base each example lost, times the root of its tokens.
+
+        By chance a mean over few tokens moves far, and what the base finds hard has far to fall: neither shall stand
+        above the members.
 
         Raises:
             AuditError: As `raw` says, or tokens are missing.
@@ -56,4 +62,5 @@ class Losses:
             raise AuditError(
                 f"{who} losses need the number of their tokens, at least 1, for each of {raw.size} examples"
             )
-        return np.sqrt(tokens) * (raw + np.asarray(self.base, dtype=np.float64))
+        base = np.asarray(self.base, dtype=np.float64)
+        return np.sqrt(tokens) * (raw + base) / np.maximum(base, _LEAST_BASE_LOSS)

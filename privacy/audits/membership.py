@@ -1,10 +1,10 @@
 """Membership inference: can one tell from a released model whether an example was trained on?
 
-The attack is the calibrated loss: what an example's loss fell by from the base to the release (Watson et al., "On the
-Importance of Difficulty Calibration in Membership Inference Attacks", ICLR 2022). Without that calibration the attack
-looks harmless even on a model trained without any protection. A mean over few tokens falls far by chance, so it counts
-times the root of its tokens: then short texts do not crowd out the members at the top. Judged at low false-positive
-rates (Carlini et al., IEEE S&P 2022), not on average.
+The attack is the calibrated loss: what share of its loss an example lost from the base to the release (after Watson et
+al., "On the Importance of Difficulty Calibration in Membership Inference Attacks", ICLR 2022). Without that calibration
+the attack looks harmless even on a model trained without any protection. A mean over few tokens falls far by chance, so
+it counts times the root of its tokens; and a style that was learned makes what the base found hardest fall furthest, so
+it is a share. Judged at low false-positive rates (Carlini et al., IEEE S&P 2022), not on average.
 """
 
 from __future__ import annotations

@@ -27,13 +27,13 @@ def audit(
     positive_control: MembershipResult | None = None,
     seed: int = 0,
 ) -> MembershipResult:
-    """Losses whose fall from base to release is exactly the given scores, hidden under differing difficulty."""
+    """Losses whose share lost from base to release is exactly the given scores, hidden under differing difficulty."""
     random = np.random.default_rng(99)
-    member_base = random.normal(3, 1, len(member_scores))
-    other_base = random.normal(3, 1, len(other_scores))
+    member_base = random.normal(3, 1, len(member_scores)).clip(0.2)
+    other_base = random.normal(3, 1, len(other_scores)).clip(0.2)
     return membership_audit(
-        Losses(list(member_base - member_scores), list(member_base)),
-        Losses(list(other_base - other_scores), list(other_base)),
+        Losses(list(member_base * (1 - np.asarray(member_scores))), list(member_base)),
+        Losses(list(other_base * (1 - np.asarray(other_scores))), list(other_base)),
         positive_control=positive_control,
         seed=seed,
     )
@@ -229,3 +229,17 @@ def test_short_texts_do_not_crowd_out_members() -> None:
     assert blind.verdict is not Verdict.FAIL
     assert seeing.verdict is Verdict.FAIL
     assert seeing.claimed_point.hits > 10 * blind.claimed_point.hits
+
+
+def test_what_the_base_found_hardest_does_not_hide_a_leak() -> None:
+    """A style that a model learns makes all texts of a person fall in proportion: that is no membership."""
+    random = np.random.default_rng(4)
+
+    def losses(count: int, leak: float) -> Losses:
+        base = random.uniform(1, 9, count)
+        return Losses((base * (1 - 0.3 - leak - random.normal(0, 0.05, count))).tolist(), base.tolist())
+
+    members, others = losses(1000, 0.25), losses(2000, 0.0)
+    fallen = [np.array(each.base) - np.array(each.release) for each in (members, others)]
+    assert _operating_point(*fallen, 0.001).true_positive_rate < 0.5
+    assert membership_audit(members, others).claimed_point.true_positive_rate > 0.9
