@@ -42,6 +42,7 @@ _PATHS += (
     "BASE/CONFIG.JSON",
     "base/config.json/x",
     "a/" * 120 + "a",
+    "a/" * 15 + "a",
     "é",
     "e\u0301",
     "\u202ex",

@@ -15,6 +15,8 @@ from delta_updates.errors import IntegrityError, PackageFormatError, StorageErro
 
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_PATH_CHARACTERS = 255
+# Names in a path. A version holds a handful of files in a handful of folders.
+MAX_PATH_DEPTH = 16
 MAX_FILES = 10_000
 MAX_FILE_BYTES = 1 << 46
 
@@ -36,6 +38,8 @@ def check_path(path: str) -> str:
         raise ValueError(f"path {path!r} holds a backslash, a drive or a character that does not print")
     if any(part in {"", ".", ".."} for part in parts):
         raise ValueError(f"path {path!r} is absolute, climbs with '..' or is not in its shortest form")
+    if len(parts) > MAX_PATH_DEPTH:
+        raise ValueError(f"path {path[:40]!r}... lies {len(parts)} names deep; {MAX_PATH_DEPTH} are allowed")
     if any(len(part.encode()) > MAX_PATH_CHARACTERS for part in parts):
         raise ValueError(f"path {path!r} has a name of more than {MAX_PATH_CHARACTERS} bytes")
     return path

@@ -54,7 +54,6 @@ class TreeWriter:
     """Writes the files of a target, and keeps what an apply that was cut off had made of them.
 
     Attributes:
-        folders: Those made or found, each after the one it lies in.
         bytes_written, bytes_resumed, bytes_linked, files_linked: What became of the target's bytes.
     """
 
@@ -72,11 +71,17 @@ class TreeWriter:
         self._workers = workers
         self._disk = disk
         self._on_progress = on_progress
-        self.folders = [work.tree]
+        # A set that keeps its order: versions of strangers may have thousands.
+        self._folders = dict.fromkeys([work.tree])
         self.bytes_written = 0
         self.bytes_resumed = 0
         self.bytes_linked = 0
         self.files_linked = 0
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Those made or found, each after the one it lies in."""
+        return tuple(self._folders)
 
     def write(self, packaged: PackagedFile, reader: PackageReader) -> None:
         """Make the next file of the package.
@@ -106,12 +111,12 @@ class TreeWriter:
         self._write_content(path, entry, content, kept, digest)
 
     def _make_folders(self, folder: Path) -> None:
-        if folder not in self.folders:
+        if folder not in self._folders:
             self._make_folders(folder.parent)
             if not folder.is_dir():
                 self._disk.remove(folder)
                 self._disk.make_folder(folder)
-            self.folders.append(folder)
+            self._folders[folder] = None
 
     def _link(self, source: RandomReader, path: Path) -> bool:
         """Return whether `path` is now the very file that was checked."""

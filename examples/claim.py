@@ -2,10 +2,10 @@
 
     python examples/claim.py [--work-dir FOLDER]
 
-A tiny model learns from the real chat of a few people who wrote much (chitchat-dataset), under differential privacy.
-Then the audit attacks the release: 3,072 examples that were trained on against what the same people wrote and their
-devices kept back. The control, the same run without noise and clipping, must be caught. Ends with 0 when the claim is
-earned, 1 when it is not.
+A tiny model learns from the real chat of the person who wrote most (chitchat-dataset), under differential privacy. Then
+the audit attacks the release: 3,072 examples that were trained on against what the same person wrote and the device kept
+back. The control, the same run without noise and clipping, must be caught. Ends with 0 when the claim is earned, 1 when
+it is not.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 MODEL, RUN = "chat", "claim"
-DEVICES, EXAMPLES = 2, 1536
-# As many again must be kept back, or nobody could tell members from others of the same people.
+# One device in one round: nothing is averaged away, in the control neither. That is where an attacker finds most.
+DEVICES, ROUNDS = 1, 1
+EXAMPLES, PASSES, BATCH = 3072, 20, 32
+# As many again must be kept back, or nobody could tell members from others of the same person.
 WRITTEN = 2 * EXAMPLES
-# One round: what several devices learned by heart is averaged away between rounds, in the control too.
-ROUNDS, PASSES_A_ROUND, BATCH = 1, 28, 16
 RECIPE = {
     "rank": 32,
     "alpha": 64,
@@ -34,11 +34,12 @@ RECIPE = {
     "max-examples": EXAMPLES,
     "max-length": 48,
     "batch-size": BATCH,
-    "local-steps": PASSES_A_ROUND * EXAMPLES // BATCH,
-    "learning-rate": 0.2,
+    "local-steps": PASSES * EXAMPLES // BATCH,
+    "learning-rate": 0.8,
     # Small, and the learning rate large: clipped steps are as usual, and those of the control are bold.
-    "clipping-norm": 0.005,
-    "target-epsilon": 4,
+    "clipping-norm": 0.0025,
+    # At most e^1 of the false alarms are hits, by the theorem; the audit sees whether that is so.
+    "target-epsilon": 1,
     "deadline-s": 7200,
     "evaluation-examples": 200,
 }
@@ -97,7 +98,7 @@ def run(work: Path, *command: str, capture: bool = False) -> str:
         "LAMELLA_OFFLINE_KEYS": str(work / "offline-keys"),
         "LAMELLA_PASSPHRASE_FILE": str(work / "passphrase"),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        "OMP_NUM_THREADS": "1",  # two devices train side by side
+        "OMP_NUM_THREADS": "1",  # so small a model gains nothing by more
     }
     done = subprocess.run(
         command, cwd=work, env=environment, check=False, text=True, stdout=subprocess.PIPE if capture else None

@@ -112,14 +112,30 @@ def test_any_bytes_are_a_format_error(raw: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/a", "../a", "a/..", "a/../b", ".", "", "a//b", "C:a", "a\\b", "a\nb", "a\0", "x" * 256, "é" * 130]
+    "path",
+    [
+        "/a",
+        "../a",
+        "a/..",
+        "a/../b",
+        ".",
+        "",
+        "a//b",
+        "C:a",
+        "a\\b",
+        "a\nb",
+        "a\0",
+        "x" * 256,
+        "é" * 130,
+        "a/" * 16 + "a",
+    ],
 )
 def test_paths_that_lead_elsewhere(path: str) -> None:
     with pytest.raises(ValidationError):
         FileEntry(path=path, length=1, sha256="0" * 64)
 
 
-@pytest.mark.parametrize("path", ["a", "base/model.safetensors", "a..b", ".hidden", "grüße/∆ 1"])
+@pytest.mark.parametrize("path", ["a", "base/model.safetensors", "a..b", ".hidden", "grüße/∆ 1", "a/" * 15 + "a"])
 def test_paths_that_are_fine(path: str) -> None:
     assert FileEntry(path=path, length=1, sha256="0" * 64).path == path
 
