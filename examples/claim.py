@@ -3,9 +3,9 @@
     python examples/claim.py [--work-dir FOLDER]
 
 A tiny model learns from the real chat of the person who wrote most (chitchat-dataset), under differential privacy. Then
-the audit attacks the release: 3,072 examples that were trained on against what the same person wrote and the device kept
-back. The control, the same run without noise and clipping, must be caught. Ends with 0 when the claim is earned, 1 when
-it is not.
+the audit attacks the release: 3,072 examples that were trained on against what the same person wrote and the device
+kept back. The control, the same run without noise and clipping, must be caught. Ends with 0 when the claim is earned,
+1 when it is not.
 """
 
 from __future__ import annotations

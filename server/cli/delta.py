@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from delta_updates import apply_in_place, apply_package, build_package, changing_folder
+from delta_updates.contents import package_contents
 from delta_updates.in_place import DEFAULT_MAX_SCRATCH_BYTES
 from delta_updates.memory import peak_memory_bytes
 from delta_updates.package import PackageReader
@@ -148,14 +149,34 @@ def inspect(
     package: Annotated[Path, typer.Argument(help="Package file.", exists=True, dir_okay=False)],
     as_json: AsJson = False,
 ) -> None:
-    """Show what a package holds, without applying it."""
-    with PackageReader(package) as reader:
-        header = reader.header
+    """Check a package from end to end, and show what it holds, without applying it."""
+    found = package_contents(package)
+    header = found.header
     if as_json:
-        show_json(header.model_dump())
+        show_json(
+            header.model_dump()
+            | {"package_bytes": found.package_bytes, "codecs": found.codecs}
+            | {
+                "files": [
+                    one.packaged.model_dump() | {"package_bytes": one.package_bytes, "codecs": one.codecs}
+                    for one in found.files
+                ]
+            }
+        )
         return
     console.print(f"source tree {header.source_hash or '(none: full package)'}\ntarget tree {header.target_hash}")
-    show_table("Files", ("path", "length", "made by"), [(f.file.path, f.file.length, f.method) for f in header.files])
+    console.print(f"{megabytes(found.package_bytes)} make {megabytes(header.target_bytes)}")
+    rows: list[tuple[object, ...]] = [
+        (
+            one.packaged.file.path,
+            one.packaged.file.length,
+            one.packaged.method,
+            one.package_bytes,
+            ", ".join(f"{count} {codec}" for codec, count in one.codecs.items()),
+        )
+        for one in found.files
+    ]
+    show_table("Files", ("path", "length", "made by", "bytes here", "records"), rows)
 
 
 @app.command()

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from delta_updates import ApplyProgress, ApplyResult, apply_in_place, apply_package
-from delta_updates.errors import DeltaError
+from delta_updates.errors import DeltaError, PackageFormatError
 from delta_updates.package import PackageReader
 from server.cli.delta_files import as_tree, unwrap
 from server.cli.main import app
@@ -66,6 +66,24 @@ def test_a_full_package_needs_no_source(folders: tuple[Path, Path], tmp_path: Pa
     said = run("inspect", tmp_path / "p")
     assert "full package" in said
     assert "model.safetensors" in said
+
+
+def test_looking_into_a_package_reads_all_of_it(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    old, new = folders
+    built = json.loads(run("build", old, new, "--out", tmp_path / "p", "--json"))
+    found = json.loads(run("inspect", tmp_path / "p", "--json"))
+    assert (found["package_bytes"], found["target_hash"]) == (built["package_bytes"], built["target_hash"])
+    records = {codec: count for codec, count in built["codecs"].items() if codec != "linked"}
+    assert found["codecs"] == records
+    assert sum(sum(file["codecs"].values()) for file in found["files"]) == sum(records.values()) > 0
+    whole = (tmp_path / "p").read_bytes()
+    for length in (len(whole) - 1, len(whole) - found["files"][-1]["package_bytes"]):
+        (tmp_path / "cut").write_bytes(whole[:length])
+        with pytest.raises(PackageFormatError, match="cut off"):
+            run("inspect", tmp_path / "cut")
+    (tmp_path / "longer").write_bytes(whole + b"x")
+    with pytest.raises(PackageFormatError, match="after the package's end"):
+        run("inspect", tmp_path / "longer")
 
 
 def test_files_stay_files(files: tuple[Path, Path], tmp_path: Path) -> None:
