@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from delta_updates.manifest import FileEntry
 from delta_updates.matching import TensorMatcher
 from delta_updates.package import PackagedFile, Part, Record
 from delta_updates.reading import RandomReader
+from delta_updates.runs import equal_runs, moved_runs
 from delta_updates.source_tree import SourceTree, layout_at
 from delta_updates.tensor_file import TensorFile
 from delta_updates.workers import in_order
@@ -40,6 +41,11 @@ _SPARSE_SHARE = 8
 # A chunk without its source is measured on one of so many blocks; in full only when it could be the smaller one.
 _SAMPLE_BLOCK_BYTES = 4096
 _SAMPLE_SHARE = 16
+# About what a record more takes; and so many ranges of a file or chunk are worth being told apart.
+_RECORD_COST_BYTES = 96
+_MOST_RUNS = 2000
+# Both versions of a file without tensors are held in memory.
+_MOST_OPAQUE_BYTES = 256 << 20
 _OPAQUE = (ElementKind.BYTES,)
 _LARGEST_KEPT_BYTES = 31 << 20
 _EMPTY = Encoded(Layout.RAW, 0, b"")
@@ -132,8 +138,16 @@ def _plan_opaque(path: Path, entry: FileEntry, source: SourceTree) -> FilePlan:
         PackagedFile(file=entry, method="full", source=None), lambda workers: _full_records(path, spans, workers)
     )
     old = source.like_bytes(entry)
-    if old is None or max(entry.length, old.length) > MAX_CHUNK_BYTES:
+    if old is None or max(entry.length, old.length) > _MOST_OPAQUE_BYTES:
         return full
+    if max(entry.length, old.length) > MAX_CHUNK_BYTES:
+        # Too large for one patch: what is equal is copied, wherever it stood.
+        before = source.path_of(old)
+        spans = _moved_spans(path, before)
+        if all(span.source_offset is None for span in spans):
+            return full
+        moved = PackagedFile(file=entry, method="tensors", source=old)
+        return FilePlan(moved, lambda workers: _copied_records(path, before, spans, workers))
     encoded = CODECS[CodecName.PATCH].encode(path.read_bytes(), source.path_of(old).read_bytes(), ElementKind.BYTES)
     if encoded is None:
         return full
@@ -141,6 +155,18 @@ def _plan_opaque(path: Path, entry: FileEntry, source: SourceTree) -> FilePlan:
     if patch.length_in_package >= sum(record.length_in_package for record in full.records(1)):
         return full
     return FilePlan(PackagedFile(file=entry, method="patch", source=old), lambda _: iter((patch,)))
+
+
+def _moved_spans(path: Path, before: Path) -> list[_Span]:
+    runs = moved_runs(path.read_bytes(), before.read_bytes(), least=_RECORD_COST_BYTES)
+    if len(runs) > _MOST_RUNS:
+        return [_Span(0, path.stat().st_size, _OPAQUE, None)]
+    return [_Span(run.start, run.end - run.start, _OPAQUE, run.source) for run in runs]
+
+
+def _copied_records(path: Path, before: Path, spans: list[_Span], workers: int) -> Iterator[Record]:
+    with RandomReader(path) as new_file, RandomReader(before) as old_file:
+        yield from in_order(_record, _chunks(spans, new_file, old_file), workers=workers)
 
 
 def _spans(layout: TensorFile, old_layout: TensorFile | None, matcher: TensorMatcher | None = None) -> Iterator[_Span]:
@@ -208,9 +234,26 @@ def _pieces(span: _Span, new_file: RandomReader, old_file: RandomReader) -> Iter
             continue
         part = Part(span.source_offset + start, length)
         old = old_file.read_at(part.offset, length)
+        piece = _Piece(span.kinds, new, old, part, span.name, span.columns)
         # Only equal bytes and values with steps make use of a source.
-        is_useful = new == old or span.kinds[0].has_steps
-        yield _Piece(span.kinds, new, old if is_useful else b"", part if is_useful else None, span.name, span.columns)
+        yield from [piece] if new == old or span.kinds[0].has_steps else _shared(piece)
+
+
+def _shared(piece: _Piece) -> list[_Piece]:
+    """Return the ranges of a piece without steps, equal to the source's or not; or all of it where that is smaller."""
+    alone = replace(piece, old=b"", part=None)
+    runs = equal_runs(piece.new, piece.old, least=_RECORD_COST_BYTES)
+    if piece.part is None or not 1 < len(runs) <= _MOST_RUNS:
+        return [alone]
+    found = []
+    for run in runs:
+        new = piece.new[run.start : run.end]
+        part = None if run.source is None else Part(piece.part.offset + run.source, len(new))
+        found.append(replace(alone, new=new, old=new if part else b"", part=part))
+    kind = piece.kinds[0]
+    packed = sum(len(_encode_full(one.new, kind).frame) for one in found if one.part is None)
+    is_smaller = packed + len(found) * _RECORD_COST_BYTES < len(_encode_full(piece.new, kind).frame)
+    return found if is_smaller else [alone]
 
 
 def _chunk_bytes(kinds: tuple[ElementKind, ...]) -> int:
