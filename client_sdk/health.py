@@ -173,7 +173,7 @@ def _require_effect(loaded: "LoadedModel", manifest: VersionManifest) -> None:
 
 
 def _serving_loss(serving: Path | None, probe: Path | None) -> tuple["list[EncodedExample]", float | None]:
-    """The probe's examples, and the loss on them of the version that serves, which may be damaged: then None."""
+    """The probe's examples, and the loss on them of the version that serves; None where that is damaged."""
     if probe is None or not probe.is_dir() or serving is None:
         return [], None
     from model import DataError, JsonlSource, ModelError, encode_examples, load_version  # noqa: PLC0415 - as above
@@ -186,7 +186,9 @@ def _serving_loss(serving: Path | None, probe: Path | None) -> tuple["list[Encod
     try:
         loaded = load_version(serving)
         encoded = encode_examples(loaded.tokenizer, examples, max_length=_MAX_PROBE_TOKENS)
-        return encoded, _mean_loss(loaded, encoded)
+        loss = _mean_loss(loaded, encoded)
+        # No number is above or below a loss that is none: nothing could ever replace such a version.
+        return encoded, loss if loss is not None and math.isfinite(loss) else None
     except ModelError:
         return [], None
 

@@ -87,7 +87,7 @@ class OfferFinder:
             verified = self._verified(offer)
             self._require_private(verified)
         except RefusedError as error:
-            self._reporter.queue_failure(offer, error)
+            self._reporter.queue_failure(offer.offer_id, offer.version, error)
             raise
         return verified._replace(chain=self._chain(offer, installed))
 

@@ -8,7 +8,7 @@ from client_sdk.quality import quality_of
 from client_sdk.service import UpdateService
 from client_sdk.state import DeviceState, StateFile
 from client_sdk.update_result import UpdateResult
-from delta_updates import Offer, Outcome, OutcomeReport
+from delta_updates import Outcome, OutcomeReport
 
 _MAX_REASON_CHARS = 500
 _logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Reporter:
         )
         self.queue(report, state=state)
 
-    def queue_failure(self, offer: Offer, error: DeviceError) -> None:
+    def queue_failure(self, offer_id: str, version: int, error: DeviceError) -> None:
         """Queue that an offer could not be used, or that the owner's limit forbids it.
 
         The same, polled again and again, is queued once.
@@ -51,7 +51,7 @@ class Reporter:
         if state.last_decision == str(error)[:_MAX_REASON_CHARS]:
             return
         outcome = Outcome.DECLINED if isinstance(error, ReleaseDeclinedError) else Outcome.FAILED
-        report = OutcomeReport(offer_id=offer.offer_id, version=offer.version, outcome=outcome, reason=reason_of(error))
+        report = OutcomeReport(offer_id=offer_id, version=version, outcome=outcome, reason=reason_of(error))
         self._try_to_save(state.with_report(report).with_decision(str(error)))
 
     def deliver(self) -> None:

@@ -58,11 +58,13 @@ class SelfTestProcess:
         """
         limits = DeviceConfig.read(self._home).self_test
         active = self._slots.active()
+        # A repair: the same version serves, damaged, and is no measure of itself.
+        is_repair = active is not None and active.manifest.tree_hash == manifest.tree_hash
         task = Task(
             tree=tree,
             manifest=manifest,
             limits=limits,
-            serving=active.tree if active else None,
+            serving=active.tree if active and not is_repair else None,
             probe=self._home / limits.probe,
         )
         return run_task(task)

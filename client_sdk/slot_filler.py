@@ -52,7 +52,7 @@ class SlotFiller:
                 source = ActiveVersion(target, step.manifest)
             self.slots.begin_test(slot, way[-1].manifest, offer.offer_id)
         except (RefusedError, DeviceDiskError) as error:
-            self.reporter.queue_failure(offer, error)
+            self.reporter.queue_failure(offer.offer_id, offer.version, error)
             raise
         self.reporter.queue_outcome(offer.offer_id, offer.version, Outcome.APPLIED, filled)
         with disk_errors(self.home, "removing the applied packages"):

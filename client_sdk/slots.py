@@ -19,8 +19,8 @@ from delta_updates.manifest import FileEntry, sha256_of
 from delta_updates.unfinished import work_folder
 
 SlotName = Literal["a", "b"]
-MAX_BOOTS = 2
-"""A version in test gets one try and, after a crash of the process, one retry."""
+MAX_BOOTS = 3
+"""Self-tests of a version that may be cut off, by a crash or a power cut, before it counts as one that crashes."""
 
 TREE = "tree"
 """Name of the version's folder in its slot."""

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from client_sdk.download import Progress
 from client_sdk.errors import (
+    ConfigurationError,
     DeviceDiskError,
     DeviceError,
+    MissingExtraError,
     PackageError,
     SelfTestError,
     ServiceRefusedError,
@@ -159,9 +161,15 @@ class Updater:
         except (KeyboardInterrupt, SystemExit):
             self.slots.count_boot(-1)
             raise
-        except DeviceError:
-            # Not the version's fault (an optional part is missing): revert, but do not hold it against the version.
+        except (MissingExtraError, ConfigurationError) as error:
+            # Not the version's fault, and another one would fare no better: it waits in its slot until that is mended.
+            self.slots.count_boot(-1)
+            self.reporter.queue_failure(in_test.record.offer_id, in_test.record.version, error)
+            raise
+        except DeviceError as error:
+            # What is on this disk cannot be trusted; the version is not to blame.
             self.slots.revert()
+            self.reporter.queue_failure(in_test.record.offer_id, in_test.record.version, error)
             raise
         tested = replace(filled, decision="confirmed", self_test_seconds=time.monotonic() - started, health=health)
         found = in_test.record

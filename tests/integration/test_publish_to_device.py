@@ -136,7 +136,7 @@ def test_a_device_killed_in_the_middle_of_an_update_ends_on_a_whole_version(serv
         process.communicate()
         assert status(service, home)["version"] in {1, 2}
         assert answer(service, home) is not None
-    # Killed twice in its self-test, v2 counts as one that crashes; a newer version is tried again.
+    # Killed in its self-test three times, v2 would count as one that crashes; a newer version is tried all the same.
     service.release_adapter(seed=3)
     service.device(home, "update")
     assert status(service, home)["version"] == 3

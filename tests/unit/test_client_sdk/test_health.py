@@ -116,6 +116,15 @@ def test_a_damaged_version_that_serves_does_not_speak_against_the_new_one(base: 
     assert facts.serving_probe_loss is None
 
 
+def test_a_version_that_serves_nothing_but_nan_does_not_speak_against_the_new_one(base: Path, tmp_path: Path) -> None:
+    probe = write_probe(tmp_path / "probe", "fox")
+    rotten = write_adapter_version(base, tmp_path / "rotten")
+    spoil(rotten, "norm.weight", float("nan"))
+    facts = self_test(base, manifest_of(base, version=2), serving=rotten, probe=probe)
+    assert facts.serving_probe_loss is None
+    assert facts.probe_loss is not None
+
+
 def test_numbers_that_are_not_finite_fail(base: Path, tmp_path: Path) -> None:
     tree = write_adapter_version(base, tmp_path / "tree")
     spoil(tree, "norm.weight", float("nan"))
