@@ -2,17 +2,20 @@
 
 The self-test proves that a version runs in a process of its own; whether it runs inside the application, with its
 memory and its other libraries, only the application can show. So each start of a version that never answered here is
-counted, durably and before the model is opened; the first whole answer settles it for good.
+noted, durably and before the model is opened, and counts as soon as its process is dead without having ended in order:
+several processes that open a new version at once count for nothing. The first whole answer settles it for good.
 """
 
 import atexit
 import logging
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from client_sdk.disk import Disk, replace_file
 from client_sdk.errors import DeviceError, UpdateInProgressError
+from client_sdk.living import Fate, LivingMark, fate_of, remove_dead_marks
 from client_sdk.lock import update_lock
 from client_sdk.slots import SlotRecord, SlotStore
 from client_sdk.state import FailedVersion, StateFile
@@ -20,16 +23,21 @@ from delta_updates import Outcome, OutcomeReport
 
 MAX_STARTS = 3
 _MAX_FILE_BYTES = 1 << 12
+_MOST_STARTING = 100
 _logger = logging.getLogger(__name__)
 
 
 class Starts(BaseModel):
-    """The content of `slots/starts.json`: how often this version was started without an answer."""
+    """The content of `slots/starts.json`: how often this version was started and ended without an answer.
+
+    `starting` names the marks (`LivingMark`) of those that have not answered yet.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     tree_hash: str = ""
     unanswered: int = 0
+    starting: tuple[Annotated[str, Field(pattern="^[0-9a-f]{16}$")], ...] = ()
     is_settled: bool = False
 
 
@@ -41,8 +49,10 @@ class CrashGuard:
         self._states = states
         self._slots = slots
         self._disk = disk
-        self._path = home / "slots" / "starts.json"
+        self._folder = home / "slots"
+        self._path = self._folder / "starts.json"
         self._open: SlotRecord | None = None
+        self._mark: LivingMark | None = None
 
     def start(self, record: SlotRecord) -> None:
         """Count a start of the version that serves; after three without an answer, the one before it serves again.
@@ -52,9 +62,22 @@ class CrashGuard:
         starts = self._read(record)
         if starts.is_settled or (self._open and self._open.tree_hash == record.tree_hash):
             return
+        fates = {mark: fate_of(self._folder, mark) for mark in starts.starting}
+        died = sum(fate is Fate.DIED for fate in fates.values())
+        alive = tuple(mark for mark, fate in fates.items() if fate is Fate.ALIVE)[-_MOST_STARTING:]
+        starts = starts.model_copy(update={"unanswered": starts.unanswered + died, "starting": alive})
+        if died:
+            # Their marks are gone: they count from now on, whatever happens next.
+            self._write(starts)
         if starts.unanswered >= MAX_STARTS and self._leave(record):
             return
-        self._write(starts.model_copy(update={"unanswered": starts.unanswered + 1}))
+        self._forget_mark()
+        try:
+            self._mark = LivingMark(self._folder)
+        except OSError as error:
+            _logger.warning("the starts of this version cannot be counted: %s", error)
+            return
+        self._write(starts.model_copy(update={"starting": (*alive, self._mark.name)}))
         if self._open is None:
             atexit.register(self.stop)
         self._open = record
@@ -64,13 +87,23 @@ class CrashGuard:
         if self._open is not None and self._open.tree_hash == record.tree_hash:
             self._open = None
             self._write(Starts(tree_hash=record.tree_hash, is_settled=True))
+            self._forget_mark()
+            remove_dead_marks(self._folder)
 
     def stop(self) -> None:
         """Take the start back: an application that ends in order did not crash."""
         if self._open is not None:
             starts = self._read(self._open)
             self._open = None
-            self._write(starts.model_copy(update={"unanswered": max(0, starts.unanswered - 1)}))
+            if self._mark is not None:
+                left = tuple(mark for mark in starts.starting if mark != self._mark.name)
+                self._write(starts.model_copy(update={"starting": left}))
+        self._forget_mark()
+
+    def _forget_mark(self) -> None:
+        if self._mark is not None:
+            self._mark.remove()
+            self._mark = None
 
     def _leave(self, record: SlotRecord) -> bool:
         """Fall back, and remember why; False when there is nothing to fall back to, or an update is in the way."""

@@ -9,7 +9,7 @@ from simulators.update_service import FakeUpdateService
 from simulators.versions import write_tree
 
 from client_sdk import Device, OfferRefusedError
-from client_sdk.crash_guard import MAX_STARTS, CrashGuard
+from client_sdk.crash_guard import MAX_STARTS, CrashGuard, Starts
 from client_sdk.lock import update_lock
 from client_sdk.slots import SlotRecord, SlotStore
 from client_sdk.state import StateFile
@@ -19,10 +19,11 @@ OpenDevice = Callable[..., Device]
 
 
 class App:
-    """The application's processes, one after another; each opens the guard anew."""
+    """The application's processes, one after another; each opens the guard anew, after the one before has died."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
+        self.guard: CrashGuard | None = None
         self.disk = FaultyDisk(home / "stash")
         self.states = StateFile(home, self.disk)
         self.slots = SlotStore(home / "slots", self.disk)
@@ -33,9 +34,19 @@ class App:
         return record
 
     def start(self) -> tuple[CrashGuard, int]:
-        guard = CrashGuard(self.home, self.states, self.slots, self.disk)
-        guard.start(self.serving())
-        return guard, self.serving().version
+        self.die()
+        return self.start_beside()
+
+    def start_beside(self) -> tuple[CrashGuard, int]:
+        """Another process, while those before live on."""
+        self.guard = CrashGuard(self.home, self.states, self.slots, self.disk)
+        self.guard.start(self.serving())
+        return self.guard, self.serving().version
+
+    def die(self) -> None:
+        """What the kernel does for a process that is killed."""
+        if self.guard is not None and self.guard._mark is not None:
+            self.guard._mark.die()
 
 
 @pytest.fixture
@@ -77,6 +88,31 @@ def test_an_orderly_end_is_no_crash(app: App) -> None:
         guard, version = app.start()
         assert version == 2
         guard.stop()
+
+
+def test_processes_that_start_together_are_no_crashes(app: App) -> None:
+    guards = [app.start_beside()[0] for _ in range(4 * MAX_STARTS)]
+    assert app.serving().version == 2
+    for guard in guards[1:]:
+        guard.stop()
+    assert app.start_beside()[1] == 2
+    app.die()
+    guards[0].answered(app.serving())
+    assert not list((app.home / "slots").glob("start-*"))
+    assert [app.start()[1] for _ in range(10)] == [2] * 10
+
+
+def test_of_many_that_start_together_the_dead_count(app: App) -> None:
+    for _ in range(MAX_STARTS):
+        app.start_beside()
+        app.die()
+    assert app.start_beside()[1] == 1
+
+
+def test_counts_of_the_release_before_are_read(app: App) -> None:
+    text = Starts(tree_hash=app.serving().tree_hash, unanswered=MAX_STARTS).model_dump_json(exclude={"starting"})
+    (app.home / "slots" / "starts.json").write_text(text)
+    assert app.start()[1] == 1
 
 
 def test_one_process_counts_once_however_often_it_loads(app: App) -> None:
