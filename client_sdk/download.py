@@ -10,10 +10,10 @@ from urllib.parse import quote
 import urllib3
 
 from client_sdk.connections import must_progress
-from client_sdk.disk import Disk, disk_errors
+from client_sdk.disk import Disk, disk_errors, replace_file
 from client_sdk.errors import EnrolmentError, PackageError, RefusedError, RetryLaterError, ServiceUnavailableError
 from client_sdk.pace import Backoff
-from client_sdk.responses import CHUNK_BYTES, raise_for_status, require_no_portal
+from client_sdk.responses import CHUNK_BYTES, STRONG_ETAG, raise_for_status, require_no_portal
 from client_sdk.service import TARGETS
 from client_sdk.transport import Transport
 from delta_updates.manifest import sha256_of
@@ -24,7 +24,7 @@ Progress = Callable[[int, int], None]
 
 _logger = logging.getLogger(__name__)
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
-_MAX_ETAG_CHARS = 256
+_MAX_ETAG_BYTES = 257
 _PARTIAL_CONTENT = 206
 _RANGE_NOT_SATISFIABLE = 416
 
@@ -129,17 +129,19 @@ class _Part:
             return 0
 
     def etag(self) -> str | None:
+        """What is kept; None where it is no ETag, as after a power cut: then the final hash has to tell."""
         try:
-            return self._etag_path.read_text("ascii")[:_MAX_ETAG_CHARS]
+            with self._etag_path.open("rb") as file:
+                kept = file.read(_MAX_ETAG_BYTES).decode("ascii")
         except (FileNotFoundError, UnicodeDecodeError):
             return None
+        return kept if STRONG_ETAG.fullmatch(kept) else None
 
     def restart(self, etag: str | None) -> None:
         """Forget what arrived and note the ETag of what will."""
         self.discard()
-        # Only a strong ETag promises equal bytes (RFC 9110, 8.8.1); without one the final hash has to tell.
-        if etag and etag.startswith('"') and etag.isascii() and etag.isprintable() and len(etag) <= _MAX_ETAG_CHARS:
-            self._etag_path.write_text(etag, "ascii")
+        if etag and STRONG_ETAG.fullmatch(etag):
+            replace_file(self._disk, self._etag_path, etag.encode())
 
     def discard(self) -> None:
         self._disk.remove(self.path)

@@ -1,6 +1,9 @@
 """Answers of a server that nobody trusts: read within bounds, and sorted by who can act."""
 
 import json
+import re
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
 import urllib3
@@ -9,6 +12,9 @@ from client_sdk.errors import EnrolmentError, ServiceRefusedError, ServiceUnavai
 from client_sdk.pace import Clock, Limits
 
 CHUNK_BYTES = 1 << 16
+STRONG_ETAG = re.compile(r'"[!#-~]{1,254}"')
+"""What may be kept and shown again. Weak ones promise no equal bytes (RFC 9110, 8.8.1)."""
+_MOST_PATIENCE_S = 24 * 3600.0
 _MAX_DETAIL_BYTES = 1 << 14
 _RETRYABLE = frozenset(
     {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS} | set(range(500, 600))
@@ -88,5 +94,13 @@ def _detail(response: urllib3.BaseHTTPResponse, clock: Clock, limits: Limits) ->
 
 
 def _retry_after_s(response: urllib3.BaseHTTPResponse) -> float | None:
-    value = response.headers.get("Retry-After", "")
-    return float(value) if value.isascii() and value.isdigit() and len(value) < 7 else None  # noqa: PLR2004 - days
+    """The wait that was asked for, in seconds or as a date (RFC 9110, 10.2.3), at most a day; None for nonsense."""
+    value = response.headers.get("Retry-After", "")[:40]
+    if value.isascii() and value.isdigit():
+        return min(float(value), _MOST_PATIENCE_S)
+    try:
+        moment = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    wait = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - datetime.now(UTC)
+    return min(max(0.0, wait.total_seconds()), _MOST_PATIENCE_S)

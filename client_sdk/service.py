@@ -1,7 +1,6 @@
 """The update service's REST words, spoken from the device's side (`/v1`)."""
 
 import json
-import re
 from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from client_sdk.errors import DeviceDiskError, ServiceRefusedError
-from client_sdk.responses import printable
+from client_sdk.responses import STRONG_ETAG, printable
 from client_sdk.transport import Transport
 from delta_updates.manifest import MAX_FILE_BYTES
 from delta_updates.offer import ROOM_HEADER, EnrolReply, EnrolRequest, KeyRequest, Offer, OutcomeReport, UpdateQuery
@@ -22,7 +21,6 @@ KEY = "/v1/devices/me/key"
 METADATA = "/v1/metadata/"
 TARGETS = "/v1/targets/"
 
-_ETAG = re.compile(r'"[!#-~]{1,128}"')
 _MAX_ANSWER_BYTES = 1 << 16
 _Parsed = TypeVar("_Parsed", bound=BaseModel)
 
@@ -105,14 +103,14 @@ class UpdateService:
 
     def _recall(self) -> str | None:
         with suppress(OSError, UnicodeDecodeError):
-            if self._memory is not None and _ETAG.fullmatch(known := self._memory.read_text("ascii")):
+            if self._memory is not None and STRONG_ETAG.fullmatch(known := self._memory.read_text("ascii")):
                 return known
         return None
 
     def _remember(self, etag: str | None) -> None:
         # Half a file or none is only a question asked in full, so nothing here has to be durable or to succeed.
         with suppress(OSError):
-            if self._memory is not None and etag is not None and _ETAG.fullmatch(etag):
+            if self._memory is not None and etag is not None and STRONG_ETAG.fullmatch(etag):
                 self._memory.write_text(etag, "ascii")
 
     def report(self, report: OutcomeReport) -> None:
