@@ -1,5 +1,5 @@
 # make demo      the whole product once, on this machine (QUICK=1: a minute and a half, with a tiny model)
-# make claim     test "fewer than 0.3% can be traced" on real chat, beside a control that must leak (about an hour)
+# make claim     earn "fewer than 0.3% can be traced" on real chat, beside a control that must leak (35 minutes)
 # make check     lint, types, import contracts, unit tests: the everyday loop, under three minutes
 # make test      everything `check` does, and the tests with real weights and real processes
 # make s3-server  moto's S3 server for the tests of buckets, in .tools/ (`make test` makes it)
