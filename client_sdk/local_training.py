@@ -155,7 +155,7 @@ def _charge(
 
     A crash after this point has cost budget and released nothing, which is the safe side.
     """
-    _require_sane(site, instructions, num_examples=num_examples)
+    _require_sane(site, instructions)
     site.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     told = instructions.told_examples(num_examples)
     probability = instructions.sampling_probability_for(told)
@@ -195,7 +195,7 @@ def _charge(
     )
 
 
-def _require_sane(site: TrainingSite, instructions: RoundInstructions, *, num_examples: int) -> None:
+def _require_sane(site: TrainingSite, instructions: RoundInstructions) -> None:
     """Hold the server's wishes against this device's own limits: a server may be hostile, or badly set up."""
     if instructions.privacy_unit == "user":
         if not site.trusts_server and instructions.user_promise is not None:
@@ -215,8 +215,12 @@ def _require_sane(site: TrainingSite, instructions: RoundInstructions, *, num_ex
             f"the round may spend ε up to {instructions.target_epsilon:g}, this device allows {site.max_epsilon:g}"
         )
     # With δ of one over the number of examples, publishing one whole example at random would count as private.
-    if instructions.target_delta * num_examples >= 1:
-        raise DeclinedError(f"δ = {instructions.target_delta:g} is no protection for {num_examples} examples")
+    # The round's cap, not this device's number: whether it declines would tell that number.
+    if instructions.target_delta * instructions.max_examples >= 1:
+        raise DeclinedError(
+            f"δ = {instructions.target_delta:g} is no protection for the {instructions.max_examples} examples that a "
+            "device may use"
+        )
 
 
 def _noise_multiplier(home: Path, instructions: RoundInstructions, probability: float) -> float:

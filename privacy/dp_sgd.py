@@ -237,7 +237,7 @@ class _Batches(Generic[T]):
             )
         if self._seen and self._dropped == self._seen:
             raise TrainingError(
-                f"none of the {self._seen} drawn examples gave a finite gradient, so the update is noise only; "
+                "none of the drawn examples gave a finite gradient, so the update is noise only; "
                 "check the base and the learning rate (the privacy cost is spent)"
             )
 

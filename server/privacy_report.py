@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from privacy.budget import PrivacyBudget
+from privacy.example_level import promised_per_example
 from privacy.report import AuditReport, RunFacts, TensorFact, UtilityFigure, build_report
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def report_of_version(registry: Registry, artifacts: ArtifactStore, version: Ver
     if version.run_id is not None:
         return report_of_run(registry, artifacts, registry.run(version.run_id), version=version)
     events = registry.privacy_events(model=version.model)
-    own = [event for event in events if event.privacy_unit == "example"]
+    own = promised_per_example(events)
     return build_report(
         title=f"Privacy report: {version.model} v{version.number}",
         run=RunFacts(

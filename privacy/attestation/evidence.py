@@ -21,6 +21,7 @@ from privacy.attestation.statement import (
 )
 from privacy.base_bill import example_epsilon_on_base, user_epsilon_on_base
 from privacy.chain import chained_lines
+from privacy.example_level import promised_per_example
 from privacy.report.claim import claim_of
 from privacy.user_level import user_epsilon
 
@@ -135,7 +136,7 @@ def differences_from(
     ]
     stated_units = {guarantee.privacy_unit: guarantee for guarantee in statement.predicate.guarantees}
     for unit in ("example", "user"):
-        own = tuple(event for event in events if event.privacy_unit == unit)
+        own = _promised(events, unit)
         guarantee = stated_units.get(unit)
         if (guarantee is None) != (not own):
             found.append(f"per {unit}: {len(own)} events in the ledger, {'no' if guarantee is None else 'a'} guarantee")
@@ -163,7 +164,7 @@ def _differences_on_base(
     for unit in ("example", "user"):
         guarantee = units.get(unit)
         if guarantee is None:
-            if any(event.privacy_unit == unit for event in events):
+            if _promised(events, unit):
                 found.append(f"ε per {unit} on the base: {unit} events in the ledger, and it is not stated")
             continue
         actual = recompute[unit](events, others, target_delta=guarantee.delta)
@@ -171,6 +172,12 @@ def _differences_on_base(
             told = "nothing" if actual is None else f"{actual:.4f}"
             found.append(f"ε per {unit} on the base: stated {guarantee.epsilon:.4f}, recomputed {told}")
     return found
+
+
+def _promised(events: Sequence[PrivacyEvent], unit: str) -> tuple[PrivacyEvent, ...]:
+    if unit == "example":
+        return promised_per_example(events)
+    return tuple(event for event in events if event.privacy_unit == unit)
 
 
 def _known(heads: Mapping[str, tuple[int, str]], model: str) -> str:

@@ -67,8 +67,8 @@ class MembershipResult(BaseModel):
 
     @property
     def claimed_point(self) -> OperatingPoint:
-        """The calibrated attack at 0.1% false positives."""
-        return self.calibrated.points[0]
+        """The stronger attack at 0.1% false positives: the one that the verdict rests on."""
+        return strongest_of(self.calibrated, self.likelihood).points[0]
 
 
 def membership_audit(
@@ -103,9 +103,11 @@ def membership_audit(
         scores = [np.asarray(values, dtype=np.float64) for values in likelihood_scores]
         likelihood = figures_of(scores[0], scores[1], seed=seed)
     caught = None if positive_control is None else positive_control.verdict is Verdict.FAIL
-    strongest = max(filter(None, (calibrated, likelihood)), key=lambda figures: figures.points[0].hits)
     verdict, reason, upper = _judge(
-        strongest.points[0], member_scores.size, other_scores.size, is_control_caught=caught
+        strongest_of(calibrated, likelihood).points[0],
+        member_scores.size,
+        other_scores.size,
+        is_control_caught=caught,
     )
     edges = shared_edges(member_scores, other_scores)
     return MembershipResult(
@@ -154,6 +156,13 @@ def membership_finding(result: MembershipResult, *, control: str = "") -> Findin
         | ({} if result.control is None else {"control_auc": result.control.auc})
         | ({} if result.likelihood is None else {"likelihood_auc": result.likelihood.auc}),
     )
+
+
+def strongest_of(calibrated: AttackFigures, likelihood: AttackFigures | None) -> AttackFigures:
+    """The attack that finds more members at 0.1% false positives."""
+    if likelihood is None or likelihood.points[0].hits <= calibrated.points[0].hits:
+        return calibrated
+    return likelihood
 
 
 def power_to_pass(*, members: int, true_rate: float = _TRUE_RATE_FOR_POWER) -> float:

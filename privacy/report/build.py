@@ -15,6 +15,7 @@ from privacy.base_bill import example_epsilon_on_base, user_epsilon_on_base
 from privacy.chain import chained_lines
 from privacy.contribution import LEAVES_THE_DEVICE
 from privacy.errors import ReportError
+from privacy.example_level import promised_per_example
 from privacy.report.costs import device_cost, device_series, events_of, round_costs, rounds_of
 from privacy.report.pages import to_html, to_markdown
 from privacy.report.schema import AuditReport, BaseCost, OtherLedger
@@ -68,7 +69,7 @@ def build_report(  # noqa: PLR0913 - each is one part of the report
     Raises:
         UnknownEventError: an event cannot be accounted for.
     """
-    spent = tuple(event for event in events if event.privacy_unit == "example")
+    spent = promised_per_example(events)
     users = user_cost(events, user_budget)
     by_device = epsilon_by_device(spent, target_delta=target_delta)
     worst = max(by_device, key=lambda device: by_device[device], default=None)

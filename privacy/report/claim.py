@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from privacy.audits.attack_figures import CLAIMED_AT_FPR
+from privacy.example_level import runs_without_example_noise
 from privacy.report.base import told_on_base
 from privacy.report.blocks import Paragraph, Section, number, probability
 
@@ -33,6 +34,7 @@ def _own_claim(report: AuditReport) -> str:
             f"The releases are ({number(report.users.epsilon)}, {probability(report.users.target_delta)})-"
             f"differentially private for each user's whole contribution, for {_who_sees(report.users)}. "
             + (_NOT_TOWARDS_SERVER if report.users.trusts_server else _TOWARDS_HONEST_SERVER)
+            + _no_more_per_example(report)
         )
     if not report.devices:
         return "No device trained, so nothing is claimed."
@@ -51,6 +53,14 @@ def _own_claim(report: AuditReport) -> str:
         f"{probability(report.users.target_delta)})-differentially private for each user's whole contribution, for "
         f"{_who_sees(report.users)}; the two are never added up."
     )
+
+
+def _no_more_per_example(report: AuditReport) -> str:
+    """Why nothing is promised per example, where runs before did."""
+    if not any(event.privacy_unit == "example" for event in report.events):
+        return ""
+    runs = ", ".join(runs_without_example_noise(report.events))
+    return f" Nothing is claimed for single examples any more: updates of {runs} left without the devices' own noise."
 
 
 def _who_sees(users: UserCost) -> str:

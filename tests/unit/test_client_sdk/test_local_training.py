@@ -141,6 +141,20 @@ def test_what_a_device_declines_costs_nothing(site, tree, changes, said):
     assert site.ledger.events() == ()
 
 
+def test_why_it_declines_tells_nothing_of_how_much_it_has(site, tree):
+    """A server that tries one δ after the other would find the number by who declines."""
+    for cap, declines in ((9, False), (10, True), (400, True)):
+        changed = instructions(tree, target_delta=0.1, max_examples=cap)
+        try:
+            train_round(site, changed, adapter(tree))
+        except DeclinedError as error:
+            said = str(error)
+        else:
+            said = ""
+        assert ("no protection for" in said) == declines, (cap, said)
+        assert not declines or f"the {cap} examples" in said
+
+
 def test_a_device_without_examples_declines(tree, tmp_path):
     (tmp_path / "data").mkdir()
     site = TrainingSite(home=tmp_path / "home", tree=tree, data=f"jsonl:{tmp_path / 'data'}")

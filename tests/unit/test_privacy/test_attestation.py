@@ -280,6 +280,25 @@ def test_a_statement_follows_from_its_ledger() -> None:
     assert differences_from(statement(report_of(())), ()) == ()
 
 
+@pytest.mark.parametrize("order", [1, -1], ids=["afterwards", "before"])
+def test_a_run_without_noise_of_the_devices_own_ends_every_promise_per_example(
+    order: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its updates went to the server as they were; what other runs cost per example says nothing about them."""
+    runs = [BOTH, (user_event(3, "a", "c").model_copy(update={"run_id": "bare"}),)]
+    events = tuple(event for run in runs[::order] for event in run)
+    report = report_of(events)
+    signed = statement(report)
+    assert [one.privacy_unit for one in signed.predicate.guarantees] == ["user"]
+    assert "server included" not in signed.predicate.claim
+    assert "updates of bare left without the devices' own noise" in signed.predicate.claim
+    assert differences_from(signed, events) == ()
+    # Who still signs a promise per example is found out.
+    assert differences_from(statement(report_of(BOTH)), events)
+    folder = write_folder(tmp_path / "release", events)
+    assert main(["verify", str(folder), "--key", str(key_file(tmp_path))]) == 0, capsys.readouterr()
+
+
 @pytest.mark.parametrize(
     "ledger",
     [

@@ -13,7 +13,7 @@ from privacy import AuditError
 from privacy.audits import Losses, MembershipResult, membership_audit
 from privacy.audits.attack_figures import _auc_with_interval, _operating_point
 from privacy.audits.finding import Verdict, clopper_pearson
-from privacy.audits.membership import MEMBERS_NEEDED, power_to_pass
+from privacy.audits.membership import MEMBERS_NEEDED, membership_finding, power_to_pass
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -243,3 +243,18 @@ def test_what_the_base_found_hardest_does_not_hide_a_leak() -> None:
     fallen = [np.array(each.base) - np.array(each.release) for each in (members, others)]
     assert _operating_point(*fallen, 0.001).true_positive_rate < 0.5
     assert membership_audit(members, others).claimed_point.true_positive_rate > 0.9
+
+
+def test_what_is_told_is_the_attack_that_was_judged() -> None:
+    random = np.random.default_rng(6)
+    base = random.uniform(2, 4, 2000)
+    quiet = [Losses((base + random.normal(0, 0.1, 2000)).tolist(), base.tolist()) for _ in range(2)]
+    loud = (random.normal(4, 1, 2000).tolist(), random.normal(0, 1, 2000).tolist())
+    found = membership_audit(*quiet, likelihood_scores=loud)
+    assert found.likelihood is not None
+    assert found.claimed_point == found.likelihood.points[0]
+    finding = membership_finding(found)
+    assert finding.verdict is Verdict.FAIL
+    assert finding.measured is not None
+    assert finding.measured > 0.5
+    assert f"{found.claimed_point.hits} of 2000" in finding.reason
