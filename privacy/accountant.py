@@ -48,7 +48,7 @@ def epsilon(events: Iterable[PrivacyEvent], *, target_delta: float) -> float:
     Raises:
         UnknownEventError: an event's mechanism or privacy unit cannot be accounted for.
     """
-    return _epsilon_of_groups(_groups(events), _checked_delta(target_delta))
+    return _epsilon_of_groups(groups_of(events), _checked_delta(target_delta))
 
 
 def epsilon_by_device(events: Iterable[PrivacyEvent], *, target_delta: float) -> dict[str, float]:
@@ -72,7 +72,7 @@ def epsilon_curve(events: Iterable[PrivacyEvent], deltas: Sequence[float]) -> tu
     Raises:
         UnknownEventError: an event's mechanism or privacy unit cannot be accounted for.
     """
-    groups = _groups(events)
+    groups = groups_of(events)
     return tuple(_epsilon_of_groups(groups, _checked_delta(delta)) for delta in deltas)
 
 
@@ -92,8 +92,14 @@ def _checked_delta(target_delta: float) -> float:
     return target_delta
 
 
-def _groups(events: Iterable[PrivacyEvent]) -> tuple[Group, ...]:
-    """Equal steps together: composing n equal steps at once costs as much as composing one."""
+def groups_of(events: Iterable[PrivacyEvent]) -> tuple[Group, ...]:
+    """Events per example as (sampling probability, noise multiplier, steps).
+
+    Equal steps are together: composing n equal steps at once costs as much as composing one.
+
+    Raises:
+        UnknownEventError: an event's mechanism or privacy unit cannot be accounted for.
+    """
     steps: dict[tuple[float, float], int] = {}
     for event in events:
         if event.mechanism != MECHANISM or event.privacy_unit != "example":

@@ -49,6 +49,9 @@ class RoundInstructions(BaseModel):
     learning_rate: PositiveFloat
     max_length: int = Field(ge=2, le=1_000_000, description="tokens of one example")
     max_examples: int = Field(ge=1, le=10_000_000, description="examples one device may use")
+    example_counts: Literal["withheld", "told"] = Field(
+        default="withheld", description="whether a device tells how many examples it has, or the cap, whatever it has"
+    )
     rank: int = Field(ge=1, le=4096)
     alpha: PositiveFloat
     targets: tuple[TargetName, ...] = Field(min_length=1, max_length=32, strict=False)
@@ -60,7 +63,7 @@ class RoundInstructions(BaseModel):
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="L2 bound of an update that is summed securely; the number of examples is then not told",
+        description="L2 bound of an update that is summed securely",
     )
     secure_levels: int | None = Field(default=None, ge=1, lt=1 << 31, description="that bound in whole numbers")
     user_promise: UserPromise | None = Field(
@@ -84,6 +87,8 @@ class RoundInstructions(BaseModel):
     @model_validator(mode="after")
     def _promise_fits(self) -> Self:
         promise = self.user_promise
+        if self.secure_norm is not None and self.example_counts == "told":
+            raise ValueError("a secure sum hides how many examples a device has")
         if promise is not None and (self.secure_norm is None or self.secure_levels != promise.shares.levels):
             raise ValueError("user_promise goes with a secure sum in its own levels")
         return self
@@ -99,11 +104,11 @@ class RoundInstructions(BaseModel):
         return min(1.0, self.batch_size / num_examples)
 
     def told_examples(self, num_examples: int) -> int:
-        """How many examples a device says it has: under a secure sum the cap, whatever it has, so that nobody learns.
+        """How many examples a device says it has: the cap, whatever it has, unless the round asks to be told.
 
         Each example is then drawn with the probability that belongs to the cap: less often than it could be.
         """
-        return num_examples if self.secure_norm is None else self.max_examples
+        return num_examples if self.example_counts == "told" else self.max_examples
 
     def to_config(self) -> dict[str, ConfigValue]:
         """A flat mapping of the kind that a Flower ConfigRecord takes."""
@@ -139,7 +144,8 @@ class Contribution(BaseModel):
     num_examples: int = Field(
         ge=1,
         le=10_000_000,
-        description="capped number of examples; fixes the sampling probability and is treated as public",
+        description="the cap on examples, whatever the device has; under `example-counts = told` its own capped "
+        "number, which is then public. Fixes the sampling probability",
     )
     event_id: EventId = Field(
         default_factory=new_event_id,

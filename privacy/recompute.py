@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from privacy.report.schema import OtherLedger, UserCost
 
 _MAX_REPORT_BYTES = 64 * 1024 * 1024
+_FIRST_WITH_OPINIONS = 4
 
 
 def compare(folder: Path) -> list[str]:
@@ -53,6 +54,8 @@ def compare(folder: Path) -> list[str]:
         differences.append("ledger.jsonl ends at another head than the report names")
     if again.verdict != report.verdict:
         differences.append(f"verdict: report {report.verdict}, recomputed {again.verdict}")
+    if report.format < _FIRST_WITH_OPINIONS:
+        again = again.model_copy(update={"opinions": ()})
     reported, found = _figures(report), _figures(again)
     for name in reported | found:
         differences += _line(name, reported.get(name), found.get(name))
@@ -130,7 +133,13 @@ def _figures(report: AuditReport) -> dict[str, float]:
         "maximum": report.epsilon_max,
         **({} if report.users is None else _figures_of_users(report.users)),
         **_figures_on_base(report),
+        **_figures_of_others(report),
     }
+
+
+def _figures_of_others(report: AuditReport) -> dict[str, float]:
+    """RDP beside each unit's ε; PRV needs Opacus, which recomputing does not."""
+    return {f"costliest per {one.privacy_unit}, by Rényi DP": one.rdp for one in report.opinions}
 
 
 def _figures_on_base(report: AuditReport) -> dict[str, float]:

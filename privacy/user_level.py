@@ -1,11 +1,12 @@
 """ε per user, from the events of one population alone.
 
-Two users' datasets are neighbours when one user's whole contribution, in all rounds and runs, is added or removed.
+Two fleets are neighbours when one user's whole contribution, in all rounds and runs, is added or removed where cohorts
+are Poisson-sampled, and is replaced by zeros where they have a fixed size: there somebody else would be drawn instead,
+so who took part counts as public.
 
 - A Poisson-sampled sum costs every user the same, whether drawn or not (amplification by sampling).
 - A sum over a fixed cohort costs only who took part, once for each participation, with no credit for chance.
-- A sum whose noise the devices made in shares costs only who took part, each time, as well. Who took part is public
-  there, as the number of shares shows in the noise: the neighbour is the same user sending zeros.
+- A sum whose noise the devices made in shares costs only who took part, each time, as well.
 - Banded noise costs who took part by the overlap of its own rounds in a run (`privacy.banded_matrix.sensitivity`).
 
 What a population is charged is the bill of its costliest user. It is never added to anything per example.

@@ -123,6 +123,7 @@ def _facts_of_run(
         rounds_completed=sum(r.status == "released" for r in rounds),
         void_rounds=tuple(r.server_round for r in rounds if r.status == "void"),
         devices_enrolled=_fleet_size(registry, run, recipe),
+        secure_sum=recipe.secure_aggregation,
         settings={key: value for key, value in recipe.to_run_config().items() if key not in _NOT_A_PARAMETER},
         update_tensors=_update_tensors(artifacts, rounds),
         incidents=tuple(f"round {r.server_round}: {why}" for r in rounds for why in r.failures.values()),

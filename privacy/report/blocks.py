@@ -84,6 +84,7 @@ class Document:
     tone: Tone
     headline: str
     claim: str
+    limits: tuple[str, ...]
     cards: tuple[Card, ...]
     sections: tuple[Section, ...]
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from privacy.accountant import ACCOUNTANT, epsilon_by_device, epsilon_curve
+from privacy.accountant import ACCOUNTANT, epsilon_by_device, epsilon_curve, groups_of
 from privacy.base_bill import example_epsilon_on_base, user_epsilon_on_base
 from privacy.chain import chained_lines
 from privacy.contribution import LEAVES_THE_DEVICE
@@ -18,17 +18,19 @@ from privacy.errors import ReportError
 from privacy.example_level import promised_per_example
 from privacy.report.costs import device_cost, device_series, events_of, round_costs, rounds_of
 from privacy.report.pages import to_html, to_markdown
-from privacy.report.schema import AuditReport, BaseCost, OtherLedger
-from privacy.report.users import user_cost
+from privacy.report.schema import AuditReport, BaseCost, OtherLedger, SecondOpinion
+from privacy.report.users import gaussian_bill, user_cost
+from privacy.second_opinions import opinions_on
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from privacy.accountant import Group
     from privacy.audits import Finding, MembershipResult
     from privacy.base_ledgers import BaseLedgers
     from privacy.budget import PrivacyBudget
-    from privacy.event import PrivacyEvent
+    from privacy.event import PrivacyEvent, PrivacyUnit
     from privacy.report.schema import RunFacts, UserCost, UtilityFigure
 
 REPORT_FILES = ("report.html", "report.md", "report.json", "ledger.jsonl")
@@ -94,6 +96,7 @@ def build_report(  # noqa: PLR0913 - each is one part of the report
         curve=tuple(zip(deltas, epsilon_curve(events_of(spent, worst), deltas), strict=True)),
         users=users,
         base=None if base is None else _base_cost(events, base, target_delta, budget, users),
+        opinions=tuple(_opinions(events_of(spent, worst), target_delta, events, users)),
         membership=membership,
         findings=tuple(findings),
         utility=tuple(utility),
@@ -108,6 +111,21 @@ def build_report(  # noqa: PLR0913 - each is one part of the report
     if report.overspent_on_base:
         return report.model_copy(update={"verdict": _worst(report.verdict, "over_budget")})
     return report
+
+
+def _opinions(
+    of_worst: Sequence[PrivacyEvent], target_delta: float, events: Sequence[PrivacyEvent], users: UserCost | None
+) -> Iterator[SecondOpinion]:
+    """Other accountants on the costliest device and the costliest user, where there is noise to account for."""
+    bills: list[tuple[PrivacyUnit, tuple[Group, ...], float]] = []
+    if of_worst:
+        bills.append(("example", groups_of(of_worst), target_delta))
+    if users is not None and not users.shares:
+        bills.append(("user", gaussian_bill(events, target_delta=users.target_delta), users.target_delta))
+    for unit, groups, delta in bills:
+        if groups and all(noise > 0 for _, noise, _ in groups):
+            found = opinions_on(groups, target_delta=delta)
+            yield SecondOpinion(privacy_unit=unit, pld=found.pld, rdp=found.rdp, prv=found.prv)
 
 
 def _base_cost(

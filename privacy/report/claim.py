@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from privacy.audits.attack_figures import CLAIMED_AT_FPR
 from privacy.example_level import runs_without_example_noise
@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from privacy.report.schema import AuditReport, UserCost
 
 _NEARLY_SURE = 0.999
+_HOW_TO_READ = (
+    "How to read ε: up to 1 is a strong guarantee, up to 10 a reasonable one in practice, above 10 weak (Ponomareva et "
+    "al. 2023). A measured attack shows what is possible today; the guarantee also covers attacks that nobody has "
+    "thought of yet."
+)
 _NOT_TOWARDS_SERVER = "Nothing is claimed towards the server, which saw the updates."
 _TOWARDS_HONEST_SERVER = (
     "The server saw noisy sums alone; towards one that invents devices, or that more devices work with than the report "
@@ -30,6 +35,10 @@ def claim_of(report: AuditReport) -> str:
 
 def _own_claim(report: AuditReport) -> str:
     if not report.devices and report.users is not None:
+        if math.isinf(report.users.epsilon):
+            return (
+                "No claim is made: at least one sum was released without noise, and can reveal a user's contribution."
+            )
         return (
             f"The releases are ({number(report.users.epsilon)}, {probability(report.users.target_delta)})-"
             f"differentially private for each user's whole contribution, for {_who_sees(report.users)}. "
@@ -72,38 +81,45 @@ def _who_sees(users: UserCost) -> str:
 
 def meaning_section(report: AuditReport) -> Section:
     """The claim, and how strong an attacker it leaves."""
-    blocks: list[Block] = [
-        Paragraph(
-            "Take any one training example on any one device. Differential privacy promises that the release would "
-            "have come out almost the same without it. ε says how far “almost” goes: smaller is better. δ is the "
-            "small probability that the promise does not hold."
-        )
-    ]
-    if report.devices and math.isfinite(report.epsilon_max):
-        blocks.append(Paragraph(_odds(report.epsilon_max, report.target_delta)))
-        blocks.append(
-            Paragraph(
-                "How to read ε: up to 1 is a strong guarantee, up to 10 a reasonable one in practice, above 10 weak "
-                "(Ponomareva et al. 2023). A measured attack shows what is possible today; the guarantee also covers "
-                "attacks that nobody has thought of yet."
-            )
-        )
+    blocks: list[Block] = []
+    is_odds_told = False
+    if report.speaks_of_examples:
+        blocks.append(Paragraph(_promise("training example on any one device", "without it")))
+        if report.devices and math.isfinite(report.epsilon_max):
+            blocks.append(Paragraph(_odds(report.epsilon_max, report.target_delta, of="example")))
+            is_odds_told = True
+    if report.users is not None:
+        blocks.append(Paragraph(_promise("user, with all that one device ever contributed", "without that user")))
+        if math.isfinite(report.users.epsilon):
+            blocks.append(Paragraph(_odds(report.users.epsilon, report.users.target_delta, of="user")))
+            is_odds_told = True
+    if is_odds_told:
+        blocks.append(Paragraph(_HOW_TO_READ))
     return Section("The claim, and what it means", (Paragraph(claim_of(report)), *blocks))
 
 
-def _odds(epsilon: float, delta: float) -> str:
+def _promise(one: str, without: str) -> str:
+    return (
+        f"Take any one {one}. Differential privacy promises that the release would have come out almost the same "
+        f"{without}. ε says how far “almost” goes: smaller is better. δ is the small probability that the promise does "
+        "not hold."
+    )
+
+
+def _odds(epsilon: float, delta: float, *, of: Literal["example", "user"]) -> str:
     """The strongest attacker's success, from ε alone (Wasserman, Zhou 2010; Kairouz, Oh, Viswanath 2015)."""
+    used = "one example was used" if of == "example" else "one user's contribution was used"
     odds = math.exp(min(epsilon, 700.0))
     right = (odds + delta) / (1 + odds)
     traced = min(1.0, odds * CLAIMED_AT_FPR + delta)
     if right > _NEARLY_SURE:
         return (
-            "An attacker who knows everything but whether one example was used is not stopped by this proof alone: "
+            f"An attacker who knows everything but whether {used} is not stopped by this proof alone: "
             "at this ε it allows such an attacker to be right almost always. Real attackers know less; how they fare "
             "can be measured, not proved."
         )
     return (
-        "An attacker who knows everything but whether one example was used, and would otherwise guess with even odds, "
+        f"An attacker who knows everything but whether {used}, and would otherwise guess with even odds, "
         f"is right with probability {right:.1%} at most. With a false-alarm rate of {CLAIMED_AT_FPR:.1%} the proof "
-        f"allows tracing at most {traced:.2%} of examples."
+        f"allows tracing at most {traced:.2%} of {of}s."
     )

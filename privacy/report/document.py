@@ -9,6 +9,7 @@ from privacy.audits.finding import Verdict, worst_verdict
 from privacy.report.base import told_on_base
 from privacy.report.blocks import Card, Document, number, probability, strength_of
 from privacy.report.claim import claim_of
+from privacy.report.provenance import first_limits
 from privacy.report.sections import sections_of
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def document_of(report: AuditReport) -> Document:
         tone=tone,
         headline=headline,
         claim=claim_of(report),
+        limits=first_limits(report),
         cards=_cards(report),
         sections=sections_of(report),
     )
@@ -82,26 +84,31 @@ def _budgets(report: AuditReport) -> str:
 
 
 def _cards(report: AuditReport) -> tuple[Card, ...]:
+    done, took_part = report.run.rounds_completed, sum(report.participation_counts.values())
+    return (
+        *([_examples_card(report)] if report.speaks_of_examples else []),
+        *([] if report.users is None else [_users_card(report.users)]),
+        _membership_card(report.membership),
+        _audits_card(report.findings),
+        Card(
+            "Took part",
+            f"{took_part} of {report.run.devices_enrolled} devices",
+            f"{done} of {report.run.rounds_planned} rounds completed, {len(report.run.void_rounds)} void",
+            "good",
+        ),
+        _utility_card(report),
+    )
+
+
+def _examples_card(report: AuditReport) -> Card:
     tone, strength = strength_of(report.epsilon_max)
     if report.verdict in {"over_budget", "no_guarantee", "no_events"}:
         tone = "bad"
     budget = "no budget set"
     if report.budget_epsilon is not None and report.budget_delta is not None:
         budget = f"budget {number(report.budget_epsilon, 2)} at δ = {probability(report.budget_delta)}"
-    done = report.run.rounds_completed
-    return (
-        Card("Privacy spent", f"ε = {number(report.epsilon_max, 2)}", f"costliest device, {strength}; {budget}", tone),
-        *([] if report.users is None else [_users_card(report.users)]),
-        _membership_card(report.membership),
-        *([_audits_card(report.findings)] if report.findings else []),
-        Card(
-            "Took part",
-            f"{len(report.devices)} of {report.run.devices_enrolled} devices",
-            f"{done} of {report.run.rounds_planned} rounds completed, {len(report.run.void_rounds)} void",
-            "good",
-        ),
-        _utility_card(report),
-    )
+    spent = f"ε = {number(report.epsilon_max, 2)}"
+    return Card("Privacy spent per example", spent, f"costliest device, {strength}; {budget}", tone)
 
 
 def _users_card(users: UserCost) -> Card:
@@ -124,6 +131,8 @@ def _membership_card(result: MembershipResult | None) -> Card:
 
 
 def _audits_card(findings: Sequence[Finding]) -> Card:
+    if not findings:
+        return Card("Audits", "none", "no mechanism of this run was put to the test", "caution")
     worst = worst_verdict(findings)
     tones: dict[Verdict | None, Tone] = {Verdict.PASS: "good", Verdict.FAIL: "bad", Verdict.INCONCLUSIVE: "caution"}
     passed = sum(finding.verdict is Verdict.PASS for finding in findings)

@@ -33,7 +33,7 @@ def figures_of(report: AuditReport) -> dict[str, bytes]:
         raise ReportError("the HTML report needs matplotlib; install lamella[server]") from error
     drawn: dict[str, bytes] = {}
     with mpl.rc_context(_STYLE):  # type: ignore[arg-type]  # its keys are literals
-        if report.devices:
+        if report.participation_counts:
             drawn["participation"] = _participation(report)
         if report.devices and math.isfinite(report.epsilon_max):
             drawn["rounds"] = _rounds(report)

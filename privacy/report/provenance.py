@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from privacy.report.blocks import Bullets, Code, Paragraph, Section, Table
-from privacy.report.statements import LIMITS, PER_EXAMPLE_ONLY, USER_IS_A_DEVICE
+from privacy.report.statements import (
+    CAN_BE_REFUTED,
+    LIMITS,
+    NOT_COVERED,
+    PER_EXAMPLE_ONLY,
+    SERVER_SAW_UPDATES,
+    USER_IS_A_DEVICE,
+)
 
 if TYPE_CHECKING:
     from privacy.report.blocks import Block
@@ -50,5 +57,18 @@ def _how_to_check(report: AuditReport) -> tuple[Block, ...]:
 
 def limits_section(report: AuditReport) -> Section:
     """What the report cannot say."""
-    unit = ("", PER_EXAMPLE_ONLY) if report.users is None else ("", USER_IS_A_DEVICE)
-    return Section("Limits", (Bullets((unit, *LIMITS)),))
+    return Section("Limits", (Bullets((*(("", text) for text in _of_the_unit(report)), *LIMITS)),))
+
+
+def first_limits(report: AuditReport) -> tuple[str, ...]:
+    """The limits that belong beside the claim, in plain words."""
+    excluded = f"{NOT_COVERED[0].removesuffix('.')}: {NOT_COVERED[1][0].lower()}{NOT_COVERED[1][1:]}"
+    return (*_of_the_unit(report), excluded, CAN_BE_REFUTED)
+
+
+def _of_the_unit(report: AuditReport) -> tuple[str, ...]:
+    users = report.users
+    if users is None:
+        return (PER_EXAMPLE_ONLY,)
+    is_seen = users.trusts_server and not report.speaks_of_examples
+    return (USER_IS_A_DEVICE, SERVER_SAW_UPDATES) if is_seen else (USER_IS_A_DEVICE,)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from privacy.report.blocks import Bullets, Code, Figure, Paragraph, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from privacy.report.blocks import Block, Card, Document
 
@@ -41,6 +41,7 @@ p { margin: 0 0 12px; max-width: 46rem; }
 .caution { color: var(--caution); background: var(--caution-wash); border-color: var(--caution); }
 .bad { color: var(--bad); background: var(--bad-wash); border-color: var(--bad); }
 .claim { font-size: 1.05rem; max-width: none; }
+.limits { margin: 18px 0 0; font-size: .95rem; } .limits ul { margin-top: 4px; } .limits li { max-width: none; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 12px; margin: 22px 0 8px; }
 .card { border: 1px solid var(--line); border-top: 4px solid; border-radius: 6px; padding: 12px 14px; background: none;
 } .card .label { color: var(--soft); font-size: .85rem; } .card .value { font-size: 1.25rem; font-weight: 600;
@@ -89,6 +90,7 @@ def html_of(document: Document, figures: Mapping[str, bytes]) -> str:
         f"<span>{escape(document.headline)}</span></div>",
         f'<p class="claim">{escape(document.claim)}</p>',
         f'<div class="cards">{"".join(map(_card, document.cards))}</div>',
+        f'<div class="limits"><strong>What this does not say</strong>{_list(document.limits)}</div>',
     ]
     for index, section in enumerate(document.sections, start=1):
         parts.append(f"<section>\n<h2>{index}. {escape(section.heading)}</h2>")
@@ -105,6 +107,8 @@ def markdown_of(document: Document) -> str:
         f"> **{_MARKS[document.tone]} {_plain(document.headline)}**",
         _plain(document.claim),
         "\n".join(f"- **{_plain(c.label)}: {_plain(c.value)}** ({_plain(c.note)})" for c in document.cards),
+        "**What this does not say**",
+        "\n".join(f"- {_plain(text)}" for text in document.limits),
     ]
     for index, section in enumerate(document.sections, start=1):
         parts.append(f"## {index}. {_plain(section.heading)}")
@@ -139,6 +143,10 @@ def _html_block(block: Block, figures: Mapping[str, bytes]) -> str:
                 f'<figure><img src="data:image/svg+xml;base64,{data}" alt="{escape(block.alternative)}">'
                 f"<figcaption>{escape(block.caption)}</figcaption></figure>"
             )
+
+
+def _list(texts: Sequence[str]) -> str:
+    return "<ul>" + "".join(f"<li>{escape(text)}</li>" for text in texts) + "</ul>"
 
 
 def _lead(lead: str) -> str:

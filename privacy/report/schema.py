@@ -9,7 +9,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from privacy.audits import Finding, MembershipResult  # noqa: TC001 - pydantic reads it
 from privacy.errors import ReportError
-from privacy.event import Identifier, Mechanism, PrivacyEvent  # noqa: TC001 - pydantic reads it
+from privacy.event import Identifier, Mechanism, PrivacyEvent, PrivacyUnit  # noqa: TC001 - pydantic reads it
 from privacy.noise_shares import NoiseShares  # noqa: TC001 - pydantic reads it
 from privacy.utility import GroupChange  # noqa: TC001 - the same
 
@@ -46,7 +46,10 @@ class UtilityFigure(_Part):
 
 
 class RunFacts(_Part):
-    """What happened, told by the operator's registry; only `events` decide about ε."""
+    """What happened, told by the operator's registry; only `events` decide about ε.
+
+    `secure_sum`: the run's updates left their devices under masks, and the server saw their sum alone.
+    """
 
     run_id: str
     model: str
@@ -57,6 +60,7 @@ class RunFacts(_Part):
     rounds_completed: int = Field(ge=0)
     void_rounds: tuple[int, ...] = ()
     devices_enrolled: int = Field(ge=0)
+    secure_sum: bool = False
     settings: dict[str, Scalar] = {}
     update_tensors: tuple[TensorFact, ...] = ()
     incidents: tuple[str, ...] = ()
@@ -119,6 +123,18 @@ class UserCost(_Part):
         return any(mechanism != "skellam_shares" for mechanism in self.mechanisms)
 
 
+class SecondOpinion(_Part):
+    """ε of the costliest device, or user, by the reported accountant and by two others.
+
+    `prv` is None where that accountant could not tell, or was not installed.
+    """
+
+    privacy_unit: PrivacyUnit
+    pld: float
+    rdp: float
+    prv: float | None
+
+
 class OtherLedger(_Part):
     """The ledger of another model on the same base: how long it was, its head, and which of its runs count."""
 
@@ -152,10 +168,11 @@ class AuditReport(_Part):
     """Everything the report says, in plain values; `format` counts the schema.
 
     `ledger_head` is the head of the ledger's chain (`privacy.chain`); None in reports of format 1, which had no chain.
-    Reports before format 3 speak of their own model's ledger alone: `base` is None there.
+    Reports before format 3 speak of their own model's ledger alone: `base` is None there. Those before format 4 do not
+    say whether a run's sums were secure, and have no second opinions.
     """
 
-    format: Literal[1, 2, 3] = 3
+    format: Literal[1, 2, 3, 4] = 4
     title: str
     created_at: AwareDatetime
     run: RunFacts
@@ -172,6 +189,7 @@ class AuditReport(_Part):
     curve: tuple[tuple[float, float], ...]
     users: UserCost | None = None
     base: BaseCost | None = None
+    opinions: tuple[SecondOpinion, ...] = ()
     membership: MembershipResult | None
     findings: tuple[Finding, ...] = ()
     utility: tuple[UtilityFigure, ...]
@@ -184,8 +202,15 @@ class AuditReport(_Part):
     events: tuple[PrivacyEvent, ...] = Field(default=(), exclude=True, repr=False)
 
     @property
+    def speaks_of_examples(self) -> bool:
+        """Whether anything is said per example: not where the only noise protects whole users."""
+        return bool(self.devices) or self.users is None
+
+    @property
     def participation_counts(self) -> dict[int, int]:
-        """How many devices took part how often."""
+        """How many devices took part how often, by the unit that the report speaks of."""
+        if not self.devices and self.users is not None:
+            return self.users.participations
         return dict(sorted(Counter(device.participations for device in self.devices).items()))
 
     @property
@@ -215,5 +240,5 @@ class AuditReport(_Part):
             return cls.model_validate_json(raw)
         except ValidationError as error:
             raise ReportError(
-                f"not a privacy report of format 1, 2 or 3: {error.errors(include_url=False)[:3]}"
+                f"not a privacy report of format 1 to 4: {error.errors(include_url=False)[:3]}"
             ) from error

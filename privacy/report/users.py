@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from privacy.renyi import RENYI_ACCOUNTANT
+from privacy.renyi import RENYI_ACCOUNTANT, SkellamSums
 from privacy.report.blocks import Paragraph, Table, number, probability
 from privacy.report.schema import UserCost
 from privacy.user_level import UserBills, user_epsilon
@@ -14,11 +14,13 @@ from privacy.user_level import UserBills, user_epsilon
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from privacy.accountant import Group
     from privacy.budget import PrivacyBudget
     from privacy.event import PrivacyEvent
     from privacy.noise_shares import NoiseShares
     from privacy.report.blocks import Block
 
+_UNIT = "one user's whole contribution, in all rounds and runs; a user is a device, by its pseudonym"
 _MECHANISMS = {
     "poisson_subsampled_gaussian": "noisy sum over a Poisson-sampled cohort",
     "gaussian_capped": "noisy sum over a fixed cohort, no credit for sampling",
@@ -38,7 +40,19 @@ _BOTH_KINDS = (
     "Some sums had the server's noise: there it saw each contribution. In the others devices made the noise in shares, "
     "and it saw sums alone."
 )
-_A_USER = "A user is a device: a person with several, or with a new home for the old one, counts several times."
+_SAMPLING = {
+    "poisson_subsampled_gaussian": "In a round each device of the population was drawn independently with the stated "
+    "probability (Poisson sampling), which counts only towards who does not learn who was drawn: not the server, nor a "
+    "reader of its ledger.",
+    "gaussian_capped": "Cohorts had a fixed size. No credit is taken for chance, and who took part is public: each "
+    "device pays for its own participations.",
+    "banded_toeplitz_gaussian": "Cohorts had a fixed size, and the noise of nearby rounds belongs together. No credit "
+    "is taken for chance, and who took part is public: each device pays for its own participations.",
+    "skellam_shares": "Cohorts had a fixed size, and how many were in a sum shows in its noise. No credit is taken for "
+    "chance, and who took part is public: each device pays for its own participations.",
+}
+_ADDED_OR_REMOVED = "all contributions of one user added or removed"
+_REPLACED = "all contributions of one user replaced by zeros; who took part is public"
 
 
 def user_cost(events: Sequence[PrivacyEvent], budget: PrivacyBudget | None) -> UserCost | None:
@@ -70,27 +84,26 @@ def user_cost(events: Sequence[PrivacyEvent], budget: PrivacyBudget | None) -> U
     )
 
 
+def gaussian_bill(events: Sequence[PrivacyEvent], *, target_delta: float) -> tuple[Group, ...]:
+    """What the costliest user pays for, where every sum had Gaussian noise."""
+    bill = UserBills(event for event in events if event.privacy_unit == "user").costliest_bill(
+        target_delta=target_delta
+    )
+    return tuple(charge for charge in bill if not isinstance(charge, SkellamSums))
+
+
 def users_blocks(cost: UserCost) -> tuple[Block, ...]:
-    """The user level in words and figures."""
+    """What users were charged."""
     return (
         Paragraph(_claim(cost)),
-        Paragraph(f"{_who_is_trusted(cost)} {_A_USER}"),
         Table(
-            ("what", "value"),
+            ("per user", "value"),
             (
-                ("neighbouring relation", _neighbours(cost)),
                 ("ε, for who sees releases only", number(cost.epsilon)),
                 ("ε, for who knows who was drawn in each round", number(cost.epsilon_if_drawing_is_known)),
                 ("δ", probability(cost.target_delta)),
                 ("budget", "none set" if cost.budget_epsilon is None else number(cost.budget_epsilon)),
-                ("mechanism", "; ".join(_MECHANISMS[name] for name in cost.mechanisms)),
                 ("rounds charged", str(cost.rounds)),
-                ("noise multiplier (noise in the sum / clipping norm)", _span(cost.noise_multipliers)),
-                ("clipping norm of a contribution", _span(cost.clipping_norms)),
-                ("sampling probability (1: no credit taken)", _span(cost.sampling_probabilities)),
-                ("contributions in a round", _span(cost.contributions, digits=0)),
-                *(("noise in shares", _made_by(shares)) for shares in cost.shares),
-                *(() if cost.accountant is None else (("accountant", cost.accountant),)),
             ),
             is_text=True,
         ),
@@ -100,6 +113,34 @@ def users_blocks(cost: UserCost) -> tuple[Block, ...]:
             caption="How often users took part, in all runs.",
         ),
     )
+
+
+def users_mechanism(cost: UserCost, accountant: str) -> tuple[Block, ...]:
+    """How the noise for users was made, with its parameters."""
+    return (
+        Paragraph(_who_is_trusted(cost)),
+        Table(
+            ("parameter, per user", "value"),
+            (
+                ("privacy unit", _UNIT),
+                ("neighbouring relation", _neighbours(cost)),
+                ("mechanism", "; ".join(_MECHANISMS[name] for name in cost.mechanisms)),
+                ("noise multiplier (noise in the sum / clipping norm)", _span(cost.noise_multipliers)),
+                ("clipping norm of a contribution", _span(cost.clipping_norms)),
+                ("sampling probability (1: no credit taken)", _span(cost.sampling_probabilities)),
+                ("contributions in a round", _span(cost.contributions, digits=0)),
+                *(("noise in shares", _made_by(shares)) for shares in cost.shares),
+                ("δ", probability(cost.target_delta)),
+                ("accountant", cost.accountant or accountant),
+            ),
+            is_text=True,
+        ),
+    )
+
+
+def users_sampling(cost: UserCost) -> tuple[Block, ...]:
+    """Who was drawn, and what credit that takes."""
+    return tuple(Paragraph(_SAMPLING[name]) for name in cost.mechanisms)
 
 
 def _different_shares(events: Sequence[PrivacyEvent]) -> tuple[NoiseShares, ...]:
@@ -118,10 +159,13 @@ def _who_is_trusted(cost: UserCost) -> str:
 
 
 def _neighbours(cost: UserCost) -> str:
-    if not cost.shares:
-        return "all contributions of one user added or removed"
-    replaced = "all contributions of one user replaced by zeros (who took part is public)"
-    return f"{replaced}, or added or removed where the server made the noise" if cost.trusts_server else replaced
+    """In a cohort of fixed size somebody else would have been drawn instead: only zeros change one term alone."""
+    is_poisson = "poisson_subsampled_gaussian" in cost.mechanisms
+    if not is_poisson:
+        return _REPLACED
+    return (
+        _ADDED_OR_REMOVED if len(cost.mechanisms) == 1 else f"{_ADDED_OR_REMOVED}; in cohorts of fixed size {_REPLACED}"
+    )
 
 
 def _made_by(shares: NoiseShares) -> str:
@@ -137,8 +181,8 @@ def _claim(cost: UserCost) -> str:
         return "Per user: no guarantee, at least one sum was released without noise."
     return (
         f"Per user: the releases of {cost.population} are ({number(cost.epsilon)}, {probability(cost.target_delta)})-"
-        "differentially private for each user's whole contribution, over all runs so far. This is another unit than "
-        "one example; the two are never added up."
+        f"differentially private for each user's whole contribution (neighbouring: {_neighbours(cost)}), over all runs "
+        "so far. This is another unit than one example; the two are never added up."
     )
 
 

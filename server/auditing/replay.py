@@ -80,31 +80,33 @@ class Replay:
         examples = self.training.encode([*self.people.examples[device], *self.secrets.get(device, ())])
         parameters = self._without_own_noise(len(examples))
         if event is not None:
-            parameters = parameters_of(event, num_examples=len(self.people.examples[device]))
+            told = self.recipe.told_examples(len(self.people.examples[device]))
+            parameters = parameters_of(event, told_examples=told)
         update = self.training.update(adapter, examples, parameters if has_dp else without_dp(parameters))
-        told = Contribution(
+        contribution = Contribution(
             device_id=device,
             run_id=self.events[0].run_id,
             server_round=self.events[0].server_round,
             base_hash="0" * 64,
-            num_examples=len(examples),
+            num_examples=self.recipe.told_examples(len(examples)),
             noise_multiplier=parameters.noise_multiplier,
             sampling_probability=parameters.sampling_probability,
             steps=parameters.steps,
             clipping_norm=parameters.clipping_norm,
             target_delta=self.recipe.target_delta,
         )
-        return Accepted(node_id=0, contribution=told, update=update)
+        return Accepted(node_id=0, contribution=contribution, update=update)
 
     def _without_own_noise(self, count: int) -> DPSGDParameters:
         """What a device does where the server alone adds noise."""
-        probability = min(1.0, self.recipe.batch_size / count)
+        told = self.recipe.told_examples(count)
+        probability = min(1.0, self.recipe.batch_size / told)
         return DPSGDParameters(
             noise_multiplier=0.0,
             clipping_norm=self.recipe.clipping_norm,
             sampling_probability=probability,
             steps=self.recipe.local_steps,
-            expected_batch_size=probability * count,
+            expected_batch_size=probability * told,
             is_noisy=False,
         )
 

@@ -120,7 +120,8 @@ class RunAudit:
         """DP-SGD on the costliest device, with gradient canaries."""
         own, delta = self._costliest, self.recipe.target_delta
         examples = self.training.encode(self.people.examples[own[0].device_id or ""])
-        promised = [parameters_of(event, num_examples=len(examples)) for event in own]
+        told = self.recipe.told_examples(len(examples))
+        promised = [parameters_of(event, told_examples=told) for event in own]
         found = [
             self.training.canaries(
                 self.start,

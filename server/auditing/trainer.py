@@ -159,14 +159,14 @@ class LocalTraining:
             remove_lora(model)
 
 
-def parameters_of(event: PrivacyEvent, *, num_examples: int) -> DPSGDParameters:
-    """What a device did in the round that an event tells of."""
+def parameters_of(event: PrivacyEvent, *, told_examples: int) -> DPSGDParameters:
+    """What a device that told of so many examples did in the round that an event tells of."""
     return DPSGDParameters(
         noise_multiplier=event.noise_multiplier,
         clipping_norm=event.clipping_norm,
         sampling_probability=event.sampling_probability,
         steps=event.steps,
-        expected_batch_size=event.sampling_probability * num_examples,
+        expected_batch_size=event.sampling_probability * told_examples,
         is_noisy=event.noise_multiplier > 0,
     )
 

@@ -55,7 +55,7 @@ def aggregate(accepted: Sequence[Accepted], rule: AggregationRule) -> Aggregate:
 
 
 def weighted_mean(accepted: Sequence[Accepted]) -> AdapterState:
-    """Average the updates, weighted by (capped) example counts, with Flower's aggregation."""
+    """Average the updates with Flower's aggregation, weighted by what devices told of their (capped) example counts."""
     records = [
         RecordDict(
             {

@@ -31,6 +31,7 @@ def instructions_of(
         learning_rate=recipe.learning_rate,
         max_length=recipe.max_length,
         max_examples=recipe.max_examples,
+        example_counts=recipe.example_counts,
         rank=recipe.rank,
         alpha=recipe.alpha,
         targets=recipe.target_names,

@@ -45,7 +45,9 @@ class Recipe(UserLevelRecipe, SecureSumRecipe):
 
     num_server_rounds: Annotated[int, Field(ge=1, le=10_000, description="Rounds in this run.")] = 3
     cohort: Annotated[int, Field(ge=1, le=100_000, description="Devices asked per round.")] = 2
-    quorum: Annotated[int, Field(ge=1, description="Fewest accepted replies; below it the round is void.")] = 2
+    quorum: Annotated[
+        int, Field(ge=1, description="Fewest accepted replies, else the round is void (not for `poisson`).")
+    ] = 2
     deadline_s: Annotated[float, Field(gt=0, le=86_400, description="Seconds a round waits for its replies.")] = 600.0
     wait_for_devices_s: Annotated[
         float, Field(gt=0, le=86_400, description="Seconds to wait until `quorum` devices are connected.")
@@ -93,7 +95,14 @@ class Recipe(UserLevelRecipe, SecureSumRecipe):
         ),
     ] = "direct"
     max_length: Annotated[int, Field(ge=8, le=4096, description="Tokens per example; longer ones are cut.")] = 64
-    max_examples: Annotated[int, Field(ge=1, description="Examples a device uses at most; also its weight.")] = 256
+    max_examples: Annotated[int, Field(ge=1, description="Examples a device uses at most.")] = 256
+    example_counts: Annotated[
+        Literal["withheld", "told"],
+        Field(
+            description="`withheld`: devices weigh alike and draw examples as if each had `max-examples`; how many it "
+            "has stays on the device. `told`: devices weigh and draw by the number they have, which is then public."
+        ),
+    ] = "withheld"
 
     clipping_norm: Annotated[float, Field(gt=0, description="L2 bound of one example's gradient.")] = 1.0
     target_epsilon: Annotated[float, Field(gt=0, le=1000, description="Privacy budget of a device, example level.")] = (
@@ -122,6 +131,11 @@ class Recipe(UserLevelRecipe, SecureSumRecipe):
             raise ValueError(
                 f"privacy-mode {self.privacy_mode} adds noise for a sum of clipped updates; "
                 f"how far one user moves {self.aggregation} is another matter. Use aggregation mean"
+            )
+        if self.example_counts == "told" and (self.secure_aggregation or not self.has_example_level):
+            raise ValueError(
+                "example-counts told has no use where devices weigh alike and nothing is counted per example: leave it "
+                "out under secure-aggregation and privacy-mode user"
             )
         problem = self._problem_of_secure_sum()
         if problem is not None:
@@ -182,6 +196,10 @@ class Recipe(UserLevelRecipe, SecureSumRecipe):
     def participations(self) -> int:
         """Rounds of one device that its privacy budget must cover."""
         return self.budget_rounds or self.num_server_rounds
+
+    def told_examples(self, num_examples: int) -> int:
+        """How many examples a device that has so many says it has."""
+        return num_examples if self.example_counts == "told" else self.max_examples
 
     @classmethod
     def from_run_config(cls, config: Mapping[str, object]) -> Self:

@@ -138,8 +138,8 @@ def _disagreement(contribution: Contribution, instructions: RoundInstructions) -
         if said != asked:
             return kind, f"reply says {fact} {said!r}, asked was {asked!r}"
     count, most = contribution.num_examples, instructions.max_examples
-    if instructions.secure_norm is not None and count != most:
-        return RefusalKind.WRONG_FACTS, f"reply tells {count} examples; under a secure sum every device says {most}"
+    if instructions.told_examples(count) != count:
+        return RefusalKind.WRONG_FACTS, f"reply tells {count} examples; in this round every device says {most}"
     if count > most:
         return RefusalKind.WRONG_FACTS, f"reply claims {count} examples, the cap is {most}"
     probability = instructions.sampling_probability_for(count)

@@ -74,6 +74,9 @@ class FederatedRun:
         # With fewer, a sum of shares would have less noise than was promised.
         self._fewest = max(self.recipe.quorum, 0 if shares is None else shares.fewest)
         self._fewest_asked = self._fewest
+        if self.recipe.is_poisson:
+            # Sampling hides each user only as long as nothing that is released tells how many were drawn.
+            self._fewest = 0
         if self.recipe.secure_aggregation:
             self._fewest_asked = fewest_asked(
                 self._fewest,
@@ -197,7 +200,7 @@ class FederatedRun:
         """Who is asked in this round."""
         if self._users is not None:
             nodes = self._users.eligible(nodes, server_round)
-        if self.recipe.has_user_level and self.recipe.cohort_sampling == "poisson":
+        if self.recipe.is_poisson:
             return draw_poisson(nodes, probability=self.recipe.sampling_probability, rng=self.rng)
         return draw_cohort(nodes, size=self.recipe.cohort, rng=self.rng)
 

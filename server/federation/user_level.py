@@ -83,7 +83,7 @@ class UserLevel:
         Raises:
             BudgetExceededError: It could.
         """
-        if self.recipe.cohort_sampling == "poisson":
+        if self.recipe.is_poisson:
             plan = replace(self.plan, rounds=1)
             require_users_affordable(self.budget, plan, self.spent, noise_multiplier=self.noise_multiplier)
         elif not can_afford(self.budget, self.spent, None, self._event((), server_round)):
@@ -133,15 +133,17 @@ class UserLevel:
         return {name: tensor.astype(np.float32) for name, tensor in found.items()}
 
     def event(self, accepted: Sequence[Accepted], server_round: int) -> PrivacyEvent | None:
-        """What the round costs; None when nothing of anybody was seen: a sum without its noise is never unmasked."""
+        """What the round costs; None when nothing of anybody was seen: a sum without its noise is never unmasked.
+
+        A Poisson-sampled sum costs everybody the same, whoever was drawn: nobody, too.
+        """
         fewest = 1 if self.shares is None else self.shares.fewest
-        if len(accepted) < fewest:
+        if len(accepted) < fewest and not self.recipe.is_poisson:
             return None
         return self._event([item.contribution.device_id for item in accepted], server_round)
 
     def _event(self, devices: Sequence[str], server_round: int) -> PrivacyEvent:
         recipe = self.recipe
-        is_poisson = recipe.cohort_sampling == "poisson"
         return PrivacyEvent(
             run_id=self.run_id,
             server_round=server_round,
@@ -151,7 +153,7 @@ class UserLevel:
             cohort_rule=recipe.cohort_sampling,
             mechanism=self._mechanism,
             noise_multiplier=self.noise_multiplier,
-            sampling_probability=recipe.sampling_probability if is_poisson else 1.0,
+            sampling_probability=recipe.sampling_probability if recipe.is_poisson else 1.0,
             steps=1,
             bands=recipe.noise_bands if self.banded is not None else None,
             shares=self.shares,
@@ -166,7 +168,7 @@ class UserLevel:
             return "skellam_shares"
         if self.banded is not None:
             return "banded_toeplitz_gaussian"
-        return "poisson_subsampled_gaussian" if self.recipe.cohort_sampling == "poisson" else "gaussian_capped"
+        return "poisson_subsampled_gaussian" if self.recipe.is_poisson else "gaussian_capped"
 
     def facts(self) -> dict[str, float]:
         """What the run needs to go on from here, and the operator may like to see."""

@@ -22,7 +22,8 @@ class UserLevelRecipe(BaseModel):
         Literal["fixed", "poisson"],
         Field(
             description="`fixed`: `cohort` devices are asked and no credit is taken for chance. `poisson`: each "
-            "device is asked independently with `sampling-probability`, and `cohort` is the expected number."
+            "device is asked independently with `sampling-probability`, and `cohort` is the expected number; no round "
+            "is void for too few replies, as their number must not show."
         ),
     ] = "fixed"
     sampling_probability: Annotated[
@@ -77,6 +78,11 @@ class UserLevelRecipe(BaseModel):
     def has_user_level(self) -> bool:
         """Whether there is noise in the sum for each user."""
         return self.privacy_mode != "example"
+
+    @property
+    def is_poisson(self) -> bool:
+        """Whether it is chance who is asked in a round, and credit is taken for that."""
+        return self.has_user_level and self.cohort_sampling == "poisson"
 
     @model_validator(mode="after")
     def _user_level_consistent(self) -> Self:

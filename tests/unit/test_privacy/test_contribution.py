@@ -28,6 +28,7 @@ INSTRUCTIONS: dict[str, Any] = {
     "learning_rate": 1e-3,
     "max_length": 128,
     "max_examples": 400,
+    "example_counts": "withheld",
     "gradients": "direct",
     "rank": 8,
     "alpha": 16.0,
@@ -120,7 +121,18 @@ def test_bad_instructions_are_refused_with_the_name_of_the_field(field: str, val
         RoundInstructions.from_config({**INSTRUCTIONS, field: value})
 
 
-@pytest.mark.parametrize("field", sorted(INSTRUCTIONS))
+def test_counts_are_withheld_unless_a_round_asks_for_them() -> None:
+    withheld = RoundInstructions.from_config(
+        {name: value for name, value in INSTRUCTIONS.items() if name != "example_counts"}
+    )
+    told = RoundInstructions.from_config(INSTRUCTIONS | {"example_counts": "told"})
+    assert [withheld.told_examples(n) for n in (3, 400)] == [400, 400]
+    assert [told.told_examples(n) for n in (3, 400)] == [3, 400]
+    with pytest.raises(InstructionsError, match="secure sum hides"):
+        RoundInstructions.from_config(INSTRUCTIONS | {"example_counts": "told", "secure_norm": 1.0})
+
+
+@pytest.mark.parametrize("field", sorted(set(INSTRUCTIONS) - {"example_counts"}))
 def test_missing_instructions_are_refused(field: str) -> None:
     with pytest.raises(InstructionsError, match=field):
         RoundInstructions.from_config({name: value for name, value in INSTRUCTIONS.items() if name != field})

@@ -375,9 +375,9 @@ def test_json_is_strict_also_without_a_guarantee() -> None:
     def refuse(constant: str) -> None:
         raise AssertionError(constant)
 
-    assert json.loads(raw, parse_constant=refuse)["format"] == 3
+    assert json.loads(raw, parse_constant=refuse)["format"] == 4
     with pytest.raises(ReportError, match="not a privacy report"):
-        AuditReport.from_json(raw.replace('"format": 3', '"format": 4', 1))
+        AuditReport.from_json(raw.replace('"format": 4', '"format": 5', 1))
 
 
 def test_several_runs_are_kept_apart_and_all_charged() -> None:

@@ -30,6 +30,7 @@ INSTRUCTIONS = RoundInstructions(
     learning_rate=0.1,
     max_length=32,
     max_examples=50,
+    example_counts="told",
     rank=2,
     alpha=4.0,
     targets=("q_proj",),

@@ -37,6 +37,10 @@ def sending(device_id, make):
     return changed(device_id, lambda facts, tensors: (facts, {k: make(v) for k, v in tensors.items()}))
 
 
+# Ten of at most ten, twenty of at most twenty.
+TOLD = {"example_counts": "told"}
+
+
 def silent(message):
     return None
 
@@ -56,7 +60,9 @@ def only(adapter):
 
 
 def test_the_adapter_moves_by_the_weighted_mean(make_run):
-    run = make_run({1: honest("a", 1.0, 10), 2: honest("b", 4.0, 20), 3: honest("c", 1.0, 10)}, num_server_rounds=1)
+    run = make_run(
+        {1: honest("a", 1.0, 10), 2: honest("b", 4.0, 20), 3: honest("c", 1.0, 10)}, num_server_rounds=1, **TOLD
+    )
     np.testing.assert_allclose(only(run.execute()), np.full(SHAPE, 2.5))
     (row,) = make_run.registry.rounds("run")
     assert (row.status, row.replies, row.held_out_loss) == ("released", 3, 2.0)

@@ -177,6 +177,25 @@ def test_poisson_asks_each_device_independently_and_nobody_in_a_silent_ones_plac
         assert (event.sampling_probability, event.mechanism) == (0.5, "poisson_subsampled_gaussian")
 
 
+@pytest.mark.parametrize("mode", ["user", "both"])
+def test_no_poisson_round_tells_by_being_void_how_many_were_drawn(make_run, mode):
+    """A round that drew nobody is released, with its noise, and charged like any other."""
+    noise = 0.0 if mode == "user" else 8.0
+    nodes = {n: honest(f"d{n}", 0.0, noise_multiplier=noise) for n in range(3)}
+    options = BOTH | {"cohort_sampling": "poisson", "sampling_probability": 0.01, "privacy_mode": mode}
+    run = make_run(nodes, num_server_rounds=4, max_void_rounds=0, **options)
+    before = only(run.adapter).copy()
+    run.execute()
+    rows, events = make_run.registry.rounds("run"), users_of(make_run.registry)
+    assert {row.status for row in rows} == {"released"}
+    assert [e.server_round for e in events] == [1, 2, 3, 4]
+    assert min(row.replies for row in rows) == 0
+    assert () in {e.devices for e in events}
+    assert np.all(only(run.adapter) != before)
+    of_rounds = user_epsilon(events, target_delta=1e-6)
+    assert of_rounds == user_epsilon([e.model_copy(update={"devices": ()}) for e in events], target_delta=1e-6)
+
+
 def round_of(message):
     return RoundInstructions.from_config(dict(message.content.config_records["instructions"])).server_round
 
