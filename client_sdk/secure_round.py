@@ -95,10 +95,11 @@ def _masked(
     promise = instructions.user_promise
     if promise is not None and promise.shares.length != length:
         raise DeclinedError("the noise for whole users was agreed on for another adapter")
+    member.open(delivered)  # before anything is spent: too few neighbours may be left
     form = Quantization(clipping_norm=bound, levels=instructions.secure_levels, length=length)
     contribution, update = train_round(site, instructions, adapter)
     flat = np.concatenate([update[name].ravel() for name in names])
-    masked = member.mask(delivered, wrapped(_noised(form.quantized(flat, SystemRandom()), instructions)))
+    masked = member.mask(wrapped(_noised(form.quantized(flat, SystemRandom()), instructions)))
     return RecordDict(
         {
             "contribution": ConfigRecord({**contribution.to_config()}),

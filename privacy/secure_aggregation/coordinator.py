@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from itertools import combinations, islice
-from typing import TYPE_CHECKING, Final
+from collections import Counter
+from typing import TYPE_CHECKING
 
 import numpy as np
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from privacy.errors import SecureSumError
 from privacy.secure_aggregation.graph import draw_graph
-from privacy.secure_aggregation.masks import add_mask
-from privacy.secure_aggregation.member import own_mask_key, pair_mask_key, seed_commitment, sign_of
+from privacy.secure_aggregation.masks import add_mask, is_usable_key
+from privacy.secure_aggregation.member import (
+    mask_key_of,
+    own_mask_key,
+    pair_mask_key,
+    seed_commitment,
+    share_commitment,
+    sign_of,
+)
 from privacy.secure_aggregation.messages import (
     Advertisement,
     Delivered,
@@ -28,10 +34,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from privacy.secure_aggregation.member import ShareKind
     from privacy.secure_aggregation.plan import RoundPlan
-
-# How many choices of shares are tried before a member's secret counts as lost.
-_MOST_TRIES: Final = 500
 
 
 class Coordinator:
@@ -44,19 +48,29 @@ class Coordinator:
         self._shared: dict[int, Envelopes] = {}
         self._alive: set[int] = set()
         self._total = np.zeros(plan.length, dtype=np.uint32)
-        self._seed_shares: dict[int, dict[int, bytes]] = {}
-        self._key_shares: dict[int, dict[int, bytes]] = {}
+        self._heard: set[int] = set()
+        # By whose secret it is of, then by who held it; of the seed where that member is alive, else of the key.
+        self._shares: dict[int, dict[int, bytes]] = {}
+        self._lost: list[int] = []
+        self.left_out: dict[int, str] = {}
 
     def introduce(self, advertisements: Iterable[Advertisement]) -> dict[int, Neighbours]:
         """Draw who knows whom, and tell each member its neighbours' keys.
 
+        Members whose keys are not usable, or not theirs alone, are left out (`left_out` says why).
+
         Raises:
-            SecureSumError: A member or a key twice, or too few members.
+            SecureSumError: Too few members.
         """
-        self._advertised = {one.member: one for one in advertisements}
-        keys = [key for one in self._advertised.values() for key in (one.envelope_key, one.mask_key)]
-        if len(set(keys)) != len(keys):
-            raise SecureSumError("two members advertised the same key")
+        told = {one.member: one for one in advertisements}
+        counts = Counter(key for one in told.values() for key in (one.envelope_key, one.mask_key))
+        for member, one in told.items():
+            keys = (one.envelope_key, one.mask_key)
+            if any(counts[key] > 1 for key in keys):
+                self.left_out[member] = "a key that was advertised twice"
+            elif not all(map(is_usable_key, keys)):
+                self.left_out[member] = "a key that makes every secret the same"
+        self._advertised = {member: one for member, one in told.items() if member not in self.left_out}
         if len(self._advertised) <= self._plan.threshold:
             raise SecureSumError(f"{len(self._advertised)} members cannot be {self._plan.threshold} neighbours each")
         self._graph = draw_graph(sorted(self._advertised), neighbours=self._plan.neighbours)
@@ -67,11 +81,12 @@ class Coordinator:
 
     def deliver(self, sent: Iterable[Envelopes]) -> dict[int, Delivered]:
         """Pass on envelopes among those who sent theirs; who does not address all neighbours is left out."""
-        self._shared = {
-            one.member: one
-            for one in sent
-            if one.member in self._graph and set(one.envelopes) == set(self._graph[one.member])
-        }
+        for one in sent:
+            near = set(self._graph.get(one.member, ()))
+            if near and set(one.envelopes) == near and set(one.share_commitments) == near:
+                self._shared[one.member] = one
+            else:
+                self.left_out[one.member] = "envelopes for others than its neighbours"
         return {
             member: Delivered(
                 to=member,
@@ -112,19 +127,50 @@ class Coordinator:
         }
 
     def hear(self, shares: Shares) -> bool:
-        """Take one member's shares; False: it is refused (twice, a stranger, or of others than it was asked for)."""
+        """Take one member's shares; False: it is refused (twice, a stranger, or of others than it was asked for).
+
+        A share that is not the one that was committed to is left out; the others of the same member are kept.
+        """
         member = shares.member
-        if member not in self._alive or any(member in held for held in self._seed_shares.values()):
+        if member not in self._alive or member in self._heard:
             return False
         near = set(self._graph[member])
-        alive, silent = near & self._alive, (near & set(self._shared)) - self._alive
-        if set(shares.seeds) != alive or set(shares.keys) != silent:
+        if (
+            not set(shares.seeds) <= near & self._alive
+            or not set(shares.keys) <= (near & set(self._shared)) - self._alive
+        ):
             return False
-        for other, share in shares.seeds.items():
-            self._seed_shares.setdefault(other, {})[member] = share
-        for other, share in shares.keys.items():
-            self._key_shares.setdefault(other, {})[member] = share
+        self._heard.add(member)
+        # Each dealer committed to both of a holder's shares, one after the other.
+        for place, (kind, held) in enumerate(_held_in(shares)):
+            for dealer, share in held.items():
+                stated = self._shared[dealer].share_commitments[member][32 * place : 32 * (place + 1)]
+                if share_commitment(self._plan, kind, dealer, member, share) == stated:
+                    self._shares.setdefault(dealer, {})[member] = share
         return True
+
+    @property
+    def wrong_shares(self) -> dict[int, frozenset[int]]:
+        """Of each member whose neighbours answered, those that gave no true share of its secret."""
+        asked = {dealer: self._heard & set(self._graph[dealer]) for dealer in self._shared}
+        found = {dealer: frozenset(near - set(self._shares.get(dealer, ()))) for dealer, near in asked.items()}
+        return {dealer: holders for dealer, holders in found.items() if holders}
+
+    @property
+    def culprits(self) -> frozenset[int]:
+        """After `total` failed: who gave out, or gave back, what no secret can be restored from.
+
+        A member is at fault when its shares are those it committed to and make another secret, or when most of its
+        neighbours can say nothing of it; else those neighbours are. Nobody is where too few answered: that is silence.
+        """
+        found: set[int] = set()
+        for dealer in self._lost:
+            answered, true = self._heard & set(self._graph[dealer]), self._shares.get(dealer, {})
+            if len(true) >= self._plan.threshold:
+                found.add(dealer)
+            elif len(answered) >= self._plan.threshold:
+                found |= {dealer} if 2 * len(true) <= len(answered) else answered - set(true)
+        return frozenset(found)
 
     def total(self) -> NDArray[np.uint32]:
         """The sum of the vectors of those in `alive`, modulo 2^32.
@@ -132,32 +178,38 @@ class Coordinator:
         Raises:
             SecureSumError: Too few true shares of somebody's secret came in; the sum stays masked for ever.
         """
+        silent = {
+            member: near
+            for member in sorted(set(self._shared) - self._alive)
+            if (near := [other for other in self._graph[member] if other in self._alive])
+        }
+        seeds = {member: self._restored(member, self._is_seed_of(member)) for member in sorted(self._alive)}
+        secrets = {member: self._restored(member, self._is_key_of(member)) for member in silent}
+        self._lost = sorted(member for member, secret in (seeds | secrets).items() if secret is None)
+        if self._lost:
+            one = self._lost[0]
+            raise SecureSumError(
+                f"{len(self._shares.get(one, {}))} true shares of a secret of member {one} came in, "
+                f"{self._plan.threshold} of one secret are needed; the round is void and nothing was learnt"
+            )
         total = self._total.copy()
-        for member in sorted(self._alive):
-            seed = self._restored(self._seed_shares.get(member, {}), self._is_seed_of(member), member)
-            add_mask(total, own_mask_key(self._plan, member, seed), sign=-1)
-        for member in sorted(set(self._shared) - self._alive):
-            near = [other for other in self._graph[member] if other in self._alive]
-            if not near:
-                continue
-            raw = self._restored(self._key_shares.get(member, {}), self._is_key_of(member), member)
-            private = X25519PrivateKey.from_private_bytes(raw)
+        for member, seed in seeds.items():
+            add_mask(total, own_mask_key(self._plan, member, seed or b""), sign=-1)
+        for member, near in silent.items():
+            private = mask_key_of(self._plan, member, secrets[member] or b"")
             for other in near:
                 key = pair_mask_key(self._plan, private, member, self._advertised[other])
                 add_mask(total, key, sign=-sign_of(other, member))
         return total
 
-    def _restored(self, shares: dict[int, bytes], is_right: Callable[[bytes], bool], member: int) -> bytes:
-        """A secret from any true shares of it: some may be lies."""
-        holders = sorted(shares)
-        for chosen in islice(combinations(holders, self._plan.threshold), _MOST_TRIES):
-            secret = restore({holder: shares[holder] for holder in chosen})
-            if secret is not None and is_right(secret):
-                return secret
-        raise SecureSumError(
-            f"{len(holders)} shares of a secret of member {member} came in, {self._plan.threshold} true ones are "
-            "needed; the round is void and nothing was learnt"
-        )
+    def _restored(self, member: int, is_right: Callable[[bytes], bool]) -> bytes | None:
+        """A member's secret, from any of the shares that it committed to; None: too few, or they make another one."""
+        true = self._shares.get(member, {})
+        if len(true) < self._plan.threshold:
+            return None
+        chosen = dict(sorted(true.items())[: self._plan.threshold])
+        secret = restore(chosen, self._graph[member])
+        return secret if is_right(secret) else None
 
     def _is_seed_of(self, member: int) -> Callable[[bytes], bool]:
         stated = self._shared[member].seed_commitment
@@ -165,4 +217,8 @@ class Coordinator:
 
     def _is_key_of(self, member: int) -> Callable[[bytes], bool]:
         stated = self._advertised[member].mask_key
-        return lambda raw: X25519PrivateKey.from_private_bytes(raw).public_key().public_bytes_raw() == stated
+        return lambda raw: mask_key_of(self._plan, member, raw).public_key().public_bytes_raw() == stated
+
+
+def _held_in(shares: Shares) -> tuple[tuple[ShareKind, dict[int, bytes]], ...]:
+    return (("seed", shares.seeds), ("key", shares.keys))

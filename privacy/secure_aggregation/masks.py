@@ -31,9 +31,18 @@ def agreed_key(own: X25519PrivateKey, other: bytes, *, purpose: bytes) -> bytes:
     return derived(own.exchange(X25519PublicKey.from_public_bytes(other)), purpose=purpose)
 
 
+def is_usable_key(key: bytes) -> bool:
+    """Whether a public key is one that secrets can be agreed on with."""
+    try:
+        X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(key))
+    except ValueError:
+        return False
+    return True
+
+
 def derived(secret: bytes, *, purpose: bytes) -> bytes:
     """A key of 32 bytes for one purpose."""
-    return HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=b"lamella secure sum 1 " + purpose).derive(secret)
+    return HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=b"lamella secure sum 2 " + purpose).derive(secret)
 
 
 def add_mask(vector: NDArray[np.uint32], key: bytes, *, sign: int) -> None:

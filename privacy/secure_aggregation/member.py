@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 from cryptography.exceptions import InvalidTag
@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from pydantic import BaseModel, ConfigDict
 
 from privacy.errors import SecureSumError
-from privacy.secure_aggregation.masks import KEY_BYTES, add_mask, agreed_key, derived
+from privacy.secure_aggregation.masks import add_mask, agreed_key, derived
 from privacy.secure_aggregation.messages import (
     NONCE_BYTES,
     Advertisement,
@@ -25,13 +25,13 @@ from privacy.secure_aggregation.messages import (
     Survivors,
 )
 from privacy.secure_aggregation.plan import RoundPlan  # noqa: TC001 - pydantic reads it
-from privacy.secure_aggregation.shamir import SHARE_BYTES, split
+from privacy.secure_aggregation.shamir import SECRET_BYTES, SHARE_BYTES, split
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 M = TypeVar("M")
-_STEPS: Final = ("advertise", "share", "mask", "reveal", "end")
+ShareKind = Literal["seed", "key"]
 
 
 class _Kept(BaseModel):
@@ -42,7 +42,7 @@ class _Kept(BaseModel):
     plan: RoundPlan
     number: int
     envelope_key: bytes
-    mask_key: bytes
+    mask_secret: bytes
     seed: bytes
     neighbours: tuple[Advertisement, ...]
     held: dict[int, bytes]
@@ -62,11 +62,12 @@ class Member:
     def __init__(self, plan: RoundPlan, number: int) -> None:
         self._plan, self._number = plan, number
         self._envelope_key = X25519PrivateKey.generate()
-        self._mask_key = X25519PrivateKey.generate()
-        self._seed = os.urandom(KEY_BYTES)
+        self._mask_secret = os.urandom(SECRET_BYTES)
+        self._seed = os.urandom(SECRET_BYTES)
         self._neighbours: dict[int, Advertisement] = {}
-        self._held: dict[int, tuple[bytes, bytes]] = {}
-        self._next = _STEPS[0]
+        # What each neighbour that is still there gave this member to hold; None: its envelope could not be opened.
+        self._held: dict[int, tuple[bytes, bytes] | None] = {}
+        self._next = "advertise"
 
     def to_bytes(self) -> bytes:
         """Everything of this member between two steps, its secrets included: for a store that only the device reads."""
@@ -74,10 +75,10 @@ class Member:
             plan=self._plan,
             number=self._number,
             envelope_key=self._envelope_key.private_bytes_raw(),
-            mask_key=self._mask_key.private_bytes_raw(),
+            mask_secret=self._mask_secret,
             seed=self._seed,
             neighbours=tuple(self._neighbours.values()),
-            held={other: first + second for other, (first, second) in self._held.items()},
+            held={other: b"".join(both or ()) for other, both in self._held.items()},
             next_step=self._next,
         )
         return kept.model_dump_json().encode()
@@ -93,12 +94,13 @@ class Member:
             kept = _Kept.model_validate_json(raw)
             member = cls(kept.plan, kept.number)
             member._envelope_key = X25519PrivateKey.from_private_bytes(kept.envelope_key)
-            member._mask_key = X25519PrivateKey.from_private_bytes(kept.mask_key)
         except ValueError:
             raise SecureSumError("what this device kept of the round cannot be read; it sits this one out") from None
-        member._seed, member._next = kept.seed, kept.next_step
+        member._mask_secret, member._seed, member._next = kept.mask_secret, kept.seed, kept.next_step
         member._neighbours = {one.member: one for one in kept.neighbours}
-        member._held = {other: (both[:SHARE_BYTES], both[SHARE_BYTES:]) for other, both in kept.held.items()}
+        member._held = {
+            other: (both[:SHARE_BYTES], both[SHARE_BYTES:]) if both else None for other, both in kept.held.items()
+        }
         return member
 
     @property
@@ -134,33 +136,58 @@ class Member:
         if len(keys) != 2 * len(found):
             raise SecureSumError("two neighbours have the same key: they are one")
         self._neighbours = found
+        for other in found.values():
+            pair_mask_key(self._plan, self._mask_key, self._number, other)  # now, not after the training
         seeds = split(self._seed, sorted(found), threshold=self._plan.threshold)
-        private = self._mask_key.private_bytes_raw()
-        halves = split(private, sorted(found), threshold=self._plan.threshold)
+        secrets = split(self._mask_secret, sorted(found), threshold=self._plan.threshold)
         return self._went_well(
-            "mask",
+            "open",
             Envelopes(
                 member=self._number,
                 seed_commitment=seed_commitment(self._plan, self._number, self._seed),
-                envelopes={other: self._sealed(other, seeds[other] + halves[other]) for other in sorted(found)},
+                envelopes={other: self._sealed(other, seeds[other] + secrets[other]) for other in sorted(found)},
+                share_commitments={
+                    other: share_commitment(self._plan, "seed", self._number, other, seeds[other])
+                    + share_commitment(self._plan, "key", self._number, other, secrets[other])
+                    for other in sorted(found)
+                },
             ),
         )
 
-    def mask(self, told: Delivered, vector: NDArray[np.uint32]) -> MaskedVector:
-        """The vector under this member's own mask and one with each neighbour that is still there.
+    def open(self, told: Delivered) -> None:
+        """Take what neighbours gave this member to hold; before anything is spent on the vector.
+
+        An envelope that was changed, swapped or is of another round is put aside: this member can give back no share of
+        its sender's, and other neighbours can.
 
         Raises:
-            SecureSumError: Too few neighbours are left, or an envelope was changed, swapped or of another round.
-            ValueError: The vector has another length or type.
+            SecureSumError: Too few neighbours are left, or too few envelopes can be opened.
         """
-        self._begin("mask")
-        if vector.shape != (self._plan.length,) or vector.dtype != np.uint32:
-            raise ValueError(f"the plan sums {self._plan.length} numbers of 32 bits, not {vector.dtype} {vector.shape}")
+        self._begin("open")
         if told.to != self._number or not set(told.envelopes) <= set(self._neighbours):
             raise SecureSumError("envelopes for another member, or from somebody who is no neighbour")
         if len(told.envelopes) < self._plan.threshold:
             raise SecureSumError(f"only {len(told.envelopes)} neighbours are left, fewer than {self._plan.threshold}")
         self._held = {other: self._opened(other, sealed) for other, sealed in told.envelopes.items()}
+        opened = len(self._held) - len(self.unopened)
+        if opened < self._plan.threshold:
+            raise SecureSumError(f"only {opened} envelopes can be opened, fewer than {self._plan.threshold}")
+        self._went_well("mask", None)
+
+    @property
+    def unopened(self) -> frozenset[int]:
+        """The neighbours whose envelopes could not be opened."""
+        return frozenset(other for other, both in self._held.items() if both is None)
+
+    def mask(self, vector: NDArray[np.uint32]) -> MaskedVector:
+        """The vector under this member's own mask and one with each neighbour that is still there.
+
+        Raises:
+            ValueError: The vector has another length or type.
+        """
+        self._begin("mask")
+        if vector.shape != (self._plan.length,) or vector.dtype != np.uint32:
+            raise ValueError(f"the plan sums {self._plan.length} numbers of 32 bits, not {vector.dtype} {vector.shape}")
         masked = vector.copy()
         add_mask(masked, own_mask_key(self._plan, self._number, self._seed), sign=1)
         for other in sorted(self._held):
@@ -179,13 +206,18 @@ class Member:
             raise SecureSumError("the server's lists of who is alive and who is silent do not fit: nothing is revealed")
         if len(told.alive) < self._plan.threshold:
             raise SecureSumError(f"only {len(told.alive)} neighbours are alive, fewer than {self._plan.threshold}")
+        held = {other: both for other, both in sorted(self._held.items()) if both is not None}
         shares = Shares(
             member=self._number,
-            seeds={other: self._held[other][0] for other in sorted(told.alive)},
-            keys={other: self._held[other][1] for other in sorted(told.silent)},
+            seeds={other: seed for other, (seed, _) in held.items() if other in told.alive},
+            keys={other: secret for other, (_, secret) in held.items() if other in told.silent},
         )
         self._held.clear()
         return self._went_well("end", shares)
+
+    @property
+    def _mask_key(self) -> X25519PrivateKey:
+        return mask_key_of(self._plan, self._number, self._mask_secret)
 
     def _begin(self, step: str) -> None:
         """Take a step at most once, and none after one that failed."""
@@ -202,12 +234,12 @@ class Member:
         cipher = ChaCha20Poly1305(self._pair_key(other))
         return nonce + cipher.encrypt(nonce, content, self._addressed(self._number, other))
 
-    def _opened(self, other: int, sealed: bytes) -> tuple[bytes, bytes]:
+    def _opened(self, other: int, sealed: bytes) -> tuple[bytes, bytes] | None:
         cipher = ChaCha20Poly1305(self._pair_key(other))
         try:
             content = cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], self._addressed(other, self._number))
         except InvalidTag:
-            raise SecureSumError(f"the envelope of member {other} was changed, or is not for this round") from None
+            return None
         return content[:SHARE_BYTES], content[SHARE_BYTES:]
 
     def _pair_key(self, other: int) -> bytes:
@@ -222,6 +254,11 @@ class Member:
 
     def _addressed(self, sender: int, receiver: int) -> bytes:
         return f"{sender} to {receiver} ".encode() + self._plan.context
+
+
+def mask_key_of(plan: RoundPlan, member: int, secret: bytes) -> X25519PrivateKey:
+    """The key of a member's masks with others, from the 16 bytes that it shares."""
+    return X25519PrivateKey.from_private_bytes(derived(secret, purpose=f"masks of {member} ".encode() + plan.context))
 
 
 def own_mask_key(plan: RoundPlan, member: int, seed: bytes) -> bytes:
@@ -250,3 +287,8 @@ def sign_of(member: int, other: int) -> int:
 def seed_commitment(plan: RoundPlan, member: int, seed: bytes) -> bytes:
     """What a member says of its seed beforehand, so that wrong shares of it are found."""
     return hashlib.sha256(f"seed of {member} ".encode() + plan.context + seed).digest()
+
+
+def share_commitment(plan: RoundPlan, kind: ShareKind, member: int, holder: int, share: bytes) -> bytes:
+    """What a member says beforehand of a share that one neighbour holds."""
+    return hashlib.sha256(f"share of {kind} from {member} to {holder} ".encode() + plan.context + share).digest()

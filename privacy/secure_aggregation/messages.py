@@ -22,6 +22,8 @@ ENVELOPE_BYTES = NONCE_BYTES + 2 * SHARE_BYTES + TAG_BYTES
 MemberId = Annotated[int, Field(ge=1, lt=1 << 63)]
 PublicKey = Annotated[bytes, Field(min_length=KEY_BYTES, max_length=KEY_BYTES)]
 Commitment = Annotated[bytes, Field(min_length=32, max_length=32)]
+# Of the two shares in an envelope.
+Commitments = Annotated[bytes, Field(min_length=64, max_length=64)]
 Envelope = Annotated[bytes, Field(min_length=ENVELOPE_BYTES, max_length=ENVELOPE_BYTES)]
 Share = Annotated[bytes, Field(min_length=SHARE_BYTES, max_length=SHARE_BYTES)]
 
@@ -46,11 +48,15 @@ class Neighbours(_Message):
 
 
 class Envelopes(_Message):
-    """Member to coordinator, second: for each neighbour an envelope, and a commitment to the seed of its own mask."""
+    """Member to coordinator, second: for each neighbour an envelope, and commitments to what is in them.
+
+    The commitments let a wrong share be told from a right one, and the secret that was shared from any other.
+    """
 
     member: MemberId
     seed_commitment: Commitment
     envelopes: dict[MemberId, Envelope] = Field(max_length=MAX_MEMBERS)
+    share_commitments: dict[MemberId, Commitments] = Field(max_length=MAX_MEMBERS)
 
 
 class Delivered(_Message):
@@ -69,7 +75,10 @@ class Survivors(_Message):
 
 
 class Shares(_Message):
-    """Member to coordinator, last: of those alive a share of their mask's seed, of those silent one of their key."""
+    """Member to coordinator, last: of those alive a share of their mask's seed, of those silent one of their key.
+
+    Whose envelope could not be opened is in neither.
+    """
 
     member: MemberId
     seeds: dict[MemberId, Share] = Field(max_length=MAX_MEMBERS)

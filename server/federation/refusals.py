@@ -33,6 +33,7 @@ class RefusalKind(StrEnum):
     DUPLICATE_DEVICE = "duplicate-device"  # one device through two nodes
     REPLAYED = "replayed"  # a privacy event that is in the ledger already
     OVER_BUDGET = "over-budget"
+    WRONG_SHARES = "wrong-shares"  # a secure sum could not be unmasked because of it
 
 
 @dataclass(frozen=True)

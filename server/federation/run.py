@@ -84,6 +84,8 @@ class FederatedRun:
                 dropouts=self.recipe.secure_dropouts,
                 colluding=self.recipe.secure_colluding,
             )
+        # Whose shares voided a secure sum: with them the next would be void as well.
+        self._culprits: set[int] = set()
         self._optimizer = ServerOptimizer(self.recipe.strategy, self.recipe.server_learning_rate)
 
     def resume(self) -> None:
@@ -134,13 +136,11 @@ class FederatedRun:
         )
         asked = self._draw(nodes, server_round)
         if self.recipe.secure_aggregation:
-            result, mean, masked = self._summed(asked, server_round)
+            result, mean, masked, culprits = self._summed(asked, server_round)
+            self._culprits |= set(culprits)
         else:
-            result, mean, masked = (
-                self._within_budget(self._without_replays(self._asked(asked, server_round))),
-                None,
-                None,
-            )
+            result = self._within_budget(self._without_replays(self._asked(asked, server_round)))
+            mean, masked = None, None
         summed = None if mean is None else Aggregate(mean)
         recorded_at = datetime.now(UTC)
         # A void round's devices have spent their budget all the same: their events are kept. So are those of devices
@@ -198,6 +198,7 @@ class FederatedRun:
 
     def _draw(self, nodes: Sequence[int], server_round: int) -> tuple[int, ...]:
         """Who is asked in this round."""
+        nodes = [node for node in nodes if node not in self._culprits]
         if self._users is not None:
             nodes = self._users.eligible(nodes, server_round)
         if self.recipe.is_poisson:

@@ -66,11 +66,15 @@ def levels_for(cohort: int) -> int:
 
 
 class SecureResult(NamedTuple):
-    """Whose contributions are in the sum and who is left out; then the mean, or why it stays masked."""
+    """Whose contributions are in the sum and who is left out; then the mean, or why it stays masked, and who did it.
+
+    `culprits` are nodes whose shares no secret can be restored from: with one of them no sum would come about.
+    """
 
     exchange: Exchange
     mean: AdapterState | None
     masked: MaskedSum | None
+    culprits: tuple[int, ...] = ()
 
 
 @dataclass
@@ -120,9 +124,11 @@ class SecureRound:
                 for node, number in member_of.items()
             }
             introduced = coordinator.introduce(self._heard(told, Advertisement, member_of))
+            self._leave_out(coordinator.left_out, node_of)
             self._phase = "share"
             told = {node_of[number]: _step("share", told=_json(one)) for number, one in introduced.items()}
             delivered = coordinator.deliver(self._heard(told, Envelopes, member_of))
+            self._leave_out(coordinator.left_out, node_of)
             self._phase = "mask"
             self._train({node_of[number]: _json(one) for number, one in delivered.items()}, coordinator, member_of)
             self._answered = len(coordinator.alive)
@@ -135,8 +141,19 @@ class SecureRound:
         except SecureSumError as error:
             log.warning("the secure sum of round %d failed: %s", self.plan.server_round, error)
             why = MaskedSum(phase=self._phase, asked=len(nodes), answered=self._answered, reason=str(error))
-            return SecureResult(self._exchange(), None, why)
+            culprits = tuple(sorted(node_of[number] for number in coordinator.culprits))
+            for node in culprits:
+                reason = "no secret can be restored from the shares that it gave out or gave back; it is asked no more"
+                self._refused[node] = Refused(node, RefusalKind.WRONG_SHARES, reason)
+            return SecureResult(self._exchange(), None, why, culprits)
+        for dealer, holders in coordinator.wrong_shares.items():
+            log.info("no true share of member %d's secret came from %s; the sum did without", dealer, sorted(holders))
         return SecureResult(self._exchange(), self._restored(total), None)
+
+    def _leave_out(self, members: Mapping[int, str], node_of: Mapping[int, int]) -> None:
+        for number, why in members.items():
+            refused = Refused(node_of[number], RefusalKind.MALFORMED, f"malformed step of the secure sum: {why}")
+            self._refused.setdefault(refused.node_id, refused)
 
     def _require_enough(self, updates: int) -> None:
         """Before anybody is asked to take masks off."""

@@ -10,6 +10,7 @@ from client_sdk.flower_round import simulated_site
 from client_sdk.local_training import train_round
 from client_sdk.secure_round import SECURE
 from privacy import RoundInstructions
+from privacy.secure_aggregation import Advertisement, Envelopes, Shares
 from server.errors import FederationError
 from server.federation.health import RoundHealth
 from server.federation.recipe import Recipe
@@ -196,6 +197,48 @@ def test_what_a_hostile_device_says_is_left_out_and_the_sum_is_kept(fleet, regis
     (round_,) = registry.rounds("run")
     assert round_.replies == DEVICES - 1
     assert said in str(round_.failures)
+    assert max(np.abs(tensor).max() for tensor in found.values()) < 10
+
+
+def same_keys(message, reply):
+    told = Advertisement.model_validate_json(bytes(reply.content.config_records[SECURE]["told"]))
+    return said(message, told.model_copy(update={"mask_key": told.envelope_key}))
+
+
+def empty_envelopes(message, reply):
+    told = Envelopes.model_validate_json(bytes(reply.content.config_records[SECURE]["told"]))
+    spoilt = {other: bytes(len(sealed)) for other, sealed in told.envelopes.items()}
+    return said(message, told.model_copy(update={"envelopes": spoilt}))
+
+
+def wrong_shares(message, reply):
+    told = Shares.model_validate_json(bytes(reply.content.config_records[SECURE]["told"]))
+    return said(message, told.model_copy(update={"seeds": dict.fromkeys(told.seeds, bytes(16))}))
+
+
+def said(message, told):
+    return replied(message, RecordDict({SECURE: ConfigRecord({"told": told.model_dump_json().encode()})}))
+
+
+@pytest.mark.parametrize(
+    ("step", "change", "replies"), [("advertise", same_keys, DEVICES - 1), ("reveal", wrong_shares, DEVICES)]
+)
+def test_keys_and_shares_that_are_wrong_void_no_round(fleet, registry, tmp_path, step, change, replies):
+    found = moved(run_with(fleet, registry, tmp_path, {2: changed(device(fleet, 2), step, change)}))
+    (round_,) = registry.rounds("run")
+    assert (round_.status, round_.replies) == ("released", replies)
+    assert max(np.abs(tensor).max() for tensor in found.values()) < 10
+
+
+def test_a_device_whose_secret_nobody_can_restore_voids_one_round_and_is_asked_no_more(fleet, registry, tmp_path):
+    nodes = {2: changed(device(fleet, 2), "share", empty_envelopes)}
+    run = run_with(fleet, registry, tmp_path, nodes, num_server_rounds=3, max_void_rounds=1, budget_rounds=3)
+    found = moved(run)
+    first, *later = registry.rounds("run")
+    assert first.status == "void"
+    assert list(first.failures) == ["2"]
+    assert "asked no more" in first.failures["2"]
+    assert [(row.status, row.replies, row.failures) for row in later] == [("released", DEVICES - 1, {})] * 2
     assert max(np.abs(tensor).max() for tensor in found.values()) < 10
 
 
