@@ -19,7 +19,7 @@ from opacus.grad_sample.grad_sample_module import GradSampleHooks
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
-from privacy.errors import TrainingError, UnsupportedModuleError
+from privacy.errors import UnsupportedModuleError
 from privacy.randomness import RandomSource, SeededRandom, SystemRandom
 
 if TYPE_CHECKING:
@@ -93,7 +93,6 @@ def train_dp_sgd(  # noqa: PLR0913 - each is one part of the mechanism
 
     Raises:
         UnsupportedModuleError: per-example gradients would be missing or wrong.
-        TrainingError: not one example gave a finite gradient; the privacy cost is spent all the same.
     """
     if max_physical_batch < 1:
         raise ValueError(f"max_physical_batch must be positive, not {max_physical_batch}")
@@ -115,7 +114,7 @@ def train_dp_sgd(  # noqa: PLR0913 - each is one part of the mechanism
             batches.add(parts[-1] if parts else [])
             if on_step is not None:
                 on_step(step, parameters.steps)
-    batches.require_some_finite()
+    batches.tell_dropped()
 
 
 class _PrivateOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
@@ -225,18 +224,14 @@ class _Batches(Generic[T]):
             for parameter in self._trainable:
                 parameter.grad_sample[~is_finite] = 0
 
-    def require_some_finite(self) -> None:
-        """Speak up, on this device only, about examples that were dropped.
-
-        Raises:
-            TrainingError: every single one was.
-        """
+    def tell_dropped(self) -> None:
+        """Speak up, in this device's log alone, about examples that were dropped: what is sent must not show it."""
         if self._dropped:
             _log.warning(
                 "%d of %d drawn examples gave no finite gradient and counted as zero", self._dropped, self._seen
             )
         if self._seen and self._dropped == self._seen:
-            raise TrainingError(
+            _log.error(
                 "none of the drawn examples gave a finite gradient, so the update is noise only; "
                 "check the base and the learning rate (the privacy cost is spent)"
             )

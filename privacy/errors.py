@@ -37,10 +37,6 @@ class UnsupportedModuleError(PrivacyError):
     """The module or its loss gives no sound per-example gradients: a developer must change it."""
 
 
-class TrainingError(PrivacyError):
-    """Training produced nothing usable although its privacy cost was spent: look at the base and the data."""
-
-
 class AuditError(PrivacyError):
     """The measurements given to an audit cannot support any statement: measure again."""
 

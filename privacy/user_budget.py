@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from privacy.calibration import least_tick, noise_of
 from privacy.errors import BudgetExceededError, CalibrationError
 from privacy.renyi import SkellamSums, epsilon_of_charges
+from privacy.user_level import UserBills
 
 if TYPE_CHECKING:
     from privacy.budget import PrivacyBudget
     from privacy.event import PrivacyEvent
     from privacy.noise_shares import ShareRule
     from privacy.renyi import Charge
-    from privacy.user_level import UserBills
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +62,16 @@ def epsilon_after(plan: UserPlan, spent: UserBills, *, noise_multiplier: float, 
         more = plan.charge(noise_multiplier=noise_multiplier, done=done)
         outlooks.add((*spent.charges_of(user), *([] if more is None else [more])))
     return max(epsilon_of_charges(charges, target_delta=target_delta) for charges in outlooks)
+
+
+def epsilon_by_round(plan: UserPlan, *, noise_multiplier: float, target_delta: float) -> tuple[float, ...]:
+    """ε of the costliest user of a fresh population after each round of `plan`, whoever is drawn."""
+    return tuple(
+        epsilon_after(
+            replace(plan, rounds=rounds), UserBills(), noise_multiplier=noise_multiplier, target_delta=target_delta
+        )
+        for rounds in range(1, plan.rounds + 1)
+    )
 
 
 def user_noise_for(budget: PrivacyBudget, plan: UserPlan, spent: UserBills) -> float:

@@ -104,7 +104,8 @@ class Settings(BaseSettings):
     )
     require_audit: bool = Field(
         default=False,
-        description="Release no run that `lamella privacy audit` has not looked at. A failed audit always stops it.",
+        description="Release no run whose noise and clipping `lamella privacy audit` has not passed, for each unit "
+        "that it protects. A failed audit always stops it.",
     )
     require_device_keys: bool = Field(
         default=False,

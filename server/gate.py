@@ -78,7 +78,7 @@ def require_audit(registry: Registry, run_id: str, *, is_audit_required: bool) -
     """Refuse a run whose own audit says that it does not keep what its ledger promises.
 
     Raises:
-        GateRefusedError: A part of its audit failed, or an audit is wanted and was never made.
+        GateRefusedError: A part of its audit failed, or an audit is wanted and has not passed its mechanisms.
     """
     findings = [known.finding for known in registry.audit_findings(run_id)]
     failed = [finding for finding in findings if finding.verdict is Verdict.FAIL]
@@ -86,11 +86,23 @@ def require_audit(registry: Registry, run_id: str, *, is_audit_required: bool) -
     if failed:
         reasons = "; ".join(f"{finding.part}: {finding.reason}" for finding in failed)
         raise GateRefusedError(f"Run {run_id} is not released: its audit failed ({reasons}). {again}.")
-    if is_audit_required and not findings:
+    if not is_audit_required:
+        return
+    verdicts = {finding.part: finding.verdict for finding in findings}
+    lacking = [part for part in _promised_parts(registry, run_id) if verdicts.get(part) is not Verdict.PASS]
+    if lacking:
+        told = ", ".join(f"{part} ({verdicts.get(part, 'not measured')})" for part in lacking)
         raise GateRefusedError(
-            f"Run {run_id} is not released: this service wants every run audited first (LAMELLA_REQUIRE_AUDIT), "
-            f"and it never was. {again}."
+            f"Run {run_id} is not released: this service wants the noise and the clipping of every run to have passed "
+            f"an audit (LAMELLA_REQUIRE_AUDIT), and these have not: {told}. {again}; more --canaries decide more."
         )
+
+
+def _promised_parts(registry: Registry, run_id: str) -> tuple[str, ...]:
+    """What an audit must have found in order, for each unit that a run promised something to."""
+    mode = registry.run(run_id).recipe.get("privacy-mode", "example")
+    units = {"example": ("example",), "user": ("user",), "both": ("example", "user")}[str(mode)]
+    return tuple(f"{what}-{unit}" for unit in units for what in ("noise", "clipping"))
 
 
 def _require_newest(registry: Registry, record: VersionRecord) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from privacy.budget import PrivacyBudget
 from privacy.example_level import promised_per_example
 from privacy.report import AuditReport, RunFacts, TensorFact, UtilityFigure, build_report
+from server.spending import example_budget_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from privacy.audits import MembershipResult
+    from privacy.budget import PrivacyBudget
     from privacy.event import PrivacyEvent
     from server.artifacts import ArtifactStore
     from server.federation.recipe import Recipe
@@ -53,11 +54,12 @@ def report_of_run(
         run=_facts_of_run(registry, artifacts, run, recipe, rounds, version),
         events=registry.privacy_events(model=run.model),
         target_delta=recipe.target_delta,
-        budget=PrivacyBudget(target_epsilon=recipe.target_epsilon, target_delta=recipe.target_delta),
+        budget=example_budget_of(registry, run.model, recipe),
         user_budget=registry.user_budget(run.model),
         base=registry.ledgers_beside(run.model, base_hash=run.base_hash),
         membership=membership or measured,
         findings=[one.finding for one in known],
+        earlier_findings=registry.earlier_findings(run.run_id),
         utility=_utility(version),
         provenance=_provenance(run, version),
     )
@@ -87,7 +89,7 @@ def report_of_version(registry: Registry, artifacts: ArtifactStore, version: Ver
         ),
         events=events,
         target_delta=own[-1].target_delta if own else _DELTA_WITHOUT_RUN,
-        budget=_latest_budget(registry, own),
+        budget=_budget_of(registry, own),
         user_budget=registry.user_budget(version.model),
         base=registry.ledgers_beside(version.model, base_hash=version.manifest.base_hash),
         utility=_utility(version),
@@ -95,14 +97,14 @@ def report_of_version(registry: Registry, artifacts: ArtifactStore, version: Ver
     )
 
 
-def _latest_budget(registry: Registry, events: Sequence[PrivacyEvent]) -> PrivacyBudget | None:
-    """What the newest run that charged devices promised them."""
+def _budget_of(registry: Registry, events: Sequence[PrivacyEvent]) -> PrivacyBudget | None:
+    """What the model's devices were promised; None where none was charged."""
     from server.federation.recipe import Recipe  # noqa: PLC0415 - see above
 
     if not events:
         return None
-    recipe = Recipe.from_run_config(registry.run(events[-1].run_id).recipe)
-    return PrivacyBudget(target_epsilon=recipe.target_epsilon, target_delta=recipe.target_delta)
+    run = registry.run(events[-1].run_id)
+    return example_budget_of(registry, run.model, Recipe.from_run_config(run.recipe))
 
 
 def _facts_of_run(

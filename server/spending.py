@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Literal
 from privacy.accountant import epsilon_by_device
 from privacy.budget import PrivacyBudget
 from privacy.user_level import bills_with_others
-from server.federation.recipe import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from privacy.event import PrivacyEvent
+    from server.federation.recipe import Recipe
     from server.registry import Registry
 
 
@@ -56,8 +56,10 @@ def spent_on(registry: Registry, model: str) -> tuple[Spent, ...]:
     runs, events = registry.runs(model), registry.privacy_events(model=model)
     if not runs or not events:
         return ()
+    from server.federation.recipe import Recipe  # noqa: PLC0415 - Flower, which no base needs
+
     recipe, users = Recipe.from_run_config(runs[0].recipe), registry.user_budget(model)
-    examples = PrivacyBudget(target_epsilon=recipe.target_epsilon, target_delta=recipe.target_delta)
+    examples = example_budget_of(registry, model, recipe)
     found = [
         _of_devices(events, examples, whose=f"devices of {model}"),
         _of_users([event for event in events if event.privacy_unit == "user"], users, model, f"users of {model}"),
@@ -78,6 +80,12 @@ def spent_on(registry: Registry, model: str) -> tuple[Spent, ...]:
             _of_users(charged, users, model, f"{base}: {', '.join([model, *others])}", base_hash=base_hash),
         ]
     return tuple(one for one in found if one is not None)
+
+
+def example_budget_of(registry: Registry, model: str, recipe: Recipe) -> PrivacyBudget:
+    """What each example of a model's devices may be charged in all: as set, or what a run of before that asks for."""
+    asked = PrivacyBudget(target_epsilon=recipe.target_epsilon, target_delta=recipe.target_delta)
+    return registry.example_budget(model) or asked
 
 
 def _of_devices(

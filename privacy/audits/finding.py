@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, WithJsonSchema
 from scipy import stats
 
 if TYPE_CHECKING:
@@ -52,6 +52,17 @@ class Finding(BaseModel):
     power: str
     reading: str
     facts: dict[str, Value] = {}
+
+
+class EarlierFinding(BaseModel):
+    """What an audit had found before it was made again: an audit that is repeated until it passes must show."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    part: str
+    verdict: Verdict
+    reason: str
+    recorded_at: AwareDatetime
 
 
 def worst_verdict(findings: Iterable[Finding]) -> Verdict | None:

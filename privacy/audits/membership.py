@@ -124,7 +124,9 @@ def membership_audit(
         bin_edges=tuple(edges.tolist()),
         member_counts=counts_in(member_scores, edges),
         non_member_counts=counts_in(other_scores, edges),
-        control=None if positive_control is None else positive_control.calibrated,
+        control=None
+        if positive_control is None
+        else strongest_of(positive_control.calibrated, positive_control.likelihood),
         is_control_caught=caught,
     )
 

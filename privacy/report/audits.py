@@ -45,7 +45,24 @@ def audits_section(report: AuditReport) -> Section:
                 "refuted. Inconclusive: neither, because the sample is too small, the claim too large to be refuted by "
                 "any such test, or the control was not noticed. An audit can refute a guarantee, never prove it."
             ),
+            *_measured_before(report),
             *membership_blocks(report),
+        ),
+    )
+
+
+def _measured_before(report: AuditReport) -> tuple[Block, ...]:
+    if not report.earlier_findings:
+        return ()
+    return (
+        Table(
+            ("audit", "verdict", "measured on", "what was found"),
+            tuple(
+                (one.part, str(one.verdict), f"{one.recorded_at:%Y-%m-%d %H:%M} UTC", one.reason)
+                for one in report.earlier_findings
+            ),
+            caption="Measured before, and made again since. An audit that is repeated until it passes has not passed.",
+            is_text=True,
         ),
     )
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from privacy.accountant import Group
     from privacy.audits import Finding, MembershipResult
+    from privacy.audits.finding import EarlierFinding
     from privacy.base_ledgers import BaseLedgers
     from privacy.budget import PrivacyBudget
     from privacy.event import PrivacyEvent, PrivacyUnit
@@ -60,6 +61,7 @@ def build_report(  # noqa: PLR0913 - each is one part of the report
     base: BaseLedgers | None = None,
     membership: MembershipResult | None = None,
     findings: Sequence[Finding] = (),
+    earlier_findings: Sequence[EarlierFinding] = (),
     utility: Sequence[UtilityFigure] = (),
     provenance: Mapping[str, str],
 ) -> AuditReport:
@@ -99,6 +101,7 @@ def build_report(  # noqa: PLR0913 - each is one part of the report
         opinions=tuple(_opinions(events_of(spent, worst), target_delta, events, users)),
         membership=membership,
         findings=tuple(findings),
+        earlier_findings=tuple(earlier_findings),
         utility=tuple(utility),
         leaves_the_device=LEAVES_THE_DEVICE,
         provenance=dict(provenance),

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from privacy.audits import Finding, MembershipResult  # noqa: TC001 - pydantic reads it
+from privacy.audits.finding import EarlierFinding  # noqa: TC001 - the same
 from privacy.errors import ReportError
 from privacy.event import Identifier, Mechanism, PrivacyEvent, PrivacyUnit  # noqa: TC001 - pydantic reads it
 from privacy.noise_shares import NoiseShares  # noqa: TC001 - pydantic reads it
@@ -192,6 +193,7 @@ class AuditReport(_Part):
     opinions: tuple[SecondOpinion, ...] = ()
     membership: MembershipResult | None
     findings: tuple[Finding, ...] = ()
+    earlier_findings: tuple[EarlierFinding, ...] = ()
     utility: tuple[UtilityFigure, ...]
     leaves_the_device: tuple[tuple[str, str], ...]
     provenance: dict[str, str]

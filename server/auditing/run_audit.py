@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from server.auditing.reading import Reading, first_layer_factors
 from server.auditing.replay import Replay
 from server.auditing.secret_text import make_secrets, planted
 from server.auditing.trainer import LocalTraining, parameters_of
+from server.auditing.user_sum import server_sum
 from server.errors import AuditingError
 from server.evaluation import HeldOutEvaluation
 from server.federation.adapter import ADAPTER, lora_of
@@ -49,9 +50,15 @@ _FEWEST_SHADOWS = 4
 
 
 def open_audit(
-    settings: Settings, registry: Registry, artifacts: ArtifactStore, run_id: str, plan: AuditPlan
+    settings: Settings,
+    registry: Registry,
+    artifacts: ArtifactStore,
+    run_id: str,
+    plan: AuditPlan,
+    *,
+    is_again: bool = False,
 ) -> RunAudit:
-    """Get ready to audit a run.
+    """Get ready to audit a run; `is_again`: without what an earlier audit of it left behind.
 
     Raises:
         NotFoundError: There is no such run.
@@ -73,12 +80,13 @@ def open_audit(
         start=start,
         result=load(artifacts.read_bytes(released[-1].artifacts[ADAPTER])),
         work=settings.work_dir / "audits" / run_id,
+        is_again=is_again,
     )
 
 
 @dataclass(frozen=True)
 class RunAudit:
-    """What there is of a run, and the parts of its audit."""
+    """What there is of a run, and the parts of its audit; `is_again` trusts nothing that an earlier one left behind."""
 
     run: RunRecord
     recipe: Recipe
@@ -88,6 +96,8 @@ class RunAudit:
     start: AdapterState
     result: AdapterState
     work: Path
+    is_again: bool = False
+    made: set[str] = field(default_factory=set)
 
     def reason_to_skip(self, part: str) -> str | None:
         """Why a part says nothing about this run; None: it does."""
@@ -107,10 +117,18 @@ class RunAudit:
         bills = UserBills(events)
         most = max((bills.participations[name] for name in bills.users() if name is not None), default=1)
         on_step("canary devices", 0, 2)
-        run = user_canary_run(events, canaries=self.plan.canaries, participations=most, random=self._random(1))
+        average = server_sum(self.recipe, events, canaries=self.plan.canaries)
+        run = user_canary_run(
+            events, canaries=self.plan.canaries, participations=most, random=self._random(1), average=average
+        )
         on_step("canary devices, without noise", 1, 2)
         control = user_canary_run(
-            events, canaries=self.plan.canaries, participations=most, random=self._random(2), is_faulty=True
+            events,
+            canaries=self.plan.canaries,
+            participations=most,
+            random=self._random(2),
+            average=server_sum(self.recipe, events, canaries=self.plan.canaries),
+            is_faulty=True,
         )
         delta = self.recipe.user_target_delta
         claimed = user_epsilon(events, target_delta=delta)
@@ -155,16 +173,17 @@ class RunAudit:
         of_inside, of_outside = (
             evaluation.losses_beside_base(group, lora_of(self.recipe)) for group in (inside, outside)
         )
-        of_control = membership_audit(of_inside(control), of_outside(control))
-        of_members, of_others = of_inside(self.result), of_outside(self.result)
-        result = membership_audit(
-            of_members,
-            of_others,
-            positive_control=of_control,
-            likelihood_scores=self._likelihoods(
-                evaluation, (members, of_members.release), (others, of_others.release), on_step
-            ),
-        )
+
+        def attacked(adapter: AdapterState, of_control: MembershipResult | None, *, has_dp: bool) -> MembershipResult:
+            of_members, of_others = of_inside(adapter), of_outside(adapter)
+            likelihoods = self._likelihoods(
+                evaluation, (members, of_members.release), (others, of_others.release), on_step, has_dp=has_dp
+            )
+            return membership_audit(of_members, of_others, positive_control=of_control, likelihood_scores=likelihoods)
+
+        # The control meets every attack that the release does: whichever is the stronger there must have found it.
+        of_control = attacked(control, None, has_dp=False)
+        result = attacked(self.result, of_control, has_dp=True)
         on_step("losses of members and others", 1, 1)
         control_was = f"the same run on the same text without noise and clipping; the others are {who}"
         return membership_finding(result, control=control_was), result
@@ -219,6 +238,8 @@ class RunAudit:
         members: tuple[Sequence[Example], Sequence[float]],
         others: tuple[Sequence[Example], Sequence[float]],
         on_step: OnStep,
+        *,
+        has_dp: bool,
     ) -> tuple[list[float], list[float]] | None:
         """Scores of members and others by shadow runs; None: none are wanted, or strangers are among the others."""
         examples = [*members[0], *others[0]]
@@ -229,9 +250,9 @@ class RunAudit:
         halves = [half for _ in range(self.plan.shadows // 2) for half in self.people.halved(random)]
         losses, saw = [], []
         for number, half in enumerate(halves, start=1):
-            text = f"shadow run {number} of {len(halves)}"
+            text = f"shadow run {number} of {len(halves)}" + ("" if has_dp else ", without DP")
             adapter = self._replay(half).run(
-                has_dp=True,
+                has_dp=has_dp,
                 on_step=lambda done, total, text=text: on_step(text, done, total),  # type: ignore[misc]
             )
             losses.append(evaluation.losses(adapter, lora_of(self.recipe), encoded))
@@ -251,7 +272,7 @@ class RunAudit:
         plan = f"{self.plan.secrets},{self.plan.repeats},{self.plan.candidates},{self.plan.seed}"
         name = f"{'with' if has_dp else 'without'}-dp-{hashlib.sha256(plan.encode()).hexdigest()[:12]}.safetensors"
         kept = self.work / name
-        if kept.exists():
+        if kept.exists() and (name in self.made or not self.is_again):
             return load_file(kept)
         text = "the run again, with secrets" if has_dp else "the run again, with secrets, without DP"
         secrets = planted(self._secrets, sorted(self.people.examples), repeats=self.plan.repeats)
@@ -261,6 +282,7 @@ class RunAudit:
         unfinished = kept.with_suffix(".part")
         save_file(adapter, unfinished)
         unfinished.replace(kept)
+        self.made.add(name)
         return adapter
 
     def _losses_of_secrets(self, adapter: AdapterState) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.cli import privacy_audit, privacy_ledger, privacy_plan, privacy_shares, privacy_statement
+from server.cli import (
+    privacy_audit,
+    privacy_ledger,
+    privacy_plan,
+    privacy_plan_users,
+    privacy_shares,
+    privacy_statement,
+)
 from server.cli.console import Service, console, open_service, problems
 from server.federation.recipe import Recipe
 
@@ -18,6 +25,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Plan what a run costs; write a run's privacy report, recompute one.")
 app.command()(privacy_plan.epsilon)
 app.command()(privacy_plan.plan)
+app.command()(privacy_plan_users.plan_users)
 app.command()(privacy_shares.shares)
 app.command()(privacy_ledger.ledger)
 app.command()(privacy_ledger.budget)

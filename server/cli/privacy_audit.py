@@ -27,7 +27,10 @@ def audit(
         list[str] | None,
         typer.Option(help="Only this part, may be repeated: user, example, reconstruction, membership, exposure."),
     ] = None,
-    again: Annotated[bool, typer.Option("--again", help="Measure again what was measured before.")] = False,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="Measure again what was measured before, which stays in the run's report."),
+    ] = False,
     members: Annotated[
         int, typer.Option(help="Most examples that were trained on, and as many others, to attack.", min=20)
     ] = 1000,
@@ -56,7 +59,7 @@ def audit(
     service = open_service()
     plan = AuditPlan(members=members, canaries=canaries, secrets=secrets, repeats=repeats, shadows=shadows)
     with console.status("Opening the run ..."):
-        opened = open_audit(service.settings, service.registry, service.artifacts, run_id, plan)
+        opened = open_audit(service.settings, service.registry, service.artifacts, run_id, plan, is_again=again)
     done = {known.asked_for for known in service.registry.audit_findings(run_id)}
     with audited(service.registry, "run.audit", f"{run_id}: {', '.join(chosen)}", is_long=True):
         for name in PARTS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,13 @@ if TYPE_CHECKING:
 
     from privacy.budget import PrivacyBudget
     from server.spending import Spent
+
+
+class Unit(StrEnum):
+    """Who a budget protects."""
+
+    USER = "user"
+    EXAMPLE = "example"
 
 
 def ledger(
@@ -59,9 +67,14 @@ def ledger(
 
 
 def budget(
-    model: Annotated[str, typer.Argument(help="The model whose users are meant.")],
-    epsilon: Annotated[float | None, typer.Option(help="Set it: what all runs together may charge a user.")] = None,
-    delta: Annotated[float | None, typer.Option(help="Set it: δ, far below one over the number of users.")] = None,
+    model: Annotated[str, typer.Argument(help="The model whose devices are meant.")],
+    per: Annotated[Unit, typer.Option(help="Whose budget: whole users', or each example's.")] = Unit.USER,
+    epsilon: Annotated[
+        float | None, typer.Option(help="Set it: what all runs together may charge one of them.")
+    ] = None,
+    delta: Annotated[
+        float | None, typer.Option(help="Set it: δ, far below one over the number of users, or of a device's examples.")
+    ] = None,
     apart: Annotated[
         bool | None,
         typer.Option(
@@ -71,12 +84,15 @@ def budget(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Show what a model's users may be charged and have been, or set it; the first run per user sets it otherwise.
+    """Show what a model's users, or each example, may be charged and have been, or set it; else the first run sets it.
 
-    What the users of another model on the same base were charged counts too, as they may be the same people: nobody can
-    tell from their pseudonyms.
+    A run may ask for less, never for more. What the users of another model on the same base were charged counts too, as
+    they may be the same people: nobody can tell from their pseudonyms.
     """
     service = open_service()
+    if per is Unit.EXAMPLE:
+        _example_budget(service, model, epsilon, delta, is_apart=apart, as_json=as_json)
+        return
     limit = service.registry.user_budget(model)
     if epsilon is not None or delta is not None or apart is not None:
         limit = _changed(limit, epsilon, delta)
@@ -101,6 +117,41 @@ def budget(
             "do not count: its users are kept apart" if facts["is_apart"] else "count too: `lamella privacy ledger`"
         )
         console.print(f"Other models on its base {counted}.", soft_wrap=True)
+
+
+def _example_budget(
+    service: Service, model: str, epsilon: float | None, delta: float | None, *, is_apart: bool | None, as_json: bool
+) -> None:
+    from privacy.accountant import epsilon_by_device
+    from privacy.example_level import promised_per_example
+
+    if is_apart is not None:
+        raise RecipeError("--apart and --shared are about users: a device is known again by its pseudonym.")
+    limit = service.registry.example_budget(model)
+    if epsilon is not None or delta is not None:
+        limit = _changed(limit, epsilon, delta)
+        told = f"{model}, per example: {limit.target_epsilon:g} at {limit.target_delta:g}"
+        with audited(service.registry, "privacy.budget", told):
+            service.registry.set_example_budget(model, limit)
+    events = promised_per_example(service.registry.privacy_events(model=model))
+    spent = {} if limit is None else epsilon_by_device(events, target_delta=limit.target_delta)
+    facts = {
+        "model": model,
+        "budget_epsilon": None if limit is None else limit.target_epsilon,
+        "delta": None if limit is None else limit.target_delta,
+        "devices": len(spent),
+        "epsilon": None if limit is None else max(spent.values(), default=0.0),
+    }
+    if as_json:
+        print_json(facts)
+    elif limit is None:
+        console.print(f"No budget per example is set for {model}; its next run sets it.")
+    else:
+        console.print(
+            f"Each example of the devices of {model}: ε {facts['epsilon']:.3f} of {limit.target_epsilon:g} spent at "
+            f"δ = {limit.target_delta:g}, by the costliest of {len(spent)} devices.",
+            soft_wrap=True,
+        )
 
 
 def _show_spent(spent: Sequence[Spent]) -> None:

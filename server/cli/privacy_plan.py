@@ -13,6 +13,8 @@ from server.cli.rollout_options import AsJson
 from server.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from privacy.planning import Alternatives, Plan
 
 _SHOWN_ROUNDS = 12
@@ -66,7 +68,9 @@ def plan(
     picture: Annotated[Path | None, typer.Option(help="Draw ε over the rounds: a file .svg or .png.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Plan a run's privacy: the noise for a budget, or the cost of a noise, over its rounds; and what to change.
+    """Plan a run's privacy per example: the noise for a budget, or the cost of a noise, and what to change.
+
+    `lamella privacy plan-users` does it for whole users; a run of privacy-mode both has both plans, never added up.
 
     With --target-epsilon alone the least noise is found; with --noise-multiplier alone the cost is told; with both it
     is said whether it fits, and which single change would make it fit.
@@ -87,9 +91,17 @@ def plan(
     is_over = target_epsilon is not None and found.epsilon > target_epsilon
     changes = alternatives(found, target_epsilon=target_epsilon or 0.0) if is_over else None
     if picture is not None:
-        from server.cli.privacy_picture import draw_epsilon
+        from server.cli.privacy_picture import EpsilonPicture, draw_epsilon
 
-        draw_epsilon(found, target_epsilon=target_epsilon, path=picture)
+        drawn = EpsilonPicture(
+            epsilon_after=found.epsilon_after,
+            target_delta=target_delta,
+            target_epsilon=target_epsilon,
+            rounds="rounds that a device took part in",
+            title=f"Noise multiplier {found.noise_multiplier:g}, {training.steps} steps a round, "
+            f"one example in {1 / training.sampling_probability:.3g}",
+        )
+        draw_epsilon(drawn, picture)
     if as_json:
         show_json(_as_json(found, target_epsilon, changes))
         return
@@ -106,18 +118,22 @@ def _print(found: Plan, target_epsilon: float | None) -> None:
         f"Noise multiplier [bold]{found.noise_multiplier:g}[/], sampling probability "
         f"{training.sampling_probability:.4g}, {training.steps} steps a round, δ = {found.target_delta:g}"
     )
-    largest = max(found.epsilon, target_epsilon or 0.0)
-    for number in _shown(training.rounds):
-        value = found.epsilon_after[number - 1]
+    print_rounds(found.epsilon_after, target_epsilon)
+
+
+def print_rounds(epsilon_after: Sequence[float], target_epsilon: float | None) -> None:
+    """A bar for ε after each of some rounds, and how the last one stands to the budget."""
+    last = epsilon_after[-1]
+    largest = max(last, target_epsilon or 0.0)
+    for number in _shown(len(epsilon_after)):
+        value = epsilon_after[number - 1]
         is_within = target_epsilon is None or value <= target_epsilon
         length = round(_BAR_CHARS * value / largest) if math.isfinite(value) and largest else _BAR_CHARS
         bar = f"[{'cyan' if is_within else 'red'}]{'━' * max(length, 1)}[/]"
         console.print(f"round {number:>6}  ε {value:8.3f}  {bar}")
     if target_epsilon is not None:
-        verdict = "within" if found.epsilon <= target_epsilon else "[red]over[/]"
-        console.print(
-            f"After {training.rounds} rounds: ε ≤ {found.epsilon:.3f}, {verdict} the budget of {target_epsilon:g}"
-        )
+        verdict = "within" if last <= target_epsilon else "[red]over[/]"
+        console.print(f"After {len(epsilon_after)} rounds: ε ≤ {last:.3f}, {verdict} the budget of {target_epsilon:g}")
 
 
 def _shown(rounds: int) -> list[int]:

@@ -18,6 +18,7 @@ from server.errors import FederationError
 from server.federation.adapter import ADAPTER, OPTIMIZER
 from server.federation.aggregation import Aggregate, aggregate
 from server.federation.cohort import draw_cohort, draw_poisson, wait_for_nodes
+from server.federation.example_budget import require_example_budget
 from server.federation.exchange import Exchange, exchange
 from server.federation.health import MaskedSum
 from server.federation.instructions import instructions_of
@@ -63,6 +64,7 @@ class FederatedRun:
     next_round: int = 1
 
     def __post_init__(self) -> None:
+        require_example_budget(self.recipe, self.registry)
         self._users = open_user_level(
             self.recipe,
             run_id=self.run_id,
@@ -221,7 +223,7 @@ class FederatedRun:
         """The round's update; with a user level the noisy one, which alone may leave this round."""
         if self._users is None:
             return aggregate(accepted, self.recipe.aggregation_rule)
-        return Aggregate(self._users.average(accepted, self.adapter, server_round))
+        return Aggregate(self._users.average([item.update for item in accepted], self.adapter, server_round))
 
     def _without_replays(self, result: Exchange) -> Exchange:
         """Leave out contributions whose privacy event is in the ledger: each event is charged once."""

@@ -112,13 +112,13 @@ class UserLevel:
             return f"one more round would bring this device above the users' budget of {self.budget.target_epsilon:g}"
         return None
 
-    def average(self, accepted: Sequence[Accepted], adapter: AdapterState, server_round: int) -> AdapterState:
+    def average(self, updates: Sequence[AdapterState], adapter: AdapterState, server_round: int) -> AdapterState:
         """The noisy sum of the clipped updates over the expected cohort, float32."""
         shapes = {name: tensor.shape for name, tensor in adapter.items()}
-        norms = [norm_of(item.update) for item in accepted]
+        norms = [norm_of(update) for update in updates]
         rule = adaptive_clipping_of(self.recipe)
         found = noisy_average(
-            (item.update for item in accepted),
+            updates,
             shapes=shapes,
             clipping_norm=self.clipping_norm,
             noise_multiplier=self.noise_multiplier

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from sqlalchemy import select
 
 from privacy.audits import Finding, MembershipResult
+from privacy.audits.finding import EarlierFinding
 from server.errors import NotFoundError
-from server.registry.privacy_tables import AuditFindingRow
+from server.registry.privacy_tables import AuditFindingRow, AuditHistoryRow
 from server.registry.tables import RunRow
 from server.registry.transactions import Transactions
 
@@ -35,7 +36,7 @@ class AuditFindingTransactions(Transactions):
     def record_findings(
         self, run_id: str, asked_for: str, findings: Sequence[Finding], *, detail: MembershipResult | None = None
     ) -> None:
-        """Keep what one part of an audit found, in place of what it found before.
+        """Keep what one part of an audit found, in place of what it found before, which goes into the history.
 
         Raises:
             NotFoundError: There is no such run.
@@ -47,6 +48,9 @@ class AuditFindingTransactions(Transactions):
                 AuditFindingRow.run_id == run_id, AuditFindingRow.asked_for == asked_for
             )
             for row in session.scalars(stale):
+                session.add(
+                    AuditHistoryRow(run_id=run_id, part=row.part, finding=row.finding, recorded_at=row.recorded_at)
+                )
                 session.delete(row)
             session.flush()
             for finding in findings:
@@ -70,6 +74,18 @@ class AuditFindingTransactions(Transactions):
                 .order_by(AuditFindingRow.recorded_at, AuditFindingRow.part)
             )
             return tuple(_record(row) for row in rows)
+
+    def earlier_findings(self, run_id: str) -> tuple[EarlierFinding, ...]:
+        """What audits of a run had found before they were made again, oldest first."""
+        with self._read() as session:
+            rows = session.scalars(
+                select(AuditHistoryRow).where(AuditHistoryRow.run_id == run_id).order_by(AuditHistoryRow.position)
+            )
+            found = [(Finding.model_validate_json(json.dumps(row.finding)), row.recorded_at) for row in rows]
+        return tuple(
+            EarlierFinding(part=one.part, verdict=one.verdict, reason=one.reason, recorded_at=when)
+            for one, when in found
+        )
 
 
 def _record(row: AuditFindingRow) -> FindingRecord:

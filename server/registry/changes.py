@@ -20,6 +20,7 @@ _LOUD: Final = "is_loud"
 _QUIET: Final = frozenset(
     {"offers", "reports", "rounds", "privacy_events", "enrolment_tokens", "runs", "changes", "rollout_devices"}
     | {"privacy_chain", "privacy_budgets", "noise_keys", "base_origins", "audit_findings", "privacy_statements"}
+    | {"audit_history", "example_budgets"}
     | {"operators", "operator_tokens", "sessions", "audit_log"}
     | {"ddi_actions", "ddi_controllers", "ddi_digests", "ddi_gateway_tokens", "ddi_images"}
 )

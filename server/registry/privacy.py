@@ -11,7 +11,7 @@ from privacy.chain import FIRST_HEAD, event_line, head_after
 from privacy.event import PrivacyEvent
 from server.errors import ConflictError, DatabaseError, NotFoundError
 from server.registry.base_family import family_of
-from server.registry.privacy_tables import NoiseKeyRow, PrivacyBudgetRow, PrivacyChainRow
+from server.registry.privacy_tables import ExampleBudgetRow, NoiseKeyRow, PrivacyBudgetRow, PrivacyChainRow
 from server.registry.tables import ModelRow, PrivacyEventRow, RunRow
 from server.registry.transactions import Transactions, lock_model
 
@@ -96,12 +96,33 @@ class PrivacyTransactions(Transactions):
         """
         with self._write() as session:
             if session.get(ModelRow, population) is None:
-                raise NotFoundError(f"There is no model {population!r}. `lamella versions` lists what there is.")
+                raise _no_model(population)
             row = session.get(PrivacyBudgetRow, population)
             if row is None:
                 row = PrivacyBudgetRow(population=population, is_apart=False)
                 session.add(row)
             row.is_apart = row.is_apart if is_apart is None else is_apart
+            row.target_epsilon, row.target_delta, row.set_at = budget.target_epsilon, budget.target_delta, self._now()
+
+    def example_budget(self, model: str) -> PrivacyBudget | None:
+        """What each example of a model's devices may be charged in all; None: nobody has set it yet."""
+        with self._read() as session:
+            row = session.get(ExampleBudgetRow, model)
+            return None if row is None else _budget(row)
+
+    def set_example_budget(self, model: str, budget: PrivacyBudget) -> None:
+        """Set or change what each example of a model's devices may be charged in all.
+
+        Raises:
+            NotFoundError: There is no such model.
+        """
+        with self._write() as session:
+            if session.get(ModelRow, model) is None:
+                raise _no_model(model)
+            row = session.get(ExampleBudgetRow, model)
+            if row is None:
+                row = ExampleBudgetRow(model=model)
+                session.add(row)
             row.target_epsilon, row.target_delta, row.set_at = budget.target_epsilon, budget.target_delta, self._now()
 
     def noise_key(self, run_id: str, *, fresh: bytes) -> bytes:
@@ -181,7 +202,11 @@ def _others_on(session: Session, model: str, base_hash: str) -> tuple[str, ...]:
     return tuple(sorted(set(found) - apart - {model}))
 
 
-def _budget(row: PrivacyBudgetRow) -> PrivacyBudget:
+def _no_model(name: str) -> NotFoundError:
+    return NotFoundError(f"There is no model {name!r}. `lamella versions` lists what there is.")
+
+
+def _budget(row: PrivacyBudgetRow | ExampleBudgetRow) -> PrivacyBudget:
     return PrivacyBudget(target_epsilon=row.target_epsilon, target_delta=row.target_delta)
 
 

@@ -39,6 +39,17 @@ class PrivacyBudgetRow(Base):
     set_at: Mapped[datetime]
 
 
+class ExampleBudgetRow(Base):
+    """What each example of a model's devices may be charged in all."""
+
+    __tablename__ = "example_budgets"
+
+    model: Mapped[str] = mapped_column(MODEL_NAME, ForeignKey("models.name"), primary_key=True)
+    target_epsilon: Mapped[float]
+    target_delta: Mapped[float]
+    set_at: Mapped[datetime]
+
+
 class BaseOriginRow(Base):
     """A base that was made from another one, by merging an adapter into it or by other weights: its bill goes on."""
 
@@ -67,4 +78,16 @@ class AuditFindingRow(Base):
     asked_for: Mapped[str] = mapped_column(String(64))
     finding: Mapped[dict[str, Any]]
     detail: Mapped[dict[str, Any] | None]
+    recorded_at: Mapped[datetime]
+
+
+class AuditHistoryRow(Base):
+    """What an audit had found about a run before it was made again; append-only."""
+
+    __tablename__ = "audit_history"
+
+    position: Mapped[int] = mapped_column(primary_key=True)
+    run_id: Mapped[str] = mapped_column(IDENTIFIER, ForeignKey("runs.run_id"), index=True)
+    part: Mapped[str] = mapped_column(String(64))
+    finding: Mapped[dict[str, Any]]
     recorded_at: Mapped[datetime]

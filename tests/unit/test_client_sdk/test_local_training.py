@@ -209,3 +209,18 @@ def test_a_node_without_a_home_or_a_fleet_says_what_to_do(tree, site, tmp_path):
     with pytest.raises(DeclinedError, match="number 7 does not exist"):
         simulated_site(tmp_path / "fleet", 7)
     assert simulated_site(tmp_path / "fleet", 0).max_epsilon == math.inf
+
+
+@pytest.mark.parametrize("counts", ["withheld", "told"])
+def test_training_is_given_what_the_ledger_says(site, tree, monkeypatch, counts):
+    """An audit does DP-SGD again with the ledger's numbers: they must be those that the device trained with."""
+    given = []
+    monkeypatch.setattr(local_training, "train_dp_sgd", lambda *_args, parameters, **_rest: given.append(parameters))
+    asked = instructions(tree, example_counts=counts, max_examples=35)
+    contribution, _ = train_round(site, asked, adapter(tree))
+    (parameters,), (event,) = given, site.ledger.events()
+    assert contribution.num_examples == (35 if counts == "withheld" else min(35, 36))
+    assert (parameters.noise_multiplier, parameters.clipping_norm) == (event.noise_multiplier, event.clipping_norm)
+    assert (parameters.sampling_probability, parameters.steps) == (event.sampling_probability, event.steps)
+    assert parameters.is_noisy
+    assert parameters.expected_batch_size == event.sampling_probability * contribution.num_examples

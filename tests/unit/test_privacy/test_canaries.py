@@ -13,7 +13,7 @@ from torch import nn
 
 from privacy.accountant import epsilon_of_steps
 from privacy.audits import Finding, Verdict
-from privacy.audits.canaries import CanaryRun, canary_findings, clipping_finding, noise_finding
+from privacy.audits.canaries import CanaryRun, canary_findings, clipping_finding, epsilon_finding, noise_finding
 from privacy.audits.finding import clopper_pearson
 from privacy.audits.user_canaries import mechanism_of, user_canary_run
 from privacy.canary_training import canary_run
@@ -236,6 +236,19 @@ def test_honest_mechanisms_are_rarely_accused() -> None:
     for hits in alarms.values():
         assert clopper_pearson(hits, runs)[0] <= 0.001
         assert hits <= 10
+
+
+def test_honest_mechanisms_give_no_more_away_than_they_cost() -> None:
+    """The bound on ε fails a release at 95%: it is so loose that of 200 honest runs none is accused."""
+    random, alarms = np.random.default_rng(1), 0
+    for number in range(200):
+        noise = 1.0 if number % 2 else 3.0
+        run = _ideal_run(random, steps=1, canaries=600, noise=noise)
+        run = replace(run, took_part=run.is_in[None, :], released=run.is_in + noise * random.standard_normal((1, 600)))
+        exact = epsilon_of_steps(noise_multiplier=noise, sampling_probability=1.0, steps=1, target_delta=DELTA)
+        found = epsilon_finding(run, run, unit="example", claimed_epsilon=exact, target_delta=DELTA)
+        alarms += found.verdict is Verdict.FAIL
+    assert alarms == 0
 
 
 def _ideal_run(random: np.random.Generator, *, steps: int, canaries: int, noise: float) -> CanaryRun:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from privacy.dp_sgd import DPSGDParameters, Gradients, train_dp_sgd
-from privacy.errors import TrainingError, UnsupportedModuleError
+from privacy.errors import UnsupportedModuleError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -320,12 +320,15 @@ def test_an_example_without_finite_gradient_counts_as_zero(caplog: pytest.LogCap
     assert "1 of 6" in caplog.text
 
 
-def test_nothing_finite_at_all_is_an_error() -> None:
+def test_nothing_finite_at_all_is_noise_and_a_line_in_the_devices_own_log(caplog: pytest.LogCaptureFixture) -> None:
+    """An error would reach the server, and tell it something about the examples that nobody charged."""
+
     def broken(module: nn.Module, batch: Sequence[Sample]) -> Tensor:
         return sequence_losses(module, batch) * math.inf
 
-    with pytest.raises(TrainingError, match="privacy cost is spent"):
-        run(make_module(), make_examples(6), parameters(sampling_probability=1.0), loss_of=broken)
+    changes = run(make_module(), make_examples(6), parameters(sampling_probability=1.0), loss_of=broken)
+    assert all(change.isfinite().all() and change.abs().sum() > 0 for change in changes)
+    assert "privacy cost is spent" in caplog.text
 
 
 class FunctionalUse(LowRank):

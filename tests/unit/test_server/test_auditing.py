@@ -13,15 +13,19 @@ from simulators.share_events import event_in_shares
 from model import LoRAConfig, ModelConfig, initial_adapter
 from privacy import PrivacyEvent
 from privacy.audits import Finding, MembershipResult, Verdict
+from privacy.audits.membership import strongest_of
 from privacy.dp_sgd import DPSGDParameters
 from privacy.noise_shares import ShareRule
-from server.auditing import AuditPlan, RunAudit, replay
+from server.auditing import AuditPlan, RunAudit, replay, run_audit
 from server.auditing.people import People
 from server.auditing.secret_text import make_secrets, planted
 from server.auditing.trainer import without_dp
-from server.errors import AuditingError
+from server.errors import AuditingError, GateRefusedError
+from server.federation import user_level
 from server.federation.recipe import Recipe
+from server.gate import require_audit
 from server.registry import RunRecord
+from server.registry.audit_findings import FindingRecord
 
 PLAN = AuditPlan(members=60, canaries=300, attempts=4, secrets=3, repeats=2, candidates=12)
 STARTED = datetime(2026, 1, 1, tzinfo=UTC)
@@ -165,6 +169,69 @@ def test_the_sum_over_users_with_canary_devices(folder) -> None:
     assert found["clipping-user"] is not Verdict.FAIL
 
 
+def faulty_sums(monkeypatch, fault: dict) -> None:
+    """The server's own sum with a fault in it, as a run would make it."""
+    honest = user_level.noisy_average
+
+    def faulty(updates, **rest):
+        return honest(updates, **(rest | {name: change(rest[name]) for name, change in fault.items()}))
+
+    monkeypatch.setattr(user_level, "noisy_average", faulty)
+
+
+@pytest.mark.parametrize("options", [{}, {"clipping_quantile": 0.5, "clipping_bit_noise": 4.0}, {"noise_bands": 2}])
+@pytest.mark.parametrize(
+    ("fault", "part"),
+    [
+        ({}, None),
+        ({"noise_multiplier": lambda noise: noise / 64}, "noise-user"),
+        ({"unit_noise": lambda noise: noise * 0}, "noise-user"),
+        ({"clipping_norm": lambda norm: norm * 200, "noise_multiplier": lambda n: n / 200}, "clipping-user"),
+    ],
+)
+def test_faults_in_the_sums_that_the_server_makes_are_found_and_stop_the_release(
+    folder, monkeypatch, fault, part, options
+) -> None:
+    banded = {"mechanism": "banded_toeplitz_gaussian", "bands": 2} if "noise_bands" in options else {}
+    # A device takes part in every second round, as min-separation says.
+    events = [user_event(n).model_copy(update=banded | {"devices": (f"device{n % 2}",)}) for n in range(1, 9)]
+    recipe = {"privacy_mode": "user", "user_target_epsilon": 50.0, "min_separation": 2, "cohort": 4} | options
+    audit = audit_of(folder, events=events, max_participations=4, **recipe)
+    faulty_sums(monkeypatch, fault)
+    found = audit.user(silent)
+    failed = {one.part for one in found if one.verdict is Verdict.FAIL}
+    assert failed >= ({part} if part else set())
+    assert part or not failed
+    if part:
+        with pytest.raises(GateRefusedError, match=part):
+            require_audit(Known(found), "run", is_audit_required=False)
+
+
+class Known:
+    """A registry that knows what one audit found."""
+
+    def __init__(self, findings) -> None:
+        self._known = [FindingRecord(one, "user", None, STARTED) for one in findings]
+
+    def audit_findings(self, _run_id):
+        return tuple(self._known)
+
+
+def test_an_audit_that_is_made_again_trains_anew(audit: RunAudit, tmp_path, monkeypatch) -> None:
+    trained = []
+
+    def run(replay_, **_rest):
+        trained.append(replay_)
+        return audit.start
+
+    monkeypatch.setattr(replay.Replay, "run", run)
+    for is_again, expected in ((False, 1), (False, 1), (True, 2)):
+        opened = replace(audit, work=tmp_path, is_again=is_again, made=set())
+        for _ in range(2):  # two parts need the same one
+            opened._replayed(silent, has_dp=False)
+        assert len(trained) == expected
+
+
 IN_SHARES = {"cohort": 6, "quorum": 3, "secure_aggregation": True, "user_target_epsilon": 50.0}
 
 
@@ -240,6 +307,24 @@ def test_shadow_runs_give_likelihood_ratios_beside_the_calibrated_loss(audit: Ru
     _, detail = replace_people(audit, own).membership(silent)
     assert detail.likelihood is not None
     assert 0 <= detail.likelihood.auc <= 1
+
+
+@pytest.mark.slow
+def test_the_control_meets_likelihood_ratios_as_well(audit: RunAudit, monkeypatch) -> None:
+    given = []
+    honest = run_audit.membership_audit
+
+    def watched(*losses, **options):
+        result = honest(*losses, **options)
+        given.append((options["likelihood_scores"] is not None, result))
+        return result
+
+    monkeypatch.setattr(run_audit, "membership_audit", watched)
+    replace_people(audit, replace(audit.people, strangers=())).membership(silent)
+    (of_control, control), (of_release, release) = given
+    assert of_control
+    assert of_release
+    assert release.control == strongest_of(control.calibrated, control.likelihood)
 
 
 def replace_people(audit: RunAudit, people: People) -> RunAudit:

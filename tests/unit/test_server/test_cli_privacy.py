@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from privacy.accountant import epsilon_of_steps
+from privacy.user_budget import UserPlan, epsilon_by_round
 from server.cli.main import app
 from server.errors import ConfigurationError
 
@@ -87,3 +89,53 @@ def test_what_cannot_be_planned_is_told(arguments: tuple[str, ...], said: str) -
 def test_nonsense_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="lies in"):
         run("epsilon", "--sampling-probability", "2", "--noise-multiplier", "1", "--steps", "1")
+
+
+USERS = ("plan-users", "--rounds", "40", "--cohort", "100")
+
+
+def test_a_plan_for_users_finds_the_least_noise() -> None:
+    asked = (*USERS, "--participations", "5", "--min-separation", "4")
+    found = json.loads(run(*asked, "--target-epsilon", "4", "--json"))
+    assert found["fits"]
+    assert 3.99 < found["epsilon"] <= 4.0
+    assert found["noise_in_mean"] == found["noise_multiplier"] / 100
+    # A device is drawn every fourth round at most, and five times in all.
+    after = found["epsilon_after"]
+    assert len(after) == 40
+    assert after[0] == after[3] < after[4]
+    assert after[16] == after[-1]
+    plan = UserPlan(rounds=40, sampling_probability=None, max_participations=5, min_separation=4)
+    less = found["noise_multiplier"] - 0.001
+    assert epsilon_by_round(plan, noise_multiplier=less, target_delta=1e-6)[-1] > 4.0
+
+
+def test_a_plan_for_users_tells_the_single_changes_that_make_it_fit() -> None:
+    asked = (*USERS, "--participations", "9", "--noise-multiplier", "2", "--target-epsilon", "4")
+    found = json.loads(run(*asked, "--json"))
+    assert not found["fits"]
+    changes = found["alternatives"]
+    for name, value in (("--participations", changes["participations"]), ("--rounds", changes["rounds"])):
+        again = [*asked, "--json"]
+        again[again.index(name) + 1] = str(value)
+        assert json.loads(run(*again))["fits"]
+        again[again.index(name) + 1] = str(value + 1)
+        assert not json.loads(run(*again))["fits"]
+    assert "fewer contributions of a device" in run(*asked)
+
+
+def test_a_plan_for_users_with_sampling_is_the_accountants(tmp_path: Path) -> None:
+    picture = tmp_path / "users.svg"
+    asked = (*USERS, "--sampling-probability", "0.05", "--noise-multiplier", "1")
+    found = json.loads(run(*asked, "--json", "--picture", str(picture)))
+    expected = epsilon_of_steps(noise_multiplier=1.0, sampling_probability=0.05, steps=40, target_delta=1e-6)
+    assert found["epsilon"] == expected
+    assert "drawn with probability 0.05" in run(*asked)
+    assert picture.read_text(encoding="utf-8").startswith("<?xml")
+
+
+def test_a_plan_for_users_that_cannot_be_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="target-epsilon"):
+        run(*USERS)
+    with pytest.raises(ConfigurationError, match="no such plan"):
+        run(*USERS, "--target-epsilon", "0")

@@ -12,6 +12,7 @@ from simulators.server_home import MODEL, make_event, make_manifest, make_user_e
 from typer.testing import CliRunner
 
 from privacy import JsonlLedger, PrivacyEvent
+from privacy.accountant import epsilon_by_device
 from privacy.budget import PrivacyBudget
 from privacy.user_level import user_epsilon
 from server.cli.main import app
@@ -198,3 +199,26 @@ def test_what_cannot_be_a_budget_is_refused(registry: Registry, arguments: tuple
     with pytest.raises(error):
         run("budget", *arguments)
     assert registry.user_budget(MODEL) is None
+
+
+def test_the_budget_of_examples_is_set_shown_and_held_to(registry: Registry) -> None:
+    assert "No budget per example is set" in run("budget", MODEL, "--per", "example")
+    assert spent_by(MODEL)[0]["budget_epsilon"] == 8.0  # of the recipe, which says nothing else
+    run("budget", MODEL, "--per", "example", "--epsilon", "3", "--delta", "1e-5")
+    facts = json.loads(run("budget", MODEL, "--per", "example", "--json"))
+    bills = epsilon_by_device(registry.privacy_events(model=MODEL), target_delta=1e-5)
+    assert facts == {
+        "model": MODEL,
+        "budget_epsilon": 3.0,
+        "delta": 1e-5,
+        "devices": len(bills),
+        "epsilon": max(bills.values()),
+    }
+    assert spent_by(MODEL)[0]["budget_epsilon"] == 3.0
+    assert "of 3 spent at" in run("budget", MODEL, "--per", "example")
+    subjects = [entry.subject for entry in registry.audit_log() if entry.action == "privacy.budget"]
+    assert f"{MODEL}, per example: 3 at 1e-05" in subjects
+    with pytest.raises(RecipeError, match="about users"):
+        run("budget", MODEL, "--per", "example", "--apart")
+    with pytest.raises(NotFoundError):
+        run("budget", "nothing", "--per", "example", "--epsilon", "1", "--delta", "1e-6")

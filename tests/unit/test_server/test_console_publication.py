@@ -201,6 +201,9 @@ def test_where_audits_are_wanted_a_run_without_one_is_not_for_release(seeded: Pa
     with Service(tmp_path / "service", require_audit=True) as service:
         login(service, "paul")
         registry = service.app.state.services.registry
+        assert 'id="phases"' not in service.client.get(PAGE).text
+        passed = [make_finding(part) for part in ("noise-example", "clipping-example")]
+        registry.record_findings(NEXT_RUN, "example", passed)
         assert 'id="phases"' in service.client.get(PAGE).text
         registry.record_findings(NEXT_RUN, "example", [])
         html = service.client.get(PAGE).text

@@ -10,7 +10,8 @@ from simulators.federated_run import SHAPE, honest, run_maker
 from simulators.in_process_grid import InProcessGrid, failed, replied
 
 from privacy import Contribution
-from server.errors import FederationError, NotEnoughDevicesError
+from privacy.budget import PrivacyBudget
+from server.errors import FederationError, NotEnoughDevicesError, RecipeError
 from server.federation.cohort import draw_cohort, wait_for_nodes
 from server.federation.health import RoundHealth, RunHealth
 
@@ -292,3 +293,15 @@ def test_a_cohort_is_distinct_and_within_the_fleet():
     assert len(set(drawn)) == 10
     assert set(drawn) <= set(nodes)
     assert draw_cohort((1, 2), size=10, rng=rng) == (1, 2)
+
+
+def test_a_later_run_may_ask_for_less_than_was_promised_and_not_for_more(make_run):
+    make_run({1: honest("a"), 2: honest("b")}, run_id="first", target_epsilon=8.0)
+    assert make_run.registry.example_budget("chat") == PrivacyBudget(target_epsilon=8.0, target_delta=1e-5)
+    make_run({1: honest("a"), 2: honest("b")}, run_id="less", target_epsilon=4.0)
+    for more in ({"target_epsilon": 9.0}, {"target_epsilon": 8.0, "target_delta": 1e-4}):
+        with pytest.raises(RecipeError, match="privacy budget chat --per example"):
+            make_run({1: honest("a"), 2: honest("b")}, run_id=f"more{len(more)}", **more)
+    make_run({1: honest("a")}, run_id="users", privacy_mode="user", target_epsilon=9.0)  # promises nothing per example
+    make_run.registry.set_example_budget("chat", PrivacyBudget(target_epsilon=9.0, target_delta=1e-5))
+    make_run({1: honest("a"), 2: honest("b")}, run_id="raised", target_epsilon=9.0)

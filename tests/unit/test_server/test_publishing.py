@@ -12,7 +12,9 @@ from simulators.tuf_client import folder_getter, updater_for
 
 from delta_updates import apply_package, scan_tree, tree_hash
 from privacy.audits import Finding, Verdict
+from privacy.report.pages import to_markdown
 from server.errors import ArtifactDamagedError, ConflictError, GateRefusedError, PublishingError
+from server.privacy_report import report_of_run
 from server.publishing import Gate, GateResult, PublishResult, create_candidate, evaluate, publish
 from server.registry import Registry
 from server.signing import Lifetimes, SignedMetadata
@@ -309,9 +311,9 @@ def test_two_publishers_of_one_version_agree(prepared: Path, tmp_path: Path) -> 
     home.registry.close()
 
 
-def finding(verdict: Verdict) -> Finding:
+def finding(verdict: Verdict, part: str = "noise-example") -> Finding:
     return Finding(
-        part="noise-example",
+        part=part,
         question="Is there as much noise as the ledger says?",
         verdict=verdict,
         reason="the noise was 0.016 times what was promised",
@@ -365,14 +367,27 @@ def test_a_run_whose_audit_failed_is_never_released(tmp_path):
     # Measured again, after the fault was mended: the new finding takes the old one's place.
     home.registry.record_findings("run", "example", [finding(Verdict.PASS)])
     assert publish_audited(home, number).version.state == "released"
+    # What was found before is not forgotten: the report of the run tells it.
+    (before,) = home.registry.earlier_findings("run")
+    assert (before.part, before.verdict) == ("noise-example", Verdict.FAIL)
+    text = to_markdown(report_of_run(home.registry, home.artifacts, home.registry.run("run"), version=None))
+    assert "repeated until it passes" in text
+    assert "0.016 times" in text.split("Measured before")[1]
 
 
 def test_a_service_may_want_every_run_audited_before_its_release(tmp_path):
     home = open_home(tmp_path)
     number = audited_candidate(home)
-    with pytest.raises(GateRefusedError, match="never was"):
+    with pytest.raises(GateRefusedError, match=r"noise-example \(not measured\), clipping-example \(not measured\)"):
         publish_audited(home, number, is_audit_required=True)
-    home.registry.record_findings("run", "example", [finding(Verdict.INCONCLUSIVE)])
+    undecided = [finding(Verdict.PASS), finding(Verdict.INCONCLUSIVE, "clipping-example")]
+    home.registry.record_findings("run", "example", undecided)
+    with pytest.raises(GateRefusedError, match=r"these have not: clipping-example \(inconclusive\)"):
+        publish_audited(home, number, is_audit_required=True)
+    passed = [finding(Verdict.PASS, part) for part in ("noise-example", "clipping-example")]
+    home.registry.record_findings("run", "example", passed)
+    # What else could not decide does not stand in the way.
+    home.registry.record_findings("run", "membership", [finding(Verdict.INCONCLUSIVE, "membership")])
     assert publish_audited(home, number, is_audit_required=True).version.state == "released"
-    (known,) = home.registry.audit_findings("run")
-    assert (known.asked_for, known.finding.verdict, known.detail) == ("example", Verdict.INCONCLUSIVE, None)
+    known = home.registry.audit_findings("run")[-1]
+    assert (known.asked_for, known.finding.verdict, known.detail) == ("membership", Verdict.INCONCLUSIVE, None)
