@@ -14,11 +14,12 @@ from rich.progress import Progress
 
 from delta_updates import sha256_of
 from server.cli.auditing import audited
-from server.cli.console import console, megabytes, open_service, problems
+from server.cli.console import console, megabytes, open_service, problems, show_json, words_aside
+from server.cli.rollout_options import AsJson
 from server.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 app = typer.Typer(no_args_is_help=True, help="Bring in the base model that a fleet starts from.")
 
@@ -44,8 +45,10 @@ def import_(
             "themselves."
         ),
     ] = "",
+    as_json: AsJson = False,
 ) -> None:
     """Read foreign weights into a base version, and release it."""
+    words_aside(as_json)
     import torch
 
     from model import find_smollm2, import_gguf, import_huggingface
@@ -60,12 +63,13 @@ def import_(
         with _work_folder() as tree:
             with console.status("Reading and converting the weights ..."):
                 import_huggingface(huggingface, tree / "base", dtype=kinds[dtype])
-            _release_base(model, tree, facts={"imported_from": huggingface.name, "dtype": dtype}, made_from=origin)
+            facts = {"imported_from": huggingface.name, "dtype": dtype}
+            _release_base(model, tree, facts=facts, made_from=origin, as_json=as_json)
         return
     origin = _origin(made_from, None)
     path = gguf if gguf is not None else find_smollm2()
     tree = _converted(path, dtype, convert=lambda out: import_gguf(path, out, dtype=kinds[dtype]))
-    _release_base(model, tree, facts={"imported_from": path.name, "dtype": dtype}, made_from=origin)
+    _release_base(model, tree, facts={"imported_from": path.name, "dtype": dtype}, made_from=origin, as_json=as_json)
 
 
 def _origin(made_from: str, folder: Path | None) -> str | None:
@@ -118,8 +122,10 @@ def pretrain(
     steps: Annotated[int, typer.Option(help="Training steps.", min=1)] = 300,
     data: Annotated[str, typer.Option(help="Text to learn from: chitchat, docstrings or jsonl:FOLDER.")] = "docstrings",
     seed: Annotated[int, typer.Option(help="Seed of the weights and the batches.")] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Make a tiny layered model (falling heads) and pretrain it here; for demos and tests."""
+    words_aside(as_json)
     from model import chat_texts, open_source, pretrain_tiny
 
     source = open_source(data)
@@ -133,11 +139,12 @@ def pretrain(
             pretrain_tiny(
                 tree, steps=steps, seed=seed, texts=texts, on_step=lambda step, _: progress.update(task, completed=step)
             )
-        _release_base(model, tree, facts={"imported_from": f"pretrained here on {data}", "steps": steps, "seed": seed})
+        facts: dict[str, str | int] = {"imported_from": f"pretrained here on {data}", "steps": steps, "seed": seed}
+        _release_base(model, tree, facts=facts, as_json=as_json)
 
 
 def _release_base(
-    model: str, tree: Path, *, facts: dict[str, str | int | float | bool | None], made_from: str | None = None
+    model: str, tree: Path, *, facts: Mapping[str, str | int], made_from: str | None = None, as_json: bool
 ) -> None:
     from model.probe import LOGITS_FACT, describe_logits, probe_logits
     from model.stored_model import stored_version
@@ -146,10 +153,10 @@ def _release_base(
 
     service = open_service()
     with console.status("Computing what devices will compare their self-test with ..."), stored_version(tree) as loaded:
-        facts = facts | {LOGITS_FACT: describe_logits(probe_logits(loaded))}
+        told: dict[str, str | int | float | bool | None] = {**facts, LOGITS_FACT: describe_logits(probe_logits(loaded))}
     with audited(service.registry, "base.import", f"{model}: {facts['imported_from']}", is_long=True):
         record = import_base(
-            service.registry, service.artifacts, model=model, tree=tree, facts=facts, made_from=made_from
+            service.registry, service.artifacts, model=model, tree=tree, facts=told, made_from=made_from
         )
         publish_version(service, record, gate=None)
     size = sum(entry.length for entry in record.manifest.files)
@@ -158,6 +165,16 @@ def _release_base(
         f"Released [bold]{model} v{record.number}[/] ({megabytes(size)}), base {record.manifest.base_hash[:12]}{kin}",
         soft_wrap=True,
     )
+    if as_json:
+        show_json(
+            {
+                "model": model,
+                "version": record.number,
+                "base_hash": record.manifest.base_hash,
+                "bytes": size,
+                "made_from": made_from,
+            }
+        )
 
 
 @contextlib.contextmanager

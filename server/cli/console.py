@@ -101,6 +101,11 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
     console.print(table)
 
 
+def words_aside(as_json: bool) -> None:  # noqa: FBT001 - what an option holds
+    """With --json: what is said to people goes to stderr from here on, and stdout holds the answer alone."""
+    console.stderr = as_json
+
+
 def show_json(value: object) -> None:
     """Print JSON alone on stdout, for programs."""
     print(json.dumps(value, indent=2, sort_keys=True, default=str))  # noqa: T201 - stdout is the interface

@@ -9,6 +9,7 @@ import typer
 
 from server.cli.auditing import audited
 from server.cli.console import console, open_service, show_json, show_table
+from server.cli.rollout_options import AsJson
 from server.errors import ConfigurationError
 
 app = typer.Typer(no_args_is_help=True, help="Fleets that run SWUpdate or another hawkBit client: their tokens.")
@@ -21,6 +22,7 @@ Model = Annotated[str, typer.Option(help="The model, which is the tenant in the 
 def target_token(
     controller_id: Annotated[str, typer.Argument(help="The controller id (device id) in the client's settings.")],
     model: Model,
+    as_json: AsJson = False,
 ) -> None:
     """Enrol one controller and print its token; an older token of it is no good any more."""
     if not _CONTROLLER_ID.fullmatch(controller_id):
@@ -30,12 +32,15 @@ def target_token(
     registry = open_service().registry
     with audited(registry, "ddi.target-token", f"{model}: {controller_id}"):
         token, controller = registry.issue_target_token(model, controller_id)
+    if as_json:
+        show_json({"controller_id": controller_id, "device_id": controller.device.device_id, "token": token})
+        return
     console.print(f"{controller_id} is device {controller.device.device_id}. Its token is shown this once:")
     typer.echo(token)
 
 
 @app.command("list")
-def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def list_(as_json: AsJson = False) -> None:
     """List controllers, what they run and what they say of themselves."""
     controllers = open_service().registry.controllers()
     if as_json:
@@ -58,17 +63,21 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
 def gateway_token(
     model: Model,
     devices: Annotated[int, typer.Option(help="How many unknown controllers may enrol with it.", min=0)] = 1000,
+    as_json: AsJson = False,
 ) -> None:
     """Print a token with which controllers of a model enrol themselves, and that speaks for all of them."""
     registry = open_service().registry
     with audited(registry, "ddi.gateway-token", f"{model}, for {devices}"):
         token, record = registry.issue_gateway_token(model, device_limit=devices)
+    if as_json:
+        show_json(vars(record) | {"token": token})
+        return
     console.print(f"Gateway token {record.token_id}, for at most {devices} new devices; it is shown this once:")
     typer.echo(token)
 
 
 @app.command("gateway-tokens")
-def gateway_tokens(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def gateway_tokens(as_json: AsJson = False) -> None:
     """List gateway tokens, without the tokens themselves."""
     tokens = open_service().registry.gateway_tokens()
     if as_json:
@@ -88,9 +97,14 @@ def gateway_tokens(as_json: Annotated[bool, typer.Option("--json", help="Print J
 
 
 @app.command("revoke-gateway")
-def revoke_gateway(token_id: Annotated[int, typer.Argument(help="From `lamella ddi gateway-tokens`.")]) -> None:
+def revoke_gateway(
+    token_id: Annotated[int, typer.Argument(help="From `lamella ddi gateway-tokens`.")], as_json: AsJson = False
+) -> None:
     """Refuse a gateway token from now on; who only had this one needs another."""
     registry = open_service().registry
     with audited(registry, "ddi.revoke-gateway", str(token_id)):
         registry.revoke_gateway_token(token_id)
+    if as_json:
+        show_json({"token_id": token_id, "revoked": True})
+        return
     console.print(f"Gateway token {token_id} is revoked.")

@@ -10,6 +10,7 @@ import typer
 
 from server.cli.auditing import audited
 from server.cli.console import Service, console, open_service, show_json, show_table
+from server.cli.rollout_options import AsJson
 from server.config import load_settings
 from server.errors import ConfigurationError
 from server.rollouts import STABLE
@@ -31,6 +32,7 @@ def invite(
         str | None,
         typer.Option(help="Where the device reaches the service (LAMELLA_PUBLIC_URL)."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write an enrolment file: where the service is, a token for one or more devices, and the root of its trust."""
     from server.enrolment import make_enrolment_file
@@ -46,6 +48,9 @@ def invite(
             file.write(enrolment.model_dump_json(indent=2) + "\n")
     except OSError as error:
         raise ConfigurationError(f"Cannot write {out}: {error.strerror}. Choose another --out.") from None
+    if as_json:
+        show_json({"file": str(out), "model": model, "uses": uses, "expires_at": token.expires_at})
+        return
     console.print(
         f"{out}: for {'one device' if uses == 1 else f'{uses} devices'}, until {token.expires_at:%Y-%m-%d %H:%M} UTC. "
         f"On the device: lamella-device enroll {out.name}"
@@ -54,7 +59,7 @@ def invite(
 
 @app.command()
 def invitations(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the tokens of enrolment files: how often they were used, and until when they work."""
     tokens = open_service().registry.enrolment_tokens()
@@ -78,17 +83,22 @@ def invitations(
 
 
 @app.command()
-def uninvite(number: Annotated[int, typer.Argument(help="From `lamella devices invitations`.")]) -> None:
+def uninvite(
+    number: Annotated[int, typer.Argument(help="From `lamella devices invitations`.")], as_json: AsJson = False
+) -> None:
     """Let an enrolment file enrol no further device; those that it enrolled stay."""
     registry = open_service().registry
     with audited(registry, "enrolment.revoke", str(number)):
         record = registry.revoke_enrolment_token(number)
+    if as_json:
+        show_json(vars(record))
+        return
     console.print(f"Invitation {number} for {record.model} is revoked; it was used {record.uses} times.")
 
 
 @app.command("list")
 def list_(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List enrolled devices and what they run."""
     registry = open_service().registry
@@ -117,11 +127,16 @@ def list_(
 
 
 @app.command()
-def revoke(device_id: Annotated[str, typer.Argument(help="Device id, from `lamella devices list`.")]) -> None:
+def revoke(
+    device_id: Annotated[str, typer.Argument(help="Device id, from `lamella devices list`.")], as_json: AsJson = False
+) -> None:
     """Take a device's credential away; it keeps what it runs and gets nothing more."""
     registry = open_service().registry
     with audited(registry, "device.revoke", device_id):
         record = registry.revoke_device(device_id)
+    if as_json:
+        show_json(vars(record))
+        return
     console.print(f"{record.name} ({record.device_id}) is revoked.")
 
 

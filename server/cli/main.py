@@ -40,7 +40,7 @@ from server.cli import (
     trust,
     upkeep,
 )
-from server.cli.console import problems
+from server.cli.console import problems, words_aside
 from server.config import unknown_settings
 from server.errors import ServerError
 
@@ -67,6 +67,7 @@ def lamella(
 
     Settings come from LAMELLA_* (docs/settings.md).
     """
+    words_aside(False)  # noqa: FBT003 - until a command says otherwise
     for name, meant in unknown_settings(os.environ).items():
         suggestion = f"; {meant} is one" if meant else ""
         problems.print(f"[yellow]{name} is no setting{suggestion}. docs/settings.md lists all.[/]", soft_wrap=True)

@@ -15,7 +15,8 @@ from server.cli import (
     privacy_shares,
     privacy_statement,
 )
-from server.cli.console import Service, console, open_service, problems
+from server.cli.console import Service, console, open_service, problems, show_json, words_aside
+from server.cli.rollout_options import AsJson
 from server.federation.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -43,11 +44,13 @@ def report(
     audit_examples: Annotated[
         int, typer.Option(help="Members, and as many others, for the membership measurement; 0 leaves it out.", min=0)
     ] = 200,
+    as_json: AsJson = False,
 ) -> None:
     """Write report.html, report.md, report.json and ledger.jsonl for a run; ε is recomputed from the ledger's events.
 
     The membership measurement needs the text that devices trained on, so it runs on a simulated fleet only.
     """
+    words_aside(as_json)
     from privacy.report import write_report
     from server.privacy_report import report_of_run
 
@@ -70,13 +73,30 @@ def report(
     console.print(
         f"Report: {paths.html}\nRecompute it anywhere: python -m privacy recompute {paths.html.parent}", soft_wrap=True
     )
+    if as_json:
+        show_json(
+            {
+                "folder": str(paths.html.parent),
+                "verdict": written.verdict,
+                "epsilon": written.epsilon_max if written.speaks_of_examples else None,
+                "target_delta": written.target_delta,
+                "user_epsilon": None if written.users is None else written.users.epsilon,
+                "user_target_delta": None if written.users is None else written.users.target_delta,
+            }
+        )
 
 
 @app.command()
-def recompute(folder: Annotated[Path, typer.Argument(help="A report's folder.", exists=True, file_okay=False)]) -> None:
+def recompute(
+    folder: Annotated[Path, typer.Argument(help="A report's folder.", exists=True, file_okay=False)],
+    as_json: AsJson = False,
+) -> None:
     """Recompute ε from a report's ledger.jsonl and compare; exits with 1 on a difference."""
     from privacy.__main__ import main
+    from privacy.recompute import compare
 
+    if as_json:
+        privacy_statement.tell_differences(lambda: compare(folder))
     raise typer.Exit(main(["recompute", str(folder)]))
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from server.cli.console import Service, console, open_service
+from server.cli.console import Service, console, open_service, show_json, words_aside
+from server.cli.rollout_options import AsJson
 from server.errors import NotFoundError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from privacy.report.schema import BaseCost
 
 _KEY_HELP = "The releases key's public half, in PEM, from a place that you trust."
@@ -20,11 +25,13 @@ def statement(
     model: Annotated[str, typer.Argument(help="The model.")],
     version: Annotated[int | None, typer.Option(help="Its version; the newest released one unless given.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write; default: MODEL-vVERSION-privacy.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write a release's signed statement, the report and the ledgers that it names, and the manifest it is about.
 
     Who has this folder and the releases key's public half can check all of it, without this server.
     """
+    words_aside(as_json)
     from privacy.chain import parse_chain
     from privacy.report import AuditReport, write_report
     from privacy.verification import MANIFEST_FILE, STATEMENT_FILE
@@ -50,6 +57,9 @@ def statement(
         f"Signed with key {kept.keyid[:8]}. Check it anywhere: python -m privacy verify {folder} --key releases.pub",
         soft_wrap=True,
     )
+    if as_json:
+        files = sorted(path.name for path in folder.iterdir())
+        show_json({"model": model, "version": number, "folder": str(folder), "files": files, "keyid": kept.keyid})
 
 
 def _with_ledgers(service: Service, base: BaseCost | None) -> BaseCost | None:
@@ -68,8 +78,25 @@ def verify(
         Path, typer.Argument(help="What `lamella privacy statement` wrote.", exists=True, file_okay=False)
     ],
     key: Annotated[Path, typer.Option(help=_KEY_HELP)],
+    as_json: AsJson = False,
 ) -> None:
     """Check a release's statement: signature, files, and every ε recomputed; exits with 1 when anything differs."""
     from privacy.__main__ import main
+    from privacy.verification import verify as verified
 
+    if as_json:
+        tell_differences(lambda: verified(folder, key=key))
     raise typer.Exit(main(["verify", str(folder), "--key", str(key)]))
+
+
+def tell_differences(check: Callable[[], list[str]]) -> NoReturn:
+    """Run a check whose words go to stderr; print what differs as JSON, and exit with 1 when anything does."""
+    from privacy.errors import BrokenChainError, StatementError
+
+    try:
+        with redirect_stdout(sys.stderr):
+            differences = check()
+    except (BrokenChainError, StatementError) as error:
+        differences = [str(error)]
+    show_json({"holds": not differences, "differences": differences})
+    raise typer.Exit(1 if differences else 0)

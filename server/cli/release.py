@@ -8,8 +8,9 @@ import typer
 
 from server.cli.auditing import audited
 from server.cli.candidate import make_candidate, measured_again, show_groups
-from server.cli.console import Service, console, megabytes, open_service, show_json, show_table
+from server.cli.console import Service, console, megabytes, open_service, show_json, show_table, words_aside
 from server.cli.rollout_options import (
+    AsJson,
     Channel,
     Failure,
     Groups,
@@ -21,6 +22,7 @@ from server.cli.rollout_options import (
     Tags,
     describe,
     launch_of,
+    print_json,
 )
 from server.errors import PublishingError
 from server.rollouts import AT_ONCE, STABLE
@@ -56,11 +58,13 @@ def release(
     failure: Failure = None,
     min_reports: MinReports = None,
     is_draft: IsDraft = False,
+    as_json: AsJson = False,
 ) -> None:
     """Turn a run's adapter into a version: gate, packages that are applied and compared, signatures, release.
 
     Every device of the channel gets it at its next check, unless a rollout says otherwise.
     """
+    words_aside(as_json)
     launch = launch_of(
         phases=rollout,
         channel=channel,
@@ -80,6 +84,23 @@ def release(
     if record is not None:
         show_packages(service, record)
         say_who_gets_it(service, record)
+        if as_json:
+            print_json(_facts(service, record))
+
+
+def _facts(service: Service, record: VersionRecord) -> dict[str, object]:
+    """A release as programs read it."""
+    rollouts = [one for one in service.registry.rollouts(model=record.model) if one.version == record.number]
+    packages = service.registry.packages(record.model, record.number)
+    return {
+        "model": record.model,
+        "version": record.number,
+        "state": record.state,
+        "tree_hash": record.manifest.tree_hash,
+        "gate": record.gate,
+        "packages": [{"source_version": p.source_version, "path": p.path, "bytes": p.length} for p in packages],
+        "rollouts": rollouts,
+    }
 
 
 def _gate(service: Service, margin: float | None, worst_group_margin: float | None) -> Gate:

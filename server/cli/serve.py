@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from server.cli.console import console
+from server.cli.console import console, words_aside
 from server.config import load_settings
 from server.errors import ConfigurationError
 
@@ -14,6 +14,9 @@ from server.errors import ConfigurationError
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on (LAMELLA_HOST).")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on (LAMELLA_PORT).")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Write logs as JSON lines (LAMELLA_LOG_FORMAT=json), and nothing else.")
+    ] = False,
 ) -> None:
     """Run the update service's REST API until it is stopped; its documentation is under /docs."""
     import uvicorn
@@ -21,10 +24,12 @@ def serve(
     from server.api import create_app
     from server.api.logs import log_as_json
 
-    settings = load_settings(**{k: v for k, v in {"host": host, "port": port}.items() if v is not None})
+    given = {"host": host, "port": port, "log_format": "json" if as_json else None}
+    settings = load_settings(**{k: v for k, v in given.items() if v is not None})
     _refuse_taken_port(settings.host, settings.port)
     if settings.log_format == "json":
         log_as_json()
+    words_aside(as_json)
     console.print(
         f"Update service on http://{settings.host}:{settings.port}  ·  API docs at /docs  ·  home {settings.home}"
     )

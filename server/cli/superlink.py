@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.cli.console import console
+from server.cli.console import console, show_json, words_aside
+from server.cli.rollout_options import AsJson
 from server.errors import ConfigurationError
 from server.files import SECRET_MODE, make_folder, write_durably
 
@@ -43,8 +44,10 @@ def keys(
     ],
     nodes: Annotated[int, typer.Option(help="How many SuperNode key pairs.", min=0, max=10_000)] = 2,
     days: Annotated[int, typer.Option(help="Days that the server certificates hold.", min=1, max=3650)] = 825,
+    as_json: AsJson = False,
 ) -> None:
     """Make a certificate authority, a certificate for each server, and key pairs for SuperNodes."""
+    words_aside(as_json)
     from server.certificates import Authority, node_pair
 
     authority = Authority.make()
@@ -59,18 +62,24 @@ def keys(
     _write_new(out, files)
     console.print(f"{out}: an authority, {len(host)} server certificates ({', '.join(host)}), {nodes} node key pairs")
     console.print(f"What goes where: {out / 'README.md'}")
+    if as_json:
+        show_json({"folder": str(out), "files": sorted(files), "hosts": host, "days": days})
 
 
 @app.command()
 def node_key(
     out: Annotated[Path, typer.Argument(help="File of the private key; the public key goes beside it, as OUT.pub.")],
+    as_json: AsJson = False,
 ) -> None:
     """Make the key pair of one more SuperNode."""
+    words_aside(as_json)
     from server.certificates import node_pair
 
     pair = node_pair(f"lamella-{out.name}")
     _write_new(out.parent, {out.name: (pair.private, SECRET_MODE), f"{out.name}.pub": (pair.public, 0o644)})
     console.print(f"{out} is the device's alone; register it with: flwr supernode register {out}.pub")
+    if as_json:
+        show_json({"private_key": str(out), "public_key": f"{out}.pub"})
 
 
 def _write_new(folder: Path, files: Mapping[str, tuple[bytes, int]]) -> None:

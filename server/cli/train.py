@@ -17,7 +17,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from server.cli.auditing import audited
-from server.cli.console import Service, console, open_service, problems
+from server.cli.console import Service, console, open_service, problems, show_json, words_aside
+from server.cli.rollout_options import AsJson
 from server.cli.stopping import raise_if_asked
 from server.errors import FederationError, RecipeError
 from server.federation.recipe import Recipe
@@ -48,8 +49,10 @@ def federated(
     root_certificates: Annotated[Path | None, typer.Option(help="CA certificate of that SuperLink.")] = None,
     resume: Annotated[str | None, typer.Option(help="Run id to go on with after its last round.")] = None,
     cpus_per_device: Annotated[int, typer.Option(help="CPU cores per simulated device.", min=1)] = 2,
+    as_json: AsJson = False,
 ) -> None:
     """Run federated fine-tuning and show every round; exits with 1 when the run failed."""
+    words_aside(as_json)
     if (simulate is None) == (superlink is None):
         raise RecipeError("Say where to train: --simulate DEVICES on this machine, or --superlink HOST:PORT.")
     service = open_service()
@@ -78,6 +81,10 @@ def federated(
             wait_until_listening(address, home.log)
         start = partial(start_run, home, app_folder, devices=simulate, cpus_per_device=cpus_per_device)
         watch(service, recipe, start)
+    if as_json:
+        run_id = recipe.resume_run or recipe.run_name
+        rounds_of = [vars(row) for row in service.registry.rounds(run_id)]
+        show_json(vars(service.registry.run(run_id)) | {"rounds": rounds_of})
 
 
 def _recipe(service: Service, chosen: Mapping[str, object], settings: list[str], *, resume: str | None) -> Recipe:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from server.cli.auditing import audited, note_done
-from server.cli.console import Service, console, passphrase_of, problems, show_json, show_table
+from server.cli.console import Service, console, passphrase_of, problems, show_json, show_table, words_aside
+from server.cli.rollout_options import AsJson
 from server.config import Settings, load_settings
 from server.errors import ConfigurationError, SigningError
 
@@ -27,6 +28,7 @@ _UNENCRYPTED = (
     "[bold red]The offline keys are NOT encrypted:[/] who copies {folder} can ship a model to every device. Keep it on "
     "an encrypted disk that is not connected to the server."
 )
+_NOTHING_DUE: dict[str, object] = {"changes": [], "missing": [], "proposal": None, "published": {}}
 Keys = Annotated[
     Path | None,
     typer.Option("--keys", help="Folder of offline keys (LAMELLA_OFFLINE_KEYS).", file_okay=False),
@@ -54,10 +56,12 @@ def init(
     bins: Annotated[
         int, typer.Option(help="Over how many documents packages are spread; a power of two, fixed for good.")
     ] = _DEFAULT_BINS,
+    as_json: AsJson = False,
 ) -> None:
     """Make every key of a new home, and its first signed metadata. Run once, before anything else."""
     from server.signing import Lifetimes, initialise
 
+    words_aside(as_json)
     settings = _settings(keys, passphrase_file)
     offline = _keys(settings, is_new=True)
     if unencrypted:
@@ -77,12 +81,22 @@ def init(
         soft_wrap=True,
     )
     console.print(f"{settings.home / 'keys'}: the online keys, which the API signs with by itself.", soft_wrap=True)
+    if as_json:
+        show_json(
+            {
+                "offline_keys": str(offline.folder),
+                "online_keys": str(settings.home / "keys"),
+                "root_keys": root_keys,
+                "root_threshold": root_threshold,
+                "bins": bins,
+            }
+        )
 
 
 @app.command()
 def show(
     keys: Keys = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show roles, keys and where they are, thresholds, expiry, and what to do next."""
     from server.signing import Lifetimes, overview
@@ -121,17 +135,22 @@ def key(
     keys: Keys = None,
     passphrase_file: PassphraseFile = None,
     unencrypted: Unencrypted = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make one offline key on its holder's own machine; only the .pub file leaves it, for `rotate --with`."""
     from server.signing import OFFLINE
 
+    words_aside(as_json)
     if role not in OFFLINE:
         raise ConfigurationError(f"The roles with offline keys are {', '.join(OFFLINE)}; got {role!r}.")
     folder = _keys(_settings(keys, passphrase_file), is_new=True)
     if unencrypted:
         folder = _unencrypted(folder)
     public = folder.make(role)
-    console.print(f"{folder.folder / f'{role}-{public.keyid[:8]}.pub'}: give this to the operator, and nothing else.")
+    path = folder.folder / f"{role}-{public.keyid[:8]}.pub"
+    console.print(f"{path}: give this to the operator, and nothing else.")
+    if as_json:
+        show_json({"role": role, "keyid": public.keyid, "public_key": str(path)})
 
 
 @app.command()
@@ -153,10 +172,12 @@ def rotate(
     passphrase_file: PassphraseFile = None,
     unencrypted: Unencrypted = False,
     out: Out = None,
+    as_json: AsJson = False,
 ) -> None:
     """Replace keys. After a theft name snapshot and timestamp as well: it undoes what a thief has numbered ahead."""
     from server.signing.keys import read_public_key
 
+    words_aside(as_json)
     settings = _settings(keys, passphrase_file)
     offline = _keys(settings)
     proposal = _ceremonies(settings).rotate(
@@ -166,7 +187,7 @@ def rotate(
         without=without or (),
         threshold=threshold,
     )
-    _finish(settings, proposal, out, offline)
+    _finish(settings, proposal, out, offline, as_json=as_json)
 
 
 @app.command()
@@ -178,14 +199,18 @@ def renew(
     keys: Keys = None,
     passphrase_file: PassphraseFile = None,
     out: Out = None,
+    as_json: AsJson = False,
 ) -> None:
     """Sign what only offline keys can sign again, with a later expiry. The server renews the rest by itself."""
+    words_aside(as_json)
     settings = _settings(keys, passphrase_file)
     proposal = _ceremonies(settings).renew(documents or ())
     if proposal is None:
         console.print("Nothing has used up half of its lifetime. See: lamella trust show")
+        if as_json:
+            show_json(_NOTHING_DUE)
         return
-    _finish(settings, proposal, out, _keys(settings))
+    _finish(settings, proposal, out, _keys(settings), as_json=as_json)
 
 
 @app.command()
@@ -193,10 +218,12 @@ def sign(
     folder: Annotated[Path, typer.Argument(help="A proposal's folder.", exists=True, file_okay=False)],
     keys: Keys = None,
     passphrase_file: PassphraseFile = None,
+    as_json: AsJson = False,
 ) -> None:
     """Add the signatures of a key holder to a proposal; needs no server, only the folder and the keys."""
     from server.signing import Proposal
 
+    words_aside(as_json)
     settings = _settings(keys, passphrase_file)
     proposal = Proposal.read(folder)
     for change in proposal.changes():
@@ -209,6 +236,8 @@ def sign(
     proposal.update(folder)
     _tell(done)
     _tell_missing(proposal, folder)
+    if as_json:
+        show_json(_facts(proposal, folder=folder, published={}))
 
 
 @app.command()
@@ -216,14 +245,18 @@ def publish(
     folders: Annotated[
         list[Path], typer.Argument(metavar="FOLDER...", help="Copies of one proposal.", exists=True, file_okay=False)
     ],
+    as_json: AsJson = False,
 ) -> None:
     """Install a proposal that enough key holders have signed; signatures of several copies are put together."""
     from server.signing import Proposal
 
+    words_aside(as_json)
     proposal, *copies = [Proposal.read(folder) for folder in folders]
     for copy in copies:
         proposal.merge(copy)
-    _install(load_settings(), proposal)
+    published = _install(load_settings(), proposal)
+    if as_json:
+        show_json(_facts(proposal, folder=None, published=published))
 
 
 def vars_of(value: object) -> dict[str, object]:
@@ -253,29 +286,47 @@ def _ceremonies(settings: Settings) -> Ceremonies:
     return Ceremonies(settings.home, lifetimes=Lifetimes.of(settings))
 
 
-def _finish(settings: Settings, proposal: Proposal, out: Path | None, offline: KeyFolder) -> None:
+def _finish(settings: Settings, proposal: Proposal, out: Path | None, offline: KeyFolder, *, as_json: bool) -> None:
     """Write a proposal for others to sign; or sign it with what is here, and install it when that is enough."""
     for change in proposal.changes():
         console.print(f"- {change}", markup=False, soft_wrap=True)
     if out is None:
         _tell(proposal.sign(offline))
         if not proposal.missing():
-            _install(settings, proposal)
+            published = _install(settings, proposal)
+            if as_json:
+                show_json(_facts(proposal, folder=None, published=published))
             return
     folder = out or settings.home / "proposal"
     proposal.save(folder)
     _tell_missing(proposal, folder)
+    if as_json:
+        show_json(_facts(proposal, folder=folder, published={}))
 
 
-def _install(settings: Settings, proposal: Proposal) -> None:
+def _facts(proposal: Proposal, *, folder: Path | None, published: dict[str, int]) -> dict[str, object]:
+    """A proposal as programs read it: what it changes, whose signatures are missing, and what was published."""
+    from server.signing.proposal import told
+
+    return {
+        "changes": list(proposal.changes()),
+        "missing": [told(one) for one in proposal.missing()],
+        "proposal": None if folder is None else str(folder),
+        "published": published,
+    }
+
+
+def _install(settings: Settings, proposal: Proposal) -> dict[str, int]:
     with audited(Service(settings).registry, "trust.publish", ", ".join(sorted(proposal.new))):
         is_new = _ceremonies(settings).publish(proposal)
     if not is_new:
         console.print("This is published already.")
-        return
+        return {}
     root_first = sorted(proposal.new.items(), key=lambda item: (item[0] != "root", item[0]))
-    names = ", ".join(f"{name} v{metadata.signed.version}" for name, metadata in root_first)
+    published = {name: int(metadata.signed.version) for name, metadata in root_first}
+    names = ", ".join(f"{name} v{number}" for name, number in published.items())
     console.print(f"Published: {names}. Devices see it at their next check.")
+    return published
 
 
 def _tell(done: Sequence[tuple[str, str]]) -> None:

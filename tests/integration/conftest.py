@@ -1,5 +1,6 @@
 """Real commands in real processes, on a tiny base made once for all of these tests."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,8 @@ def prepared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("prepared") / "home"
     operator = Service(home)
     operator.init_trust()
-    operator.lamella("base", "pretrain", "--model", "chat", "--steps", "20")
+    made = json.loads(operator.lamella("base", "pretrain", "--model", "chat", "--steps", "20", "--json"))
+    assert (made["model"], made["version"]) == ("chat", 1)
     export_users(DocstringSource(), home / "text", users=2, held_out_users=2)
     return home
 

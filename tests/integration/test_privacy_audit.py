@@ -20,11 +20,15 @@ def recompute(folder, *, cwd):
 
 
 def test_a_report_is_recomputed_a_changed_one_is_caught_and_the_budget_holds_over_runs(service, tmp_path):
-    service.train("--rounds", "2", "--set", "budget-rounds=2")
-    run_id = service.runs()[0]["run_id"]
-    service.lamella("release", run_id)
+    trained = json.loads(service.train("--rounds", "2", "--set", "budget-rounds=2", "--json"))
+    run_id = trained["run_id"]
+    assert [one["status"] for one in trained["rounds"]] == ["released"] * 2
+    released = json.loads(service.lamella("release", run_id, "--json"))
+    assert (released["version"], released["state"], released["gate"]["is_passed"]) == (2, "released", True)
+    assert [one["source_version"] for one in released["packages"]] == [None, 1]
     out = tmp_path / "report"
-    service.lamella("privacy", "report", run_id, "--out", str(out), "--audit-examples", "20")
+    told = service.lamella("privacy", "report", run_id, "--out", str(out), "--audit-examples", "20", "--json")
+    assert json.loads(told)["verdict"] == "within_budget"
     assert {p.name for p in out.iterdir()} == {"report.html", "report.md", "report.json", "ledger.jsonl"}
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert len(report["devices"]) == 2
@@ -37,6 +41,13 @@ def test_a_report_is_recomputed_a_changed_one_is_caught_and_the_budget_holds_ove
     # The release carries the same figure.
     assert service.versions()[-1]["facts"]["epsilon"] == pytest.approx(report["epsilon_max"], abs=1e-3)
     assert recompute(out, cwd=".").returncode == 0
+    assert json.loads(service.lamella("privacy", "recompute", str(out), "--json")) == {"differences": [], "holds": True}
+    stated = json.loads(service.lamella("privacy", "statement", "chat", "--out", str(tmp_path / "stated"), "--json"))
+    assert "statement.json" in stated["files"]
+    (tmp_path / "stated" / "ledger.jsonl").write_bytes(b"")
+    key = next(service.offline_keys.glob("releases-*.pub"))
+    checked = service.run("lamella", "privacy", "verify", stated["folder"], "--key", str(key), "--json", expect=1)
+    assert not json.loads(checked.stdout)["holds"]
     report["epsilon_max"] /= 2
     (out / "report.json").write_text(json.dumps(report), encoding="utf-8")
     done = recompute(out, cwd=".")
