@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from privacy.accountant import epsilon_by_device
-from privacy.example_level import promised_per_example
+from privacy.promises import promised
 from privacy.user_level import bills_with_others
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def example_epsilon_on_base(
     Raises:
         UnknownEventError: An event cannot be accounted for.
     """
-    own = promised_per_example(events)
+    own = promised(events, "example")
     if not own:
         return None
     devices = {event.device_id for event in own}
@@ -43,7 +43,7 @@ def user_epsilon_on_base(
     Raises:
         UnknownEventError: An event cannot be accounted for.
     """
-    own = [event for event in events if event.privacy_unit == "user"]
+    own = promised(events, "user")
     if not own:
         return None
     besides = [event for other in others for event in other.counted if event.privacy_unit == "user"]

@@ -19,6 +19,7 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 StepCount = Annotated[int, Field(ge=1, le=10_000_000)]
 
 PrivacyUnit = Literal["example", "user"]
+UNITS: Final[tuple[PrivacyUnit, ...]] = ("example", "user")
 CohortRule = Literal["poisson", "fixed"]
 Mechanism = Literal["poisson_subsampled_gaussian", "gaussian_capped", "banded_toeplitz_gaussian", "skellam_shares"]
 

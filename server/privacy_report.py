@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from privacy.example_level import promised_per_example
+from privacy.promises import promised
 from privacy.report import AuditReport, RunFacts, TensorFact, UtilityFigure, build_report
 from server.spending import example_budget_of
 
@@ -74,7 +74,7 @@ def report_of_version(registry: Registry, artifacts: ArtifactStore, version: Ver
     if version.run_id is not None:
         return report_of_run(registry, artifacts, registry.run(version.run_id), version=version)
     events = registry.privacy_events(model=version.model)
-    own = promised_per_example(events)
+    own = promised(events, "example")
     return build_report(
         title=f"Privacy report: {version.model} v{version.number}",
         run=RunFacts(

@@ -21,7 +21,8 @@ from privacy.attestation.statement import (
 )
 from privacy.base_bill import example_epsilon_on_base, user_epsilon_on_base
 from privacy.chain import chained_lines
-from privacy.example_level import promised_per_example
+from privacy.event import UNITS
+from privacy.promises import promised
 from privacy.report.claim import claim_of
 from privacy.user_level import user_epsilon
 
@@ -135,8 +136,8 @@ def differences_from(
         if stated != actual
     ]
     stated_units = {guarantee.privacy_unit: guarantee for guarantee in statement.predicate.guarantees}
-    for unit in ("example", "user"):
-        own = _promised(events, unit)
+    for unit in UNITS:
+        own = promised(events, unit)
         guarantee = stated_units.get(unit)
         if (guarantee is None) != (not own):
             found.append(f"per {unit}: {len(own)} events in the ledger, {'no' if guarantee is None else 'a'} guarantee")
@@ -161,10 +162,10 @@ def _differences_on_base(
         return found
     recompute = {"example": example_epsilon_on_base, "user": user_epsilon_on_base}
     units = {one.privacy_unit: one for one in stated.guarantees}
-    for unit in ("example", "user"):
+    for unit in UNITS:
         guarantee = units.get(unit)
         if guarantee is None:
-            if _promised(events, unit):
+            if promised(events, unit):
                 found.append(f"ε per {unit} on the base: {unit} events in the ledger, and it is not stated")
             continue
         actual = recompute[unit](events, others, target_delta=guarantee.delta)
@@ -172,12 +173,6 @@ def _differences_on_base(
             told = "nothing" if actual is None else f"{actual:.4f}"
             found.append(f"ε per {unit} on the base: stated {guarantee.epsilon:.4f}, recomputed {told}")
     return found
-
-
-def _promised(events: Sequence[PrivacyEvent], unit: str) -> tuple[PrivacyEvent, ...]:
-    if unit == "example":
-        return promised_per_example(events)
-    return tuple(event for event in events if event.privacy_unit == unit)
 
 
 def _known(heads: Mapping[str, tuple[int, str]], model: str) -> str:

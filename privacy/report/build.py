@@ -15,7 +15,7 @@ from privacy.base_bill import example_epsilon_on_base, user_epsilon_on_base
 from privacy.chain import chained_lines
 from privacy.contribution import LEAVES_THE_DEVICE
 from privacy.errors import ReportError
-from privacy.example_level import promised_per_example
+from privacy.promises import promised
 from privacy.report.costs import device_cost, device_series, events_of, round_costs, rounds_of
 from privacy.report.pages import to_html, to_markdown
 from privacy.report.schema import AuditReport, BaseCost, OtherLedger, SecondOpinion
@@ -73,11 +73,13 @@ def build_report(  # noqa: PLR0913 - each is one part of the report
     Raises:
         UnknownEventError: an event cannot be accounted for.
     """
-    spent = promised_per_example(events)
+    spent = promised(events, "example")
     users = user_cost(events, user_budget)
     by_device = epsilon_by_device(spent, target_delta=target_delta)
     worst = max(by_device, key=lambda device: by_device[device], default=None)
-    epsilon_max = by_device[worst] if worst is not None else 0.0
+    # Where runs made different promises, none of them may stand.
+    is_nothing_promised = bool(events) and not spent and users is None
+    epsilon_max = by_device[worst] if worst is not None else math.inf if is_nothing_promised else 0.0
     deltas = sorted({*_CURVE_DELTAS, target_delta}, reverse=True)
     rounds = rounds_of(spent)
     ledger, head = chained_lines(events)
@@ -89,7 +91,9 @@ def build_report(  # noqa: PLR0913 - each is one part of the report
         target_delta=target_delta,
         budget_epsilon=None if budget is None else budget.target_epsilon,
         budget_delta=None if budget is None else budget.target_delta,
-        verdict=_worst(_verdict(spent, epsilon_max, budget), _user_verdict(users)),
+        verdict="no_guarantee"
+        if is_nothing_promised
+        else _worst(_verdict(spent, epsilon_max, budget), _user_verdict(users)),
         epsilon_max=epsilon_max,
         worst_device=worst,
         devices=tuple(device_cost(device, by_device[device], spent) for device in by_device),

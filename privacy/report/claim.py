@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Literal
 
 from privacy.audits.attack_figures import CLAIMED_AT_FPR
-from privacy.example_level import runs_without_example_noise
+from privacy.promises import runs_without_noise
 from privacy.report.base import told_on_base
 from privacy.report.blocks import Paragraph, Section, number, probability
 
@@ -34,19 +34,27 @@ def claim_of(report: AuditReport) -> str:
 
 
 def _own_claim(report: AuditReport) -> str:
-    if not report.devices and report.users is not None:
-        if math.isinf(report.users.epsilon):
-            return (
-                "No claim is made: at least one sum was released without noise, and can reveal a user's contribution."
-            )
-        return (
-            f"The releases are ({number(report.users.epsilon)}, {probability(report.users.target_delta)})-"
-            f"differentially private for each user's whole contribution, for {_who_sees(report.users)}. "
-            + (_NOT_TOWARDS_SERVER if report.users.trusts_server else _TOWARDS_HONEST_SERVER)
-            + _no_more_per_example(report)
-        )
-    if not report.devices:
+    if report.devices:
+        return _per_example(report)
+    if report.users is not None:
+        return _per_user(report, report.users)
+    if not report.events:
         return "No device trained, so nothing is claimed."
+    return "No claim is made: some runs had no noise for single examples, and others none for whole users."
+
+
+def _per_user(report: AuditReport, users: UserCost) -> str:
+    if math.isinf(users.epsilon):
+        return "No claim is made: at least one sum was released without noise, and can reveal a user's contribution."
+    return (
+        f"The releases are ({number(users.epsilon)}, {probability(users.target_delta)})-"
+        f"differentially private for each user's whole contribution, for {_who_sees(users)}. "
+        + (_NOT_TOWARDS_SERVER if users.trusts_server else _TOWARDS_HONEST_SERVER)
+        + _no_more_per_example(report)
+    )
+
+
+def _per_example(report: AuditReport) -> str:
     if math.isinf(report.epsilon_max):
         return "No claim is made: without noise, what a device sends can reveal its examples."
     per_example = (
@@ -56,7 +64,7 @@ def _own_claim(report: AuditReport) -> str:
         "server included, and for whatever is later computed from it: the updates, the release and all that follows."
     )
     if report.users is None or math.isinf(report.users.epsilon):
-        return per_example
+        return per_example + _no_more_per_user(report)
     return (
         f"{per_example} Besides, the releases are ({number(report.users.epsilon)}, "
         f"{probability(report.users.target_delta)})-differentially private for each user's whole contribution, for "
@@ -68,8 +76,16 @@ def _no_more_per_example(report: AuditReport) -> str:
     """Why nothing is promised per example, where runs before did."""
     if not any(event.privacy_unit == "example" for event in report.events):
         return ""
-    runs = ", ".join(runs_without_example_noise(report.events))
+    runs = ", ".join(runs_without_noise(report.events, "example"))
     return f" Nothing is claimed for single examples any more: updates of {runs} left without the devices' own noise."
+
+
+def _no_more_per_user(report: AuditReport) -> str:
+    """Why nothing is promised to whole users, where some runs did."""
+    if report.users is not None or not any(event.privacy_unit == "user" for event in report.events):
+        return ""
+    runs = ", ".join(runs_without_noise(report.events, "user"))
+    return f" Nothing is claimed for whole users: sums of {runs} had no noise for them."
 
 
 def _who_sees(users: UserCost) -> str:

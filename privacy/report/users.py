@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from privacy.promises import promised
 from privacy.renyi import RENYI_ACCOUNTANT, SkellamSums
 from privacy.report.blocks import Paragraph, Table, number, probability
 from privacy.report.schema import UserCost
@@ -56,12 +57,12 @@ _REPLACED = "all contributions of one user replaced by zeros; who took part is p
 
 
 def user_cost(events: Sequence[PrivacyEvent], budget: PrivacyBudget | None) -> UserCost | None:
-    """What the users of the one population in `events` were charged; None: nothing was per user.
+    """What the users of the one population in `events` were charged; None: nothing is promised to users.
 
     Raises:
         UnknownEventError: The events are of several populations, or cannot be accounted for.
     """
-    own = tuple(event for event in events if event.privacy_unit == "user")
+    own = promised(events, "user")
     if not own:
         return None
     bills = UserBills(own)
@@ -72,7 +73,7 @@ def user_cost(events: Sequence[PrivacyEvent], budget: PrivacyBudget | None) -> U
         epsilon_if_drawing_is_known=user_epsilon(own, target_delta=delta, is_drawing_secret=False),
         target_delta=delta,
         budget_epsilon=None if budget is None else budget.target_epsilon,
-        rounds=len(own),
+        rounds=sum(bool(event.devices) or event.cohort_rule == "poisson" for event in own),
         mechanisms=tuple(sorted({event.mechanism for event in own})),
         noise_multipliers=(min(e.noise_multiplier for e in own), max(e.noise_multiplier for e in own)),
         clipping_norms=(min(e.clipping_norm for e in own), max(e.clipping_norm for e in own)),

@@ -162,15 +162,17 @@ def _measure(service: Service, run: RunRecord, recipe: Recipe, adapter: Path) ->
 def _privacy_facts(service: Service, model: str, recipe: Recipe) -> dict[str, str | float]:
     """What the ledger says of the units that the run protects. `epsilon` is per example where that is one of them."""
     from privacy.accountant import epsilon_by_device
+    from privacy.promises import promised
     from privacy.user_level import epsilon_by_population
 
     events = service.registry.privacy_events(model=model)
+    examples, users = promised(events, "example"), promised(events, "user")
     facts: dict[str, str | float] = {"privacy_unit": "example" if recipe.has_example_level else "user"}
-    if recipe.has_user_level:
-        spent = epsilon_by_population(events, target_delta=recipe.user_target_delta).get(model, 0.0)
+    if recipe.has_user_level and users:
+        spent = epsilon_by_population(users, target_delta=recipe.user_target_delta).get(model, 0.0)
         facts |= {"user_epsilon": round(spent, 4), "user_target_delta": recipe.user_target_delta}
         facts |= {"epsilon": round(spent, 4), "target_delta": recipe.user_target_delta}
-    if recipe.has_example_level:
-        largest = max(epsilon_by_device(events, target_delta=recipe.target_delta).values(), default=0.0)
+    if recipe.has_example_level and examples:
+        largest = max(epsilon_by_device(examples, target_delta=recipe.target_delta).values(), default=0.0)
         facts |= {"epsilon": round(largest, 4), "target_delta": recipe.target_delta}
     return facts

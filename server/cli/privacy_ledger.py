@@ -42,6 +42,8 @@ def ledger(
     model was trained on, over all models on it: fine-tuning one base under ten names is not free.
     """
     from privacy.chain import FIRST_HEAD, chained_lines
+    from privacy.event import UNITS
+    from privacy.promises import runs_without_noise
     from server.spending import spent_on
 
     service = open_service()
@@ -56,14 +58,18 @@ def ledger(
         out.write_bytes(chained_lines(events)[0])
     since = len(heads) - 1 - heads.index(head) if head else None
     spent = spent_on(service.registry, model)
+    unprotected = {unit: runs_without_noise(events, unit) for unit in UNITS}
     if as_json:
         facts = {"model": model, "events": len(heads) - 1, "head": heads[-1], "events_since_head": since}
-        print_json({**facts, "spent": spent})
+        print_json({**facts, "spent": spent, "runs_without_noise": unprotected})
         return
     told = f", {since} of them since the given head" if head else ""
     console.print(f"{len(heads) - 1} events{told}; the chain holds. Head: {heads[-1]}", soft_wrap=True)
     if spent:
         _show_spent(spent)
+    for unit, runs in unprotected.items():
+        if runs:
+            console.print(f"Nothing is promised per {unit}: no noise for it in {', '.join(runs)}.", soft_wrap=True)
 
 
 def budget(
@@ -123,7 +129,7 @@ def _example_budget(
     service: Service, model: str, epsilon: float | None, delta: float | None, *, is_apart: bool | None, as_json: bool
 ) -> None:
     from privacy.accountant import epsilon_by_device
-    from privacy.example_level import promised_per_example
+    from privacy.promises import promised
 
     if is_apart is not None:
         raise RecipeError("--apart and --shared are about users: a device is known again by its pseudonym.")
@@ -133,7 +139,7 @@ def _example_budget(
         told = f"{model}, per example: {limit.target_epsilon:g} at {limit.target_delta:g}"
         with audited(service.registry, "privacy.budget", told):
             service.registry.set_example_budget(model, limit)
-    events = promised_per_example(service.registry.privacy_events(model=model))
+    events = promised(service.registry.privacy_events(model=model), "example")
     spent = {} if limit is None else epsilon_by_device(events, target_delta=limit.target_delta)
     facts = {
         "model": model,

@@ -70,6 +70,7 @@ def federated(
     recipe = _recipe(service, chosen, setting or [], resume=resume)
     from server.federation.flower import start_run, wait_until_listening
 
+    _tell_ended_promises(service, recipe)
     with (
         audited(service.registry, "run.train", f"{recipe.model}, run {resume or recipe.run_name}", is_long=True),
         _superlink(service, superlink, root_certificates=root_certificates) as (home, address),
@@ -108,6 +109,22 @@ def _recipe(service: Service, chosen: Mapping[str, object], settings: list[str],
     if resume is None and not values.get("run-name"):
         values["run-name"] = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{token_hex(2)}"
     return Recipe.from_run_config(values)
+
+
+def _tell_ended_promises(service: Service, recipe: Recipe) -> None:
+    """Say beforehand which promise of the model this run will end: what has no noise for a unit protects it no more."""
+    from privacy.event import UNITS
+    from privacy.promises import promised
+
+    events = service.registry.privacy_events(model=recipe.model)
+    protects = {"example": recipe.has_example_level, "user": recipe.has_user_level}
+    for unit in UNITS:
+        if not protects[unit] and promised(events, unit):
+            problems.print(
+                f"[yellow]This run has no noise per {unit}: with it ends what earlier runs of {recipe.model} promised "
+                f"per {unit}. `--set privacy-mode=both` keeps it.[/]",
+                soft_wrap=True,
+            )
 
 
 def _with_fleet(service: Service, recipe: Recipe, *, devices: int, folder: Path | None) -> Recipe:

@@ -271,7 +271,7 @@ class FederatedRun:
         facts: dict[str, object],
     ) -> None:
         users = self._users
-        event = None if users is None else users.event(result.accepted, server_round)
+        event = None if users is None else users.event(result.accepted, server_round, also=examples)
         artifacts = {}
         if not is_void:
             # Artifacts first: a row never points at bytes that are not there.

@@ -132,14 +132,17 @@ class UserLevel:
             self._next_norm = rule.next_norm(self.clipping_norm, norms, unit_noise=unit)
         return {name: tensor.astype(np.float32) for name, tensor in found.items()}
 
-    def event(self, accepted: Sequence[Accepted], server_round: int) -> PrivacyEvent | None:
+    def event(
+        self, accepted: Sequence[Accepted], server_round: int, *, also: Sequence[PrivacyEvent]
+    ) -> PrivacyEvent | None:
         """What the round costs; None when nothing of anybody was seen: a sum without its noise is never unmasked.
 
-        A Poisson-sampled sum costs everybody the same, whoever was drawn: nobody, too.
+        A Poisson-sampled sum costs everybody the same, whoever was drawn: nobody, too. Where devices were charged per
+        example (`also`) and nobody is per user, an event of nobody says that the run had noise for users all the same.
         """
         fewest = 1 if self.shares is None else self.shares.fewest
         if len(accepted) < fewest and not self.recipe.is_poisson:
-            return None
+            return self._event((), server_round) if also else None
         return self._event([item.contribution.device_id for item in accepted], server_round)
 
     def _event(self, devices: Sequence[str], server_round: int) -> PrivacyEvent:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from privacy.banded_noise import BandedNoise
 from privacy.budget import PrivacyBudget
+from privacy.errors import BudgetExceededError
 from privacy.keyed_random import KEY_BYTES
+from privacy.promises import runs_without_noise
 from privacy.user_budget import require_users_affordable, user_noise_for
 from privacy.user_level import bills_with_others
 from server.errors import RecipeError
@@ -42,6 +44,7 @@ def open_user_level(
     """
     if not recipe.has_user_level:
         return None
+    require_promise(registry, recipe.model, but=run_id)
     events = registry.user_events_for(recipe.model, base_hash=registry.run(run_id).base_hash)
     own = [event for event in events if event.run_id == run_id]
     rounds = registry.rounds(run_id)
@@ -64,6 +67,22 @@ def open_user_level(
     )
     _require_consistent(level)
     return level
+
+
+def require_promise(registry: Registry, model: str, *, but: str) -> None:
+    """Refuse a run per user of a model that can promise its users nothing any more; `but` is the run itself.
+
+    Raises:
+        BudgetExceededError: Runs before released what had no noise for whole users.
+    """
+    before = [event for event in registry.privacy_events(model=model) if event.run_id != but]
+    runs = runs_without_noise(before, "user")
+    if runs:
+        raise BudgetExceededError(
+            f"the users of {model!r} have no budget left: what {', '.join(runs)} released had no noise for whole users "
+            "(privacy-mode example), and this run would build on it. Train with --set privacy-mode=example, or begin "
+            "again from the base under another name: `lamella base import --model NAME`"
+        )
 
 
 def _noise_multiplier(recipe: Recipe, budget: PrivacyBudget, plan: UserPlan, spent: UserBills) -> float:

@@ -5,6 +5,7 @@ A change of words is made with LAMELLA_WRITE_REPORTS=1, and read before it is co
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from simulators.share_events import event_in_shares
 
 from privacy import PrivacyEvent
 from privacy.accountant import ACCOUNTANT
+from privacy.attestation.evidence import _guarantees as evidence_of_guarantees
 from privacy.budget import PrivacyBudget
 from privacy.report import AuditReport, RunFacts, build_report
 from privacy.report.document import document_of
@@ -37,6 +39,10 @@ def example(device: str, server_round: int) -> PrivacyEvent:
         steps=20,
         clipping_norm=1.0,
     )
+
+
+def example_of_run_2() -> PrivacyEvent:
+    return example("device-0", 1).model_copy(update={"run_id": "run-2", "event_id": "f" * 32})
 
 
 def user(server_round: int, **changes: Any) -> PrivacyEvent:
@@ -70,6 +76,7 @@ MODES: dict[str, tuple[list[PrivacyEvent], dict[str, Any]]] = {
     "user-shares": ([event_in_shares(1), event_in_shares(2)], {"secure_sum": True, "devices_enrolled": 40}),
     "both": ([*EXAMPLES, user(1), user(2)], {}),
     "both-shares": ([*EXAMPLES, event_in_shares(1)], {"secure_sum": True, "devices_enrolled": 40}),
+    "both-then-example": ([*EXAMPLES, user(1), example_of_run_2()], {"run_id": "run-2"}),
     "both-then-user": ([*EXAMPLES, user(1), user(1, run_id="run-2")], {"run_id": "run-2"}),
 }
 
@@ -119,14 +126,17 @@ def test_nothing_is_said_per_example_where_only_users_are_protected(mode: str) -
     promises = mode.startswith(("example", "both")) and mode != "both-then-user"
     for words in ("costliest device", "DP-SGD on the device", "before anything leaves the device", "One example, not"):
         assert (words in text) == promises, words
-    assert ("per user" in text) == (not mode.startswith("example"))
+    assert ("per user" in text) == (not mode.startswith("example") and mode != "both-then-example")
+    assert ("Nothing is claimed for whole users: sums of run-2" in text) == (mode == "both-then-example")
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_only_a_poisson_cohort_adds_or_removes_a_user(mode: str) -> None:
     text = words_of(mode)
     assert ("of one user added or removed" in text) == (mode == "user-poisson")
-    assert ("of one user replaced by zeros" in text) == (mode not in {"example", "example-secure", "user-poisson"})
+    assert ("of one user replaced by zeros" in text) == (
+        mode not in {"example", "example-secure", "user-poisson", "both-then-example"}
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -135,6 +145,18 @@ def test_page_one_has_the_limits_and_counts_who_took_part(mode: str) -> None:
     assert len(page.limits) >= 3
     took_part = next(card.value for card in page.cards if card.label == "Took part")
     assert not took_part.startswith("0 ")
+
+
+def test_runs_that_protect_different_units_protect_nobody_together() -> None:
+    events = [example_of_run_2(), user(1)]
+    report = build_report(
+        title="t", run=report_of("both").run, events=events, target_delta=1e-5, budget=None, provenance={}
+    )
+    page = document_of(report)
+    assert (report.verdict, report.epsilon_max, report.users, page.tone) == ("no_guarantee", math.inf, None, "bad")
+    assert "No claim is made" in page.claim
+    assert evidence_of_guarantees(report) == ()
+    assert AuditReport.from_json(report.to_json()).verdict == "no_guarantee"
 
 
 def test_where_devices_told_their_counts_that_is_said() -> None:

@@ -9,6 +9,7 @@ from simulators.federated_run import SHAPE, honest, run_maker
 from privacy import BudgetExceededError, RoundInstructions
 from privacy.banded_noise import BandedNoise
 from privacy.budget import PrivacyBudget
+from privacy.promises import promised
 from privacy.randomness import SeededRandom
 from privacy.user_level import user_epsilon
 from server.errors import ConflictError, DatabaseError, FederationError, RecipeError
@@ -290,3 +291,24 @@ def test_keys_that_contradict_each_other_are_named(changes, said):
     config = {key.replace("_", "-"): value for key, value in (BOTH | changes).items()}
     with pytest.raises(RecipeError, match=said):
         Recipe.from_run_config({"model": "chat"} | config)
+
+
+def test_a_model_whose_runs_had_no_noise_for_users_can_promise_them_nothing(make_run):
+    make_run(fleet(3), run_id="examples", num_server_rounds=1).execute()
+    with pytest.raises(BudgetExceededError, match="what examples released had no noise for whole users"):
+        make_run(fleet(3), run_id="both", **BOTH)
+    make_run(fleet(3), run_id="more", num_server_rounds=1).execute()
+
+
+def test_a_run_per_user_in_which_nobody_was_let_in_ends_no_promise(make_run):
+    make_run(fleet(3), run_id="first", num_server_rounds=2, max_participations=2, **BOTH).execute()
+    with pytest.raises(FederationError, match="void"):
+        make_run(
+            fleet(3), run_id="late", num_server_rounds=1, max_void_rounds=0, max_participations=2, **BOTH
+        ).execute()
+    events = make_run.registry.privacy_events(model="chat")
+    assert {e.privacy_unit for e in events if e.run_id == "late"} == {"example", "user"}
+    assert [e.devices for e in users_of(make_run.registry, "late")] == [()]
+    of_first = user_epsilon(users_of(make_run.registry, "first"), target_delta=1e-6)
+    assert user_epsilon(promised(events, "user"), target_delta=1e-6) == of_first
+    make_run(fleet(3), run_id="next", num_server_rounds=1, max_participations=9, **BOTH).execute()
