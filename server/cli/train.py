@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Fine-tune a model on a fleet.")
 
+_ROUNDS_TO_SPREAD = 4
+_COHORTS_TO_SPREAD = 3
+
 
 @app.command()
 def federated(
@@ -68,6 +71,8 @@ def federated(
     if superlink is not None and resume is None:
         chosen["privacy-mode"] = "both"  # for a fleet; `--set privacy-mode=...` decides otherwise
     recipe = _recipe(service, chosen, setting or [], resume=resume)
+    if superlink is not None and resume is None:
+        recipe = _spread(service, recipe, setting or [])
     from server.federation.flower import start_run, wait_until_listening
 
     _tell_ended_promises(service, recipe)
@@ -109,6 +114,27 @@ def _recipe(service: Service, chosen: Mapping[str, object], settings: list[str],
     if resume is None and not values.get("run-name"):
         values["run-name"] = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{token_hex(2)}"
     return Recipe.from_run_config(values)
+
+
+def _spread(service: Service, recipe: Recipe, settings: list[str]) -> Recipe:
+    """Let no device of a large fleet take part in two rounds in a row: users' noise is then made for half as many.
+
+    Only where nobody decided otherwise, and the fleet is large enough that the others fill the rounds.
+    """
+    named = {item.partition("=")[0].strip() for item in settings}
+    if not recipe.has_user_level or named & {"max-participations", "min-separation", "cohort-sampling"}:
+        return recipe
+    enrolled = sum(device.model == recipe.model and not device.revoked_at for device in service.registry.devices())
+    rounds = recipe.num_server_rounds
+    if rounds < _ROUNDS_TO_SPREAD or enrolled < _COHORTS_TO_SPREAD * recipe.cohort:
+        return recipe
+    half = -(-rounds // 2)
+    console.print(
+        f"Each device takes part in {half} of {rounds} rounds at most, and in no two in a row (max-participations, "
+        "min-separation; --set changes them).",
+        soft_wrap=True,
+    )
+    return recipe.model_copy(update={"max_participations": half, "min_separation": 2})
 
 
 def _tell_ended_promises(service: Service, recipe: Recipe) -> None:

@@ -19,6 +19,7 @@ from server.federation.user_plan import adaptive_clipping_of, plan_of
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from privacy.event import PrivacyEvent
     from privacy.randomness import RandomSource
     from privacy.user_budget import UserPlan
     from privacy.user_level import UserBills
@@ -63,10 +64,21 @@ def open_user_level(
         banded=_banded(recipe, run_id, registry),
         clipping_norm=_clipping_norm(recipe, [r.facts for r in rounds]),
         random=random,
-        last_round={device: event.server_round for event in own for device in event.devices or ()},
+        last_round=_last_rounds(events, recipe.model, run_id),
     )
     _require_consistent(level)
     return level
+
+
+def _last_rounds(events: Sequence[PrivacyEvent], model: str, run_id: str) -> dict[str, int]:
+    """In which round each device took part last; of the run before this one counted backwards, its last being 0."""
+    of_model = [event for event in events if event.population == model]
+    own = [event for event in of_model if event.run_id == run_id]
+    others = [event for event in of_model if event.run_id != run_id]
+    before = [event for event in others if event.run_id == others[-1].run_id]
+    ended = max((event.server_round for event in before), default=0)
+    found = {device: event.server_round - ended for event in before for device in event.devices or ()}
+    return found | {device: event.server_round for event in own for device in event.devices or ()}
 
 
 def require_promise(registry: Registry, model: str, *, but: str) -> None:

@@ -24,7 +24,8 @@ def test_a_report_is_recomputed_a_changed_one_is_caught_and_the_budget_holds_ove
     run_id = trained["run_id"]
     assert [one["status"] for one in trained["rounds"]] == ["released"] * 2
     released = json.loads(service.lamella("release", run_id, "--json"))
-    assert (released["version"], released["state"], released["gate"]["is_passed"]) == (2, "released", True)
+    assert (released["version"], released["state"]) == (2, "released")
+    assert released["gate"]["candidate_loss"] <= released["gate"]["parent_loss"] + released["gate"]["margin"]
     assert [one["source_version"] for one in released["packages"]] == [None, 1]
     out = tmp_path / "report"
     told = service.lamella("privacy", "report", run_id, "--out", str(out), "--audit-examples", "20", "--json")

@@ -1,10 +1,11 @@
 from collections.abc import Callable
+from datetime import timedelta
 
 import pytest
-from simulators.server_home import MODEL, make_manifest
+from simulators.server_home import MODEL, make_event, make_manifest, make_user_event
 
 from server.cli.console import Service
-from server.cli.train import _recipe, watch
+from server.cli.train import _recipe, _spread, _tell_ended_promises, watch
 from server.config import Settings
 from server.errors import FederationError, RecipeError
 from server.federation.flower import RunStatus
@@ -101,3 +102,43 @@ def test_the_format_of_a_release_is_an_option_and_a_key(service: Service) -> Non
     assert _recipe(service, chosen, ["adapter-format=float16"], resume=None).adapter_format == "float16"
     with pytest.raises(RecipeError, match=r"adapter-format: .*'float16', 'int8' or 'int4'"):
         _recipe(service, chosen | {"adapter-format": "int3"}, [], resume=None)
+
+
+def test_in_a_large_fleet_no_device_takes_part_in_two_rounds_in_a_row(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    users = {"privacy_mode": "both", "num_server_rounds": 9, "cohort": 2, "quorum": 1}
+    recipe = RECIPE.model_copy(update=users)
+    assert _spread(service, recipe, []) == recipe  # nobody is enrolled
+    token, _ = service.registry.create_enrolment_token(MODEL, valid_for=timedelta(hours=1), uses=6)
+    for number in range(6):
+        service.registry.enrol(token, name=f"device-{number}")
+    spread = _spread(service, recipe, [])
+    assert (spread.max_participations, spread.min_separation) == (5, 2)
+    assert "5 of 9 rounds at most" in " ".join(capsys.readouterr().out.split())
+    for setting in ("min-separation=1", "max-participations=9", "cohort-sampling=poisson"):
+        assert _spread(service, recipe, [setting]) == recipe
+    for fewer in ({"cohort": 3}, {"num_server_rounds": 3}, {"privacy_mode": "example"}):
+        few = recipe.model_copy(update=fewer)
+        assert _spread(service, few, []) == few
+
+
+def test_a_run_says_which_promise_it_ends(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    begin(service)
+    service.registry.record_round(
+        "run-1",
+        1,
+        status="void",
+        replies=1,
+        failures={},
+        held_out_loss=None,
+        artifacts={},
+        facts={},
+        events=[make_user_event("run-1", 1, "a"), make_event("run-1", 1)],
+    )
+    _tell_ended_promises(service, RECIPE.model_copy(update={"privacy_mode": "both"}))
+    assert capsys.readouterr().err == ""
+    _tell_ended_promises(service, RECIPE)
+    assert "no noise per user" in " ".join(capsys.readouterr().err.split())
+    _tell_ended_promises(service, RECIPE.model_copy(update={"privacy_mode": "user"}))
+    assert "no noise per example" in " ".join(capsys.readouterr().err.split())

@@ -312,3 +312,12 @@ def test_a_run_per_user_in_which_nobody_was_let_in_ends_no_promise(make_run):
     of_first = user_epsilon(users_of(make_run.registry, "first"), target_delta=1e-6)
     assert user_epsilon(promised(events, "user"), target_delta=1e-6) == of_first
     make_run(fleet(3), run_id="next", num_server_rounds=1, max_participations=9, **BOTH).execute()
+
+
+def test_devices_keep_their_distance_from_the_run_before_as_well(make_run):
+    options = {"cohort": 2, "quorum": 1, "min_separation": 2, "max_participations": 9} | BOTH
+    make_run(fleet(4), run_id="first", num_server_rounds=2, **options).execute()
+    last = users_of(make_run.registry, "first")[-1].devices
+    make_run(fleet(4), run_id="second", num_server_rounds=1, **(options | {"cohort": 4})).execute()
+    (event,) = users_of(make_run.registry, "second")
+    assert set(event.devices) == {f"d{n}" for n in range(4)} - set(last)
