@@ -6,15 +6,30 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn
 
 from client_sdk.device import Device
-from client_sdk.errors import ConfigurationError, DeviceError, EnrolmentError, OfferRefusedError
+from client_sdk.errors import (
+    ConfigurationError,
+    DeviceError,
+    EnrolmentError,
+    OfferRefusedError,
+    ServiceUnavailableError,
+)
 from client_sdk.update_result import UpdateResult
 
 _MAX_DOUBLINGS = 5
 _logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Polled:
+    """How one poll went: whether the next may come as usual, and how long the service asked to be left alone."""
+
+    is_well: bool
+    at_least_s: float = 0.0
 
 
 def run_agent(
@@ -32,7 +47,8 @@ def run_agent(
 
     Args:
         device: an enrolled device.
-        interval_s: mean seconds between two polls; it doubles with every failure in a row, up to 32 times.
+        interval_s: mean seconds between two polls; it doubles with every failure in a row, up to 32 times. A service
+            that asks for more (Retry-After) gets it.
         jitter: each wait is longer or shorter by up to this fraction, so that a fleet does not poll in step.
         sleep: waits.
         clock: seconds since some fixed moment, for the interval of the scrub (`device.toml`).
@@ -55,13 +71,16 @@ def run_agent(
     scrubbed_at = clock()
     jittered = random.SystemRandom()
     while True:
-        failures = 0 if poll(device) else min(failures + 1, _MAX_DOUBLINGS)
+        polled = poll(device)
+        failures = 0 if polled.is_well else min(failures + 1, _MAX_DOUBLINGS)
         if clock() - scrubbed_at >= _scrub_interval_s(device):
             scrubbed_at = clock()
             scrub(device)
         if told:
             raise SystemExit(0)  # Python drops what a handler raises inside a destructor or a callback of the collector
-        sleep(interval_s * 2.0**failures * jittered.uniform(1.0 - jitter, 1.0 + jitter))
+        wait_s = interval_s * 2.0**failures * jittered.uniform(1.0 - jitter, 1.0 + jitter)
+        # Spread behind the moment that was asked for: the whole fleet was told the same one.
+        sleep(max(wait_s, polled.at_least_s * jittered.uniform(1.0, 1.0 + jitter)))
 
 
 def scrub(device: Device) -> None:
@@ -77,8 +96,8 @@ def scrub(device: Device) -> None:
         _logger.warning("repaired: %s", describe(result))
 
 
-def poll(device: Device) -> bool:
-    """Update once and log the decision; returns False when the next look should be later than usual.
+def poll(device: Device) -> Polled:
+    """Update once and log the decision.
 
     Raises:
         EnrolmentError: the device is not enrolled (any more).
@@ -90,9 +109,10 @@ def poll(device: Device) -> bool:
     except DeviceError as error:
         _logger.warning("%s: %s", type(error).__name__, error)
         # A refused offer cost one small request, and the operator's answer to it should be seen soon.
-        return isinstance(error, OfferRefusedError)
+        asked = error.retry_after_s if isinstance(error, ServiceUnavailableError) else None
+        return Polled(is_well=isinstance(error, OfferRefusedError), at_least_s=asked or 0.0)
     _logger.log(logging.WARNING if result.decision == "reverted" else logging.INFO, "%s", describe(result))
-    return True
+    return Polled(is_well=True)
 
 
 def describe(result: UpdateResult) -> str:

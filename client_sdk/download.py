@@ -32,8 +32,19 @@ _RANGE_NOT_SATISFIABLE = 416
 class Fetcher(Protocol):
     """Something that brings signed files here."""
 
-    def fetch(self, path: str, destination: Path, *, length: int, sha256: str, on_progress: Progress) -> int:
+    def fetch(
+        self,
+        path: str,
+        destination: Path,
+        *,
+        length: int,
+        sha256: str,
+        on_progress: Progress,
+        until: float | None = None,
+    ) -> int:
         """Put exactly the signed bytes of a target path at `destination`; returns how many bytes were transferred.
+
+        `until` is the moment of the clock at which it gives up; by default the limits' deadline from now.
 
         Raises:
             ServiceUnavailableError: the service is away or too slow; what arrived is kept.
@@ -61,7 +72,21 @@ class HttpFetcher:
         self._disk = disk
         self._prefix = prefix
 
-    def fetch(self, path: str, destination: Path, *, length: int, sha256: str, on_progress: Progress) -> int:
+    @property
+    def deadline(self) -> float:
+        """When a download that begins now has to be whole."""
+        return self._transport.clock.monotonic() + self._transport.limits.download_deadline_s
+
+    def fetch(
+        self,
+        path: str,
+        destination: Path,
+        *,
+        length: int,
+        sha256: str,
+        on_progress: Progress,
+        until: float | None = None,
+    ) -> int:
         """Put exactly the signed bytes at `destination`; see `Fetcher.fetch`."""
         url_path = self._prefix + quote(path)
         with disk_errors(destination.parent, "storing the download"):
@@ -70,7 +95,7 @@ class HttpFetcher:
                 return 0
             part = _Part(destination, length, self._disk)
             was_resumed = part.size() > 0
-            transfer = _Transfer(self._transport, url_path, part, on_progress)
+            transfer = _Transfer(self._transport, url_path, part, on_progress, until=until or self.deadline)
             transfer.run()
             if was_resumed and sha256_of(part.path) != sha256:
                 # The kept part may be damaged, which proves nothing about the service: once more, from zero.
@@ -92,22 +117,39 @@ class MirroredFetcher:
     A mirror is trusted with nothing: what it sends must have the signed hash, and it never sees the credential.
     """
 
-    def __init__(self, mirrors: Sequence[Fetcher], service: Fetcher, disk: Disk) -> None:
+    def __init__(self, mirrors: Sequence[Fetcher], service: HttpFetcher, disk: Disk) -> None:
         self._mirrors = mirrors
         self._service = service
         self._disk = disk
 
-    def fetch(self, path: str, destination: Path, *, length: int, sha256: str, on_progress: Progress) -> int:
-        """Put exactly the signed bytes at `destination`; see `Fetcher.fetch`. Errors are those of the service."""
+    def fetch(
+        self,
+        path: str,
+        destination: Path,
+        *,
+        length: int,
+        sha256: str,
+        on_progress: Progress,
+        until: float | None = None,
+    ) -> int:
+        """Put exactly the signed bytes at `destination`; see `Fetcher.fetch`. Errors are those of the service.
+
+        All sources together have the time of one.
+        """
+        until = until or self._service.deadline
         for number, mirror in enumerate(self._mirrors, start=1):
             try:
-                return mirror.fetch(path, destination, length=length, sha256=sha256, on_progress=on_progress)
+                return mirror.fetch(
+                    path, destination, length=length, sha256=sha256, on_progress=on_progress, until=until
+                )
             except (RetryLaterError, RefusedError, EnrolmentError) as error:
                 _logger.info("mirror %d of %d is of no use (%s)", number, len(self._mirrors), error)
             # An ETag means something at its own source only; the signed hash tells whether the parts fit together.
             with disk_errors(destination.parent, "storing the download"):
                 _Part(destination, length, self._disk).forget_source()
-        return self._service.fetch(path, destination, length=length, sha256=sha256, on_progress=on_progress)
+        return self._service.fetch(
+            path, destination, length=length, sha256=sha256, on_progress=on_progress, until=until
+        )
 
 
 class _Part:
@@ -172,7 +214,9 @@ class _Part:
 class _Transfer:
     """Requests until a part is whole, within the limits of time, rate and patience."""
 
-    def __init__(self, transport: Transport, url_path: str, part: _Part, on_progress: Progress) -> None:
+    def __init__(
+        self, transport: Transport, url_path: str, part: _Part, on_progress: Progress, *, until: float
+    ) -> None:
         self.transferred_bytes = 0
         self._transport = transport
         self._url_path = url_path
@@ -180,7 +224,7 @@ class _Transfer:
         self._on_progress = on_progress
         self._limits = transport.limits
         self._clock = transport.clock
-        self._deadline = self._clock.monotonic() + self._limits.download_deadline_s
+        self._deadline = until
         self._window_start = (0.0, 0)
         self._offset = 0
 

@@ -16,6 +16,8 @@ from client_sdk.slots import TREE, ActiveVersion, SlotStore, bytes_to_write
 from client_sdk.update_result import UpdateResult
 from delta_updates import ApplyResult, DeltaError, KnownHashes, Outcome, StorageError, VersionManifest, apply_package
 
+_LOOK_EVERY_S = 30.0
+
 
 class PostponedError(Exception):
     """A download should wait for better conditions; the message says for which. No failure, and nobody's fault."""
@@ -79,6 +81,7 @@ class SlotFiller:
             before, to_version=offer.version, package="chain" if len(way) > 1 else kind, package_bytes=length
         )
         packages, transferred = [], before.bytes_downloaded
+        watched = self._watched(on_progress, offer.version)
         for ref in refs:
             package = self.home / "downloads" / ref.sha256
             transferred += self.fetcher.fetch(
@@ -86,7 +89,7 @@ class SlotFiller:
                 package,
                 length=ref.length,
                 sha256=ref.sha256,
-                on_progress=_shifted(on_progress, done, length),
+                on_progress=_shifted(watched, done, length),
             )
             packages.append(package)
             done += ref.length
@@ -97,6 +100,25 @@ class SlotFiller:
         )
         self.reporter.queue_outcome(offer.offer_id, offer.version, Outcome.DOWNLOADED, filled)
         return packages, filled
+
+    def _watched(self, on_progress: Progress, version: int) -> Progress:
+        """Progress that looks at the conditions now and then: a download takes hours, and a train leaves its station.
+
+        Raises:
+            PostponedError: they no longer allow it; what arrived is kept, and continued when they do.
+        """
+        looked = time.monotonic()
+
+        def progress(done: int, length: int) -> None:
+            nonlocal looked
+            on_progress(done, length)
+            if time.monotonic() - looked < _LOOK_EVERY_S or done == length:
+                return
+            looked = time.monotonic()
+            if waiting := reason_to_wait(self.policy, self.conditions(), package_bytes=length - done):
+                raise PostponedError(f"v{version} waits, {done / length:.0%} of it are here: {waiting}")
+
+        return progress
 
     def free_bytes(self) -> int:
         """The disk bytes that an update may use; what is left of earlier ones gives way to it.

@@ -134,9 +134,11 @@ class Updater:
         for way in ways:
             try:
                 return self._test(self.filler.fill(way, before, on_progress))
-            except (PackageError, ServiceRefusedError) as error:
+            except (PackageError, ServiceRefusedError, DeviceDiskError) as error:
                 if way[-1].offer.package.source_version is None:
                     raise
+                if isinstance(error, DeviceDiskError) and len(way) == 1:
+                    raise  # a chain makes versions between, which the direct delta needs no room for
                 kind = "chain of deltas" if len(way) > 1 else "delta"
                 _logger.warning("the %s to v%d is of no use (%s): another way", kind, found.offer.version, error)
                 before, last = replace(before, reason=reason_of(error)), error

@@ -15,8 +15,8 @@ from simulators.update_service import CREDENTIAL, DEVICE_ID, FakeUpdateService
 from simulators.versions import write_tree
 
 from client_sdk import Device, UpdateResult, cli
-from client_sdk.agent import describe, run_agent
-from client_sdk.errors import EnrolmentError
+from client_sdk.agent import Polled, describe, run_agent
+from client_sdk.errors import EnrolmentError, ServiceUnavailableError
 
 Run = Callable[..., int]
 OpenDevice = Callable[..., Device]
@@ -160,6 +160,22 @@ def test_the_agent_polls_with_jitter_and_backs_off(
 
 
 @pytest.mark.usefixtures("keep_signals")
+def test_a_service_that_asks_to_be_left_alone_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def update() -> None:
+        raise ServiceUnavailableError("busy", retry_after_s=900.0)
+
+    device = SimpleNamespace(
+        status=lambda: SimpleNamespace(name="kitchen"),
+        config=lambda: SimpleNamespace(scrub_interval_s=None),
+        update=update,
+    )
+    waits = waits_of(device, 40, interval_s=100.0, jitter=0.2)
+    assert all(900.0 <= wait <= 1080.0 for wait in waits[:3])
+    assert len(set(waits[:3])) == 3  # a whole fleet was told the same
+    assert max(waits) > 2000.0  # its own patience grows as well
+
+
+@pytest.mark.usefixtures("keep_signals")
 def test_a_refused_offer_does_not_slow_the_agent_down(
     service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice
 ) -> None:
@@ -194,7 +210,7 @@ def test_a_signal_that_python_drops_ends_the_agent_all_the_same(monkeypatch: pyt
     device = SimpleNamespace(
         status=lambda: SimpleNamespace(name="kitchen"), config=lambda: SimpleNamespace(scrub_interval_s=None)
     )
-    monkeypatch.setattr("client_sdk.agent.poll", lambda _device: bool(Dropping()))
+    monkeypatch.setattr("client_sdk.agent.poll", lambda _device: Polled(is_well=bool(Dropping())))
     with pytest.raises(SystemExit) as ended:
         run_agent(device, interval_s=1.0, jitter=0.0, sleep=never)  # type: ignore[arg-type]
     assert ended.value.code == 0

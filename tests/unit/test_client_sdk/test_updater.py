@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from simulators.faulty_disk import FaultyDisk
@@ -30,9 +31,13 @@ from client_sdk import (
     SelfTestError,
     ServiceUnavailableError,
     UpdateInProgressError,
+    UpdateResult,
 )
 from client_sdk.disk import LocalDisk
+from client_sdk.download import MirroredFetcher
 from client_sdk.lock import update_lock
+from client_sdk.offers import VerifiedOffer
+from client_sdk.slot_filler import SlotFiller
 from client_sdk.slots import MAX_BOOTS
 from client_sdk.state import StateFile
 from delta_updates import ROOM_HEADER, ChainStep, Offer, VersionManifest, verify_tree
@@ -593,6 +598,25 @@ def test_a_bad_chain_gives_way_to_the_delta_and_that_to_the_full_package(
     assert "signed sha256" in result.reason
 
 
+def test_a_chain_without_room_gives_way_to_the_delta(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The versions between need room of their own; the direct delta makes one version."""
+    open_device().update()
+    three_versions(service, tmp_path)
+    fill = SlotFiller.fill
+
+    def full_for_two(self: SlotFiller, way: tuple[VerifiedOffer, ...], *rest: Any) -> UpdateResult:
+        if len(way) > 1:
+            raise DeviceDiskError("no room for two")
+        return fill(self, way, *rest)
+
+    monkeypatch.setattr(SlotFiller, "fill", full_for_two)
+    result = open_device().update()
+    assert (result.decision, result.to_version, result.package) == ("confirmed", 3, "delta")
+    assert "no room for two" in result.reason
+
+
 @pytest.mark.parametrize("versions", [(2, 3), (1, 2), (1, 2, 2, 3), (1, 3, 2, 3)])
 def test_a_chain_that_leads_elsewhere_is_left_out(
     service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice, versions: tuple[int, ...]
@@ -651,6 +675,25 @@ def test_a_metered_connection_takes_small_packages_only(
     assert result.decision == "postponed"
     assert "metered_max_bytes" in result.reason
     assert open_device().update().package in {"delta", "full"}
+
+
+def test_a_download_stops_when_the_conditions_change_and_goes_on_later(
+    service: FakeUpdateService, v1: Path, tmp_path: Path, open_device: OpenDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client_sdk.slot_filler._LOOK_EVERY_S", 0.0)
+    looks = iter([Conditions(is_metered=False)] * 3)
+    device = open_device(conditions=lambda: next(looks, Conditions(is_metered=True)))
+    (tmp_path / "home" / "device.toml").write_text('[download]\nmetered = "never"\n')
+    monkeypatch.setattr("client_sdk.download.CHUNK_BYTES", 1024)
+    result = device.update()
+    assert result.decision == "postponed"
+    assert "of it are here: the connection is metered" in result.reason
+    (part,) = (tmp_path / "home" / "downloads").glob("*.part")
+    kept = part.stat().st_size
+    assert 0 < kept < service.published[1].packages[None].length
+    again = open_device().update()
+    assert again.decision == "confirmed"
+    assert again.bytes_downloaded == service.published[1].packages[None].length - kept
 
 
 def test_room_is_kept_on_the_disk_for_everything_else(
@@ -723,6 +766,22 @@ def test_a_bad_mirror_costs_time_only(
     assert len(service.package_requests()) == 1
     active = device.active()
     verify_tree(active.tree, active.manifest.files)
+
+
+def test_all_sources_together_have_the_time_of_one(tmp_path: Path) -> None:
+    given = []
+
+    class Source:
+        deadline = 123.0
+
+        def fetch(self, *_arguments: object, until: float | None = None, **_options: object) -> int:
+            given.append(until)
+            raise ServiceUnavailableError("away")
+
+    fetcher = MirroredFetcher([Source(), Source()], Source(), LocalDisk())  # type: ignore[arg-type]
+    with pytest.raises(ServiceUnavailableError):
+        fetcher.fetch("p", tmp_path / "p", length=1, sha256="", on_progress=lambda _done, _total: None)
+    assert given == [123.0] * 3
 
 
 def test_the_service_continues_what_a_mirror_began(
