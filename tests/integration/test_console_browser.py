@@ -256,6 +256,9 @@ def test_a_form_of_another_site_does_nothing(page: Page, console: Console, tmp_p
 
 
 def test_too_many_wrong_passwords_have_to_wait(page: Page, console: Console) -> None:
-    for _ in range(11):
+    # More than a bucket holds: on a busy machine some tokens come back meanwhile.
+    for _ in range(40):
         login(page, console, name="vera", password="wrong")
-    assert "Try again in" in page.get_by_role("alert").inner_text()
+        if "Try again in" in (told := page.get_by_role("alert").inner_text()):
+            break
+    assert "Try again in" in told
