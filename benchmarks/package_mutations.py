@@ -19,6 +19,7 @@ _HEAD = struct.Struct("<BBBBIQII")
 _PART = struct.Struct("<QQ")
 _FACTORS = struct.Struct("<HhI")
 _DIGEST_BYTES = 16
+_FIRST_WITH_MADE = 5
 _MAGIC = b"\x89LMPKG\r\n"
 _NUMBERS = (0, 1, 2, 3, 7, 8, 15, 16, 127, 128, 255, 256, 4095, 4096, 65535, 65536, 1 << 20, 1 << 21, 4 << 20)
 _NUMBERS += ((4 << 20) + 1, 8 << 20, (8 << 20) + 1, 1 << 31, (1 << 32) - 1, 1 << 40, 1 << 46, 1 << 63, (1 << 64) - 1)
@@ -70,6 +71,7 @@ class RawRecord:
     frame: bytes
     parts_said: int | None = None
     frame_length_said: int | None = None
+    made: bytes = b""
 
     def to_bytes(self) -> bytes:
         """Return the record with a right digest."""
@@ -79,7 +81,7 @@ class RawRecord:
         bounds += ((self.plain_length, 32), (frame_length, 32))
         body = _HEAD.pack(*(value % (1 << bits) for value, bits in bounds))
         body += b"".join(_PART.pack(offset % (1 << 64), length % (1 << 64)) for offset, length in self.parts)
-        body += self.frame
+        body += self.frame + self.made
         return body + hashlib.sha256(body).digest()[:_DIGEST_BYTES]
 
 
@@ -89,7 +91,7 @@ class RawPackage:
 
     header: Any
     records: list[RawRecord] = field(default_factory=list)
-    format: int = 4
+    format: int = 5
 
     @classmethod
     def parsed(cls, raw: bytes) -> "RawPackage":
@@ -103,8 +105,10 @@ class RawPackage:
             parts = list(_PART.iter_unpack(raw[position : position + count * _PART.size]))
             position += count * _PART.size
             body = raw[position : position + frame]
-            package.records.append(RawRecord(codec, kind, layout, zero, made, plain, parts, body))
-            position += frame + _DIGEST_BYTES
+            position += frame
+            said = raw[position : position + (_DIGEST_BYTES if number >= _FIRST_WITH_MADE else 0)]
+            package.records.append(RawRecord(codec, kind, layout, zero, made, plain, parts, body, made=said))
+            position += len(said) + _DIGEST_BYTES
         return package
 
     def to_bytes(self) -> bytes:

@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -19,7 +20,7 @@ class BuildResult(BaseModel):
     """What was built.
 
     `ratio` is package bytes over target bytes. `codecs` counts records by codec, and under `linked` the files that the
-    device already has.
+    device already has. `format` is the one it is written in.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -31,6 +32,7 @@ class BuildResult(BaseModel):
     codecs: dict[str, int]
     target_hash: str
     source_hash: str | None
+    format: int
 
 
 def build_package(
@@ -63,6 +65,7 @@ def build_package(
         codecs=codecs,
         target_hash=header.target_hash,
         source_hash=header.source_hash,
+        format=header.format,
     )
 
 
@@ -86,7 +89,7 @@ def _write_durably(
             written = write_header(stream, header)
             codecs: Counter[str] = Counter()
             for plan in plans:
-                written += _write_records(stream, plan, workers, codecs)
+                written += _write_records(stream, plan, workers, codecs, has_made=header.has_made)
             stream.sync()
         disk.rename(unfinished, out)
         disk.sync_folder(out.parent)
@@ -97,14 +100,15 @@ def _write_durably(
     return written, dict(sorted(codecs.items()))
 
 
-def _write_records(stream: WritableFile, plan: FilePlan, workers: int, codecs: Counter[str]) -> int:
+def _write_records(stream: WritableFile, plan: FilePlan, workers: int, codecs: Counter[str], *, has_made: bool) -> int:
     packaged = plan.packaged
     if packaged.method == "same":
         codecs["linked"] += 1
         return 0
     written = made = 0
     for record in plan.records(workers):
-        raw = record.to_bytes()
+        # A full package says nothing of what its records make: that follows from the records alone.
+        raw = (record if has_made else replace(record, made=b"")).to_bytes()
         stream.write(raw)
         codecs[record.codec.name.lower()] += 1
         written += len(raw)

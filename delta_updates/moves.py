@@ -10,6 +10,7 @@ done again. All this follows from the package alone, so that a device that lost 
 """
 
 import heapq
+import itertools
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -95,7 +96,7 @@ def plan_moves(reader: PackageReader) -> Moves:
         PackageFormatError: The package is damaged (PackageLimitError: it is cut too finely to be planned).
     """
     header = reader.header
-    sources = tuple(sorted({packaged.source.path for packaged in header.files if packaged.source}))
+    sources = tuple(sorted({entry.path for packaged in header.files for entry in packaged.sources}))
     hosts = _choose_hosts(header, sources)
     chunks: list[Chunk] = []
     parts = 0
@@ -133,31 +134,48 @@ def _choose_hosts(header: PackageHeader, sources: tuple[str, ...]) -> tuple[int 
 def _chunks_of(
     number: int, packaged: PackagedFile, reader: PackageReader, sources: tuple[str, ...], place: Place
 ) -> Iterator[Chunk]:
-    source: Place = ("old", sources.index(packaged.source.path) if packaged.source else 0)
+    lies = _Lies(packaged, sources)
     if packaged.method == "same":
-        yield from _copies(number, 0, [Part(0, packaged.file.length)], source, place)
+        yield from _copies(number, 0, lies.ranges([Part(0, packaged.file.length)]), place)
         return
     offset, position = 0, reader.position
     for record in reader.records(packaged):
         if record.codec is CodecName.SAME:
-            yield from _copies(number, offset, record.parts, source, place)
+            yield from _copies(number, offset, lies.ranges(record.parts), place)
         else:
-            reads = tuple(Range(source, part.offset, part.offset + part.length) for part in record.parts)
+            reads = tuple(lies.ranges(record.parts))
             writes = Range(place, offset, offset + record.length)
             yield Chunk(number, offset, record.length, reads, writes, position)
         offset, position = offset + record.length, reader.position
 
 
-def _copies(number: int, offset: int, parts: Iterable[Part], source: Place, place: Place) -> Iterator[Chunk]:
-    for part in parts:
-        if (source, part.offset) != (place, offset):
-            for start in range(0, part.length, PIECE_BYTES):
-                length = min(PIECE_BYTES, part.length - start)
-                first = part.offset + start
-                reads = (Range(source, first, first + length),)
-                writes = Range(place, offset + start, offset + start + length)
-                yield Chunk(number, offset + start, length, reads, writes, None)
-        offset += part.length
+class _Lies:
+    """Where the parts of a file lie among the source's files, which count as one."""
+
+    def __init__(self, packaged: PackagedFile, sources: tuple[str, ...]) -> None:
+        self._places: list[Place] = [("old", sources.index(entry.path)) for entry in packaged.sources]
+        self._starts = [0, *itertools.accumulate(entry.length for entry in packaged.sources)]
+
+    def ranges(self, parts: Iterable[Part]) -> Iterator[Range]:
+        """Yield them; one that reaches from a file into the next is two."""
+        for part in parts:
+            at, end = part.offset, part.offset + part.length
+            while at < end:
+                number = bisect_right(self._starts, at) - 1
+                start = self._starts[number]
+                until = min(end, self._starts[number + 1])
+                yield Range(self._places[number], at - start, until - start)
+                at = until
+
+
+def _copies(number: int, offset: int, ranges: Iterable[Range], place: Place) -> Iterator[Chunk]:
+    for read in ranges:
+        if (read.place, read.start) != (place, offset):
+            for first in range(read.start, read.end, PIECE_BYTES):
+                length, at = min(PIECE_BYTES, read.end - first), offset + first - read.start
+                reads, writes = (Range(read.place, first, first + length),), Range(place, at, at + length)
+                yield Chunk(number, at, length, reads, writes, None)
+        offset += read.end - read.start
 
 
 class _Writes:

@@ -14,6 +14,9 @@ only, and devices send it only to a service that has answered with it.
 | 3 | `OutcomeReport.quality` | 1 to 3 |
 | 4 | `KeyRequest`, signed requests; `Outcome.TESTED` | 1 to 4 |
 | 5 | `Outcome.DECLINED` | 1 to 4 |
+| 6 | | 1 to 5 |
+
+A device is offered packages that it reads and no others: full ones are in format 3, which every device reads.
 """
 
 from enum import StrEnum
@@ -23,7 +26,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from delta_updates.manifest import FileLength, ModelName, SafePath, Sha256, VersionNumber
 
-PROTOCOL = 5
+PROTOCOL = 6
 PROTOCOL_HEADER = "Lamella-Protocol"
 ROOM_HEADER = "Lamella-Free-Bytes"
 """The disk bytes that a device has for an update, sent with a check. No part of the question: it differs each time."""
@@ -32,12 +35,19 @@ REDIRECT_HEADER = "Lamella-Redirects"
 
 MAX_CHAIN = 8
 
+_LAST_FORMATS = {1: 3, 2: 3, 3: 3, 4: 4, 5: 4, 6: 5}
+
 
 def protocol_of(header: str | None) -> int:
     """The protocol that both sides speak, given the other's header; nonsense reads as the oldest."""
     if header is None or not (header.isascii() and header.isdecimal()) or len(header) > 4:  # noqa: PLR2004 - bounded
         return 1
     return min(PROTOCOL, max(1, int(header)))
+
+
+def last_format(protocol: int) -> int:
+    """The newest package format that devices of a protocol read."""
+    return _LAST_FORMATS[protocol]
 
 
 def _check_printable(text: str) -> str:

@@ -6,7 +6,7 @@ MAX_RECORD_BYTES, what a record makes by the length its file still lacks.
 
 import hashlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -29,9 +29,12 @@ from delta_updates.manifest import (
 from delta_updates.reading import RandomReader
 
 MAGIC = b"\x89LMPKG\r\n"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
+# Builders write the oldest format that has what a package needs: every device reads a full package.
+FULL_FORMAT = 3
 MAX_HEADER_BYTES = 4 << 20
 MAX_PARTS = 1 << 16
+MAX_JOINED = 256
 # zstd's own bound for what it cannot compress (n + n/256 + 64), rounded up.
 MAX_FRAME_BYTES = MAX_PLAIN_BYTES + MAX_PLAIN_BYTES // 128
 
@@ -39,7 +42,8 @@ MAX_FRAME_BYTES = MAX_PLAIN_BYTES + MAX_PLAIN_BYTES // 128
 _READABLE: dict[int, tuple[CodecName, ElementKind, Layout]] = {
     1: (CodecName.PATCH, ElementKind.WORDS8, Layout.LEADING),
     2: (CodecName.PATCH, ElementKind.FLOAT8_E5M2, Layout.CLASSES),
-    3: (CodecName.PATCH, ElementKind.FLOAT8_E5M2, Layout.CLASSES),
+    FULL_FORMAT: (CodecName.PATCH, ElementKind.FLOAT8_E5M2, Layout.CLASSES),
+    4: (CodecName.LOW_RANK, ElementKind.FLOAT8_E5M2, Layout.CLASSES),
     FORMAT_VERSION: (max(CodecName), max(ElementKind), max(Layout)),
 }
 
@@ -47,6 +51,7 @@ _PRELUDE = struct.Struct("<8sII32s")
 _HEAD = struct.Struct("<BBBBIQII")
 _PART = struct.Struct("<QQ")
 _DIGEST_BYTES = 16
+_FIRST_WITH_MADE = 5
 
 Method = Literal["same", "tensors", "patch", "full"]
 _CODECS_OF_METHOD: dict[Method, frozenset[CodecName]] = {
@@ -60,8 +65,9 @@ _CODECS_OF_METHOD: dict[Method, frozenset[CodecName]] = {
 class PackagedFile(BaseModel):
     """How one file of the target is made.
 
-    `same`: it is the source's file, perhaps under another name. `tensors`: chunk by chunk from the source's file.
-    `patch`: edits to the source's file. `full`: from the package alone.
+    `same`: it is the source's file, perhaps under another name. `tensors`: chunk by chunk from the source's file, and
+    from those in `joined` (format 5), which follow it as if all were one. `patch`: edits to the source's file. `full`:
+    from the package alone.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -69,9 +75,17 @@ class PackagedFile(BaseModel):
     file: FileEntry
     method: Method
     source: FileEntry | None
+    joined: Annotated[tuple[FileEntry, ...], Field(max_length=MAX_JOINED)] = ()
+
+    @property
+    def sources(self) -> tuple[FileEntry, ...]:
+        """The source's files that it is made from, in the order in which offsets count through them."""
+        return (self.source, *self.joined) if self.source else ()
 
     @model_validator(mode="after")
     def _check_source(self) -> Self:
+        if self.joined and self.method != "tensors":
+            raise ValueError(f"method {self.method!r} with several sources")
         if (self.source is None) != (self.method == "full"):
             raise ValueError(f"method {self.method!r} and its source do not fit")
         content = (self.file.length, self.file.sha256)
@@ -102,6 +116,16 @@ class PackageHeader(BaseModel):
         return self
 
     @property
+    def format(self) -> int:
+        """The format that a builder writes it in."""
+        return FULL_FORMAT if self.source_hash is None else FORMAT_VERSION
+
+    @property
+    def has_made(self) -> bool:
+        """Whether its records say what they make."""
+        return self.format >= _FIRST_WITH_MADE
+
+    @property
     def target_bytes(self) -> int:
         """Bytes of the whole target."""
         return sum(packaged.file.length for packaged in self.files)
@@ -109,7 +133,7 @@ class PackageHeader(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A range of the source's file."""
+    """A range of the source's file, or of all that are joined."""
 
     offset: int
     length: int
@@ -117,18 +141,23 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Makes the next `length` bytes of a file: with this codec, from these parts of the source, joined."""
+    """Makes the next `length` bytes of a file: with this codec, from these parts of the source, joined.
+
+    `made` is the beginning of their SHA-256 (`hash_of_made`); empty in a package that has none (formats 1 to 4).
+    """
 
     codec: CodecName
     kind: ElementKind
     length: int
     parts: tuple[Part, ...]
     encoded: Encoded
+    made: bytes = b""
 
     @property
     def length_in_package(self) -> int:
         """How many bytes `to_bytes` returns."""
-        return _HEAD.size + len(self.parts) * _PART.size + len(self.encoded.frame) + _DIGEST_BYTES
+        varying = len(self.parts) * _PART.size + len(self.encoded.frame) + len(self.made)
+        return _HEAD.size + varying + _DIGEST_BYTES
 
     def to_bytes(self) -> bytes:
         """Return the record as it lies in a package."""
@@ -143,14 +172,28 @@ class Record:
             encoded.plain_length,
             len(encoded.frame),
         )
-        body = head + b"".join(_PART.pack(part.offset, part.length) for part in self.parts) + encoded.frame
+        parts = b"".join(_PART.pack(part.offset, part.length) for part in self.parts)
+        body = head + parts + encoded.frame + self.made
         return body + hashlib.sha256(body).digest()[:_DIGEST_BYTES]
+
+
+def hash_of_made(pieces: Iterable[bytes]) -> bytes:
+    """Return what a record says of the bytes that it makes."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.digest()[:_DIGEST_BYTES]
+
+
+def _canonical(header: PackageHeader) -> bytes:
+    # No file that is made from one says that none follow it: that was not there before format 5.
+    return canonical_json(header.model_dump(mode="json", exclude_defaults=True))
 
 
 def write_header(stream: WritableFile, header: PackageHeader) -> int:
     """Write what stands before the records; return its length."""
-    raw = canonical_json(header.model_dump(mode="json"))
-    prelude = _PRELUDE.pack(MAGIC, FORMAT_VERSION, len(raw), hashlib.sha256(raw).digest())
+    raw = _canonical(header)
+    prelude = _PRELUDE.pack(MAGIC, header.format, len(raw), hashlib.sha256(raw).digest())
     stream.write(prelude + raw)
     return len(prelude) + len(raw)
 
@@ -160,6 +203,7 @@ class PackageReader:
 
     Attributes:
         header: What the package makes from what, checked.
+        format: Which one it is written in.
         position: Where the next record begins.
         fingerprint: Tells packages apart by header and length (hex); their records are not read for it.
 
@@ -227,6 +271,7 @@ class PackageReader:
         self.fingerprint = hashlib.sha256(prelude + self._reader.length.to_bytes(8, "little")).hexdigest()
         if magic != MAGIC or version not in _READABLE:
             raise PackageFormatError(f"not a package of format {[*_READABLE]}: magic {magic!r}, format {version}")
+        self.format = int(version)
         self._last = _READABLE[version]
         if length > MAX_HEADER_BYTES:
             raise PackageFormatError(f"header of {length} bytes; at most {MAX_HEADER_BYTES} are read")
@@ -238,8 +283,10 @@ class PackageReader:
         except ValidationError as error:
             raise PackageFormatError(f"header is not valid: {summary_of(error)}") from error
         # One text per meaning: a name listed twice inside an object would be read differently by another parser.
-        if canonical_json(header.model_dump(mode="json")) != raw:
+        if _canonical(header) != raw:
             raise PackageFormatError("header is not written canonically")
+        if version < FORMAT_VERSION and any(packaged.joined for packaged in header.files):
+            raise PackageFormatError(f"header joins files, which format {version} does not have")
         return header
 
     def _read_record(self, packaged: PackagedFile, missing: int) -> Record:
@@ -251,7 +298,8 @@ class PackageReader:
                 f"{MAX_PARTS}, {MAX_PLAIN_BYTES} and {MAX_FRAME_BYTES} are allowed"
             )
         table, frame = self._take(parts * _PART.size), self._take(frame_length)
-        if hashlib.sha256(head + table + frame).digest()[:_DIGEST_BYTES] != self._take(_DIGEST_BYTES):
+        made = self._take(_DIGEST_BYTES) if self.format >= _FIRST_WITH_MADE else b""
+        if hashlib.sha256(head + table + frame + made).digest()[:_DIGEST_BYTES] != self._take(_DIGEST_BYTES):
             raise PackageFormatError(f"record of {packaged.file.path!r} before byte {self.position} is damaged")
         try:
             names = CodecName(codec), ElementKind(kind), Layout(layout)
@@ -262,7 +310,7 @@ class PackageReader:
                 f"record of codec {codec}, kind {kind} and layout {layout}, which its format does not have"
             )
         ranges = tuple(Part(*numbers) for numbers in _PART.iter_unpack(table))
-        record = Record(names[0], names[1], length, ranges, Encoded(names[2], plain_length, frame))
+        record = Record(names[0], names[1], length, ranges, Encoded(names[2], plain_length, frame), made)
         _check_record(record, packaged, missing)
         return record
 
@@ -280,7 +328,7 @@ def _check_record(record: Record, packaged: PackagedFile, missing: int) -> None:
 
 
 def _check_parts(record: Record, packaged: PackagedFile) -> None:
-    path, source_length = packaged.file.path, packaged.source.length if packaged.source else 0
+    path, source_length = packaged.file.path, sum(entry.length for entry in packaged.sources)
     for part in record.parts:
         if part.length == 0 or part.length % record.kind.width or part.offset + part.length > source_length:
             raise PackageFormatError(f"{path!r}: {part.length} bytes at {part.offset} of a source of {source_length}")

@@ -1,8 +1,9 @@
 """Decide how each file of a target is made, and make its records chunk by chunk."""
 
+import contextlib
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,9 +25,9 @@ from delta_updates.codecs import (
 from delta_updates.codecs.elements import element_kinds, patterns_of
 from delta_updates.codecs.layouts import Layout
 from delta_updates.manifest import FileEntry
-from delta_updates.matching import TensorMatcher
-from delta_updates.package import PackagedFile, Part, Record
-from delta_updates.reading import RandomReader
+from delta_updates.matching import Like, TensorMatcher
+from delta_updates.package import PackagedFile, Part, Record, hash_of_made
+from delta_updates.reading import JoinedReader, OldBytes, RandomReader
 from delta_updates.runs import equal_runs, moved_runs
 from delta_updates.source_tree import SourceTree, layout_at
 from delta_updates.tensor_file import TensorFile
@@ -123,13 +124,12 @@ def plan_file(target: Path, entry: FileEntry, source: SourceTree) -> FilePlan:
     if layout is None:
         return _plan_opaque(path, entry, source)
     old = source.like_tensors(entry, layout)
-    old_layout = source.layout_of(old) if old else None
-    if old is None or old_layout is None:
+    if not old:
         full = PackagedFile(file=entry, method="full", source=None)
         return FilePlan(full, lambda workers: _full_records(path, _spans(layout, None), workers))
-    moved = PackagedFile(file=entry, method="tensors", source=old)
-    old_path = source.path_of(old)
-    return FilePlan(moved, lambda workers: _moved_records(path, layout, old_path, old_layout, workers))
+    moved = PackagedFile(file=entry, method="tensors", source=old[0], joined=old[1:])
+    old_layout, old_paths = source.layout_of(old), [source.path_of(one) for one in old]
+    return FilePlan(moved, lambda workers: _moved_records(path, layout, old_paths, old_layout, workers))
 
 
 def _plan_opaque(path: Path, entry: FileEntry, source: SourceTree) -> FilePlan:
@@ -151,7 +151,8 @@ def _plan_opaque(path: Path, entry: FileEntry, source: SourceTree) -> FilePlan:
     encoded = CODECS[CodecName.PATCH].encode(path.read_bytes(), source.path_of(old).read_bytes(), ElementKind.BYTES)
     if encoded is None:
         return full
-    patch = Record(CodecName.PATCH, ElementKind.BYTES, entry.length, (Part(0, old.length),), encoded)
+    made = hash_of_made((path.read_bytes(),))
+    patch = Record(CodecName.PATCH, ElementKind.BYTES, entry.length, (Part(0, old.length),), encoded, made)
     if patch.length_in_package >= sum(record.length_in_package for record in full.records(1)):
         return full
     return FilePlan(PackagedFile(file=entry, method="patch", source=old), lambda _: iter((patch,)))
@@ -170,18 +171,15 @@ def _copied_records(path: Path, before: Path, spans: list[_Span], workers: int) 
 
 
 def _spans(layout: TensorFile, old_layout: TensorFile | None, matcher: TensorMatcher | None = None) -> Iterator[_Span]:
-    """Yield the header and each tensor, with its like in the source; what has it only in part is two spans."""
+    """Yield the header and each tensor, with its like in the source; what has it only in part is several spans."""
     is_header_alike = old_layout is not None and old_layout.values_offset == layout.values_offset
     yield _Span(0, layout.values_offset, _OPAQUE, 0 if is_header_alike else None)
     for tensor in layout.tensors:
         kinds, name = element_kinds(tensor.dtype), re.sub(r"\d+", "", tensor.name)
-        like = matcher.like(tensor) if matcher else None
-        common = like.length if like else 0
-        if like:
-            columns = math.prod(tensor.shape[1:]) if len(tensor.shape) > 1 else 0
-            yield _Span(tensor.offset, common, kinds, like.offset, name, columns)
-        if common < tensor.length:
-            yield _Span(tensor.offset + common, tensor.length - common, kinds, None, name)
+        columns = math.prod(tensor.shape[1:]) if len(tensor.shape) > 1 else 0
+        for like in matcher.likes(tensor) if matcher else [Like(0, tensor.length, None)]:
+            known = 0 if like.offset is None else columns
+            yield _Span(tensor.offset + like.start, like.length, kinds, like.offset, name, known)
 
 
 def _keep_freed_memory() -> None:
@@ -200,16 +198,18 @@ def _full_records(path: Path, spans: Iterable[_Span], workers: int) -> Iterator[
 
 
 def _moved_records(
-    path: Path, layout: TensorFile, old_path: Path, old_layout: TensorFile, workers: int
+    path: Path, layout: TensorFile, old_paths: Sequence[Path], old_layout: TensorFile, workers: int
 ) -> Iterator[Record]:
     _keep_freed_memory()
-    with RandomReader(path) as new_file, RandomReader(old_path) as old_file:
+    with contextlib.ExitStack() as stack:
+        new_file = stack.enter_context(RandomReader(path))
+        old_file = JoinedReader([stack.enter_context(RandomReader(old)) for old in old_paths])
         matcher = TensorMatcher(old_layout, old_file, new_file)
         chunks = _chunks(_spans(layout, old_layout, matcher), new_file, old_file)
         yield from in_order(_record, chunks, workers=workers)
 
 
-def _chunks(spans: Iterable[_Span], new_file: RandomReader, old_file: RandomReader) -> Iterator[list[_Piece]]:
+def _chunks(spans: Iterable[_Span], new_file: RandomReader, old_file: OldBytes) -> Iterator[list[_Piece]]:
     """Yield the pieces of each record in order; neighbours of a kind share one up to the size of a chunk."""
     waiting: list[_Piece] = []
     for span in spans:
@@ -222,7 +222,7 @@ def _chunks(spans: Iterable[_Span], new_file: RandomReader, old_file: RandomRead
         yield waiting
 
 
-def _pieces(span: _Span, new_file: RandomReader, old_file: RandomReader) -> Iterator[_Piece]:
+def _pieces(span: _Span, new_file: RandomReader, old_file: OldBytes) -> Iterator[_Piece]:
     # Rows stay whole where they can.
     row = span.columns * span.kinds[0].width
     step = _chunk_bytes(span.kinds) // row * row if 0 < row <= _chunk_bytes(span.kinds) else _chunk_bytes(span.kinds)
@@ -272,6 +272,11 @@ def _fits(waiting: list[_Piece], piece: _Piece) -> bool:
 
 
 def _record(pieces: list[_Piece]) -> Record:
+    record = _unmarked(pieces)
+    return replace(record, made=hash_of_made(piece.new for piece in pieces))
+
+
+def _unmarked(pieces: list[_Piece]) -> Record:
     new = b"".join(piece.new for piece in pieces)
     parts = _joined([piece.part for piece in pieces if piece.part])
     if pieces[0].is_same:

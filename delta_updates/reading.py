@@ -1,16 +1,28 @@
 """Reading a file at any place, in bounded pieces, with `pread`: mapping it would count as resident memory."""
 
 import hashlib
+import itertools
 import os
 import stat
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from delta_updates.errors import IntegrityError
 
 PIECE_BYTES = 1 << 20
+
+
+class OldBytes(Protocol):
+    """What is read at any place: one file, or several as if they were one."""
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Return exactly `length` bytes from `offset`."""
+
+    def pieces(self, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """Yield bytes in bounded pieces."""
 
 
 class RandomReader:
@@ -79,3 +91,34 @@ class RandomReader:
         for piece in self.pieces():
             digest.update(piece)
         return digest.hexdigest()
+
+
+class JoinedReader:
+    """Several open files, one after the other as if they were one; who opened them closes them."""
+
+    def __init__(self, readers: Sequence[RandomReader]) -> None:
+        self._readers = readers
+        self._starts = [0, *itertools.accumulate(reader.length for reader in readers)]
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Return exactly `length` bytes from `offset`.
+
+        Raises:
+            IntegrityError: The last file ends before.
+        """
+        if offset + length > self._starts[-1]:
+            raise IntegrityError(f"{length} bytes at {offset} of {self._starts[-1]}: {self._readers[-1].path} is short")
+        parts: list[bytes] = []
+        end = offset + length
+        while offset < end:
+            number = bisect_right(self._starts, offset) - 1
+            until = min(end, self._starts[number + 1])
+            parts.append(self._readers[number].read_at(offset - self._starts[number], until - offset))
+            offset = until
+        return b"".join(parts)
+
+    def pieces(self, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """Yield the bytes from `offset` (all, or `length` of them) in pieces of at most 1 MiB."""
+        end = self._starts[-1] if length is None else offset + length
+        for start in range(offset, end, PIECE_BYTES):
+            yield self.read_at(start, min(PIECE_BYTES, end - start))

@@ -7,7 +7,7 @@ from delta_updates.disk import Disk
 from delta_updates.errors import IntegrityError, SourceMismatchError, StorageError
 from delta_updates.moves import Moves
 from delta_updates.package import PackageReader
-from delta_updates.sources import needed_files, open_sources
+from delta_updates.sources import needed_files, open_sources, source_of
 from delta_updates.tree_writer import Task, old_bytes
 
 
@@ -53,7 +53,7 @@ def _apply_without_writing(tree: Path, reader: PackageReader) -> None:
     with open_sources(tree, reader.header) as sources:
         reader.rewind()
         for packaged in reader.header.files:
-            source = sources[packaged.source.path] if packaged.source else None
+            source = source_of(packaged, sources)
             digest, length = hashlib.sha256(), 0
             for record in reader.records(packaged):
                 for part in Task(record, source, old_bytes(record, source)).content():

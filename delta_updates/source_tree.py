@@ -1,16 +1,18 @@
 """The source version as the builder sees it: its files, and which of them a file of the target is most like.
 
 A package makes each file from one file of the source, which need not have the same path: files are renamed, and the
-tensors of one file spread over several.
+tensors of one file spread over several. Tensors of several files may be put together in one: then it is made from all.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from delta_updates.errors import TensorFileError
 from delta_updates.manifest import FileEntry, scan_tree, tree_hash
+from delta_updates.package import MAX_JOINED
 from delta_updates.reading import RandomReader
 from delta_updates.tensor_file import Tensor, TensorFile, read_tensor_file
 
@@ -41,12 +43,20 @@ class SourceTree:
         like = twin if twin and twin.sha256 == entry.sha256 else self._by_hash.get(entry.sha256)
         return like if like and like.length == entry.length else None
 
-    def layout_of(self, entry: FileEntry) -> TensorFile | None:
-        """Return where the tensors of one of its files lie; None when it has none."""
-        return self._layouts.get(entry.path)
+    def layout_of(self, entries: Sequence[FileEntry]) -> TensorFile:
+        """Return where the tensors of some of its files lie, which count as one file."""
+        first = self._layouts[entries[0].path]
+        tensors, start = list(first.tensors), entries[0].length
+        for entry in entries[1:]:
+            tensors += [replace(one, offset=one.offset + start) for one in self._layouts[entry.path].tensors]
+            start += entry.length
+        return TensorFile(first.values_offset, tuple(tensors))
 
-    def like_tensors(self, entry: FileEntry, layout: TensorFile) -> FileEntry | None:
-        """Return the file that has most of these tensors, by name or else by shape; of equals that of the same path."""
+    def like_tensors(self, entry: FileEntry, layout: TensorFile) -> tuple[FileEntry, ...]:
+        """Return the file that has most of these tensors, and those that have the others; empty where none has any.
+
+        Tensors are known by name, or else by shape; of equal files that of the same path is taken.
+        """
         named: Counter[str] = Counter()
         shaped: Counter[str] = Counter()
         for tensor in layout.tensors:
@@ -62,10 +72,17 @@ class SourceTree:
             default=None,
         )
         if chosen is None:
-            return None
+            return ()
         # Shapes alone may be alike by chance: a device should not need a file for a tensor or two.
         is_like = named[chosen] or chosen == entry.path or 2 * shaped[chosen] >= entry.length
-        return self.files[chosen] if is_like else None
+        return (self.files[chosen], *self._joined(chosen, layout)) if is_like else ()
+
+    def _joined(self, chosen: str, layout: TensorFile) -> list[FileEntry]:
+        """Return the other files that have tensors which the chosen one lacks, as when shards are put together."""
+        names = {tensor.name for tensor in self._layouts[chosen].tensors}
+        lacking = [tensor for tensor in layout.tensors if tensor.name not in names]
+        paths = {min(self._by_tensor[_named(tensor)]) for tensor in lacking if _named(tensor) in self._by_tensor}
+        return [self.files[path] for path in sorted(paths)[:MAX_JOINED]]
 
     def like_bytes(self, entry: FileEntry) -> FileEntry | None:
         """Return the file of the same path or, when there is none, the first that has its name in another folder."""

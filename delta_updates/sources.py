@@ -2,14 +2,14 @@
 
 import contextlib
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from delta_updates.errors import IntegrityError, SourceMismatchError
 from delta_updates.known_hashes import KnownHashes
 from delta_updates.manifest import FileEntry
-from delta_updates.package import PackageHeader
-from delta_updates.reading import RandomReader
+from delta_updates.package import PackagedFile, PackageHeader
+from delta_updates.reading import JoinedReader, OldBytes, RandomReader
 
 
 @contextlib.contextmanager
@@ -45,8 +45,9 @@ def needed_files(header: PackageHeader) -> dict[str, FileEntry]:
     """
     needed: dict[str, FileEntry] = {}
     for packaged in header.files:
-        if packaged.source and needed.setdefault(packaged.source.path, packaged.source) != packaged.source:
-            raise SourceMismatchError(f"package needs two different files {packaged.source.path!r}; no source has both")
+        for entry in packaged.sources:
+            if needed.setdefault(entry.path, entry) != entry:
+                raise SourceMismatchError(f"package needs two different files {entry.path!r}; no source has both")
     return needed
 
 
@@ -70,3 +71,9 @@ def open_source(path: Path, entry: FileEntry) -> RandomReader:
         reader.close()
         raise SourceMismatchError(f"{path} has {reader.length} bytes, not {entry.length}; ask for the full package")
     return reader
+
+
+def source_of(packaged: PackagedFile, readers: Mapping[str, RandomReader]) -> OldBytes | None:
+    """Return what a file is made from, several files as one; None when that is the package alone."""
+    found = [readers[entry.path] for entry in packaged.sources]
+    return JoinedReader(found) if len(found) > 1 else next(iter(found), None)

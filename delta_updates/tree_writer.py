@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,9 @@ from delta_updates.codecs import CODECS, CodecName
 from delta_updates.disk import Disk, WritableFile
 from delta_updates.errors import IntegrityError
 from delta_updates.manifest import FileEntry
-from delta_updates.package import PackagedFile, PackageReader, Record
-from delta_updates.reading import RandomReader
+from delta_updates.package import PackagedFile, PackageReader, Record, hash_of_made
+from delta_updates.reading import OldBytes, RandomReader
+from delta_updates.sources import source_of
 from delta_updates.unfinished import Unfinished
 from delta_updates.workers import in_order
 
@@ -31,18 +33,39 @@ class Task:
     """
 
     record: Record
-    source: RandomReader | None
+    source: OldBytes | None
     old: bytes
     skipped: int = 0
 
     def content(self) -> Iterable[bytes]:
-        """Return the bytes in pieces."""
+        """Return the bytes in pieces.
+
+        Raises:
+            PackageFormatError: The record does not make such bytes.
+            IntegrityError: They are others than the package says (of a copy: after the last piece).
+        """
         if self.record.codec is CodecName.SAME and self.source is not None:
             return self._copied(self.source)
         made = CODECS[self.record.codec].decode(self.record.encoded, self.old, self.record.kind, self.record.length)
+        self._check(hash_of_made((made,)))
         return (made[self.skipped :] if self.skipped else made,)
 
-    def _copied(self, source: RandomReader) -> Iterator[bytes]:
+    def _copied(self, source: OldBytes) -> Iterator[bytes]:
+        digest = hashlib.sha256()
+        for piece in self._copied_from(source):
+            digest.update(piece)
+            yield piece
+        # What was copied before the cut is in the hash of the file.
+        if not self.skipped:
+            self._check(digest.digest())
+
+    def _check(self, made: bytes) -> None:
+        if not made.startswith(self.record.made):
+            raise IntegrityError(
+                f"a record of codec {self.record.codec.name} makes other bytes than its package says; do not use them"
+            )
+
+    def _copied_from(self, source: OldBytes) -> Iterator[bytes]:
         rest = self.skipped
         for part in self.record.parts:
             skipped = min(rest, part.length)
@@ -94,8 +117,8 @@ class TreeWriter:
         entry = packaged.file
         path = self._work.tree / entry.path
         self._make_folders(path.parent)
-        source = self._sources[packaged.source.path] if packaged.source else None
-        if packaged.method == "same" and source is not None and self._link(source, path):
+        source = source_of(packaged, self._sources)
+        if packaged.method == "same" and isinstance(source, RandomReader) and self._link(source, path):
             self.files_linked += 1
             self.bytes_linked += entry.length
             self._tell()
@@ -168,7 +191,7 @@ class TreeWriter:
         self._on_progress(self.bytes_written + self.bytes_resumed + self.bytes_linked)
 
 
-def _tasks(records: Iterator[Record], source: RandomReader | None, kept: int) -> Iterator[Task]:
+def _tasks(records: Iterator[Record], source: OldBytes | None, kept: int) -> Iterator[Task]:
     """Yield what is left to do; records of what is kept are read and checked, but not unpacked."""
     for record in records:
         skipped = min(kept, record.length)
@@ -177,7 +200,7 @@ def _tasks(records: Iterator[Record], source: RandomReader | None, kept: int) ->
             yield Task(record, source, old_bytes(record, source), skipped)
 
 
-def old_bytes(record: Record, source: RandomReader | None) -> bytes:
+def old_bytes(record: Record, source: OldBytes | None) -> bytes:
     """Return what the record starts from; a copy may be long, and is read when it is written."""
     if source is None or record.codec is CodecName.SAME:
         return b""

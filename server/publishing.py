@@ -213,6 +213,7 @@ class _Publication:
             path=f"packages/{model}/{number}/{'full' if source is None else f'from-{source}'}.lmpkg",
             length=length,
             sha256=digest,
+            format=result.format,
             facts={
                 "target_bytes": result.target_bytes,
                 "ratio": result.ratio,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from delta_updates.package import FORMAT_VERSION
 from server.errors import ConflictError, NotFoundError
 from server.offers import cheapest_chain, explained, has_nothing_to_do, packages_for
 
@@ -46,7 +47,7 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What a device asks or would ask, and of whom."""
+    """What a device asks or would ask, and of whom; it reads packages up to ``last_format``."""
 
     registry: Registry
     standing: Standing
@@ -54,13 +55,22 @@ class Question:
     device_id: str
     query: UpdateQuery
     room: Room
+    last_format: int = FORMAT_VERSION
 
 
-def find_way(registry: Registry, signed: Signed, asking: AskingDevice, query: UpdateQuery, room: Room) -> Found:
+def find_way(
+    registry: Registry,
+    signed: Signed,
+    asking: AskingDevice,
+    query: UpdateQuery,
+    room: Room,
+    *,
+    last_format: int = FORMAT_VERSION,
+) -> Found:
     """What a device that asks is to be offered now; nothing is read that another device's check has read already.
 
     Raises:
-        ConflictError: No package fits on its disk.
+        ConflictError: No package fits on its disk, or it reads none of them.
     """
     device_id = asking.device.device_id
     case = registry.case_of(asking, installed_version=query.installed_version)
@@ -77,6 +87,7 @@ def find_way(registry: Registry, signed: Signed, asking: AskingDevice, query: Up
         device_id=device_id,
         query=query,
         room=room,
+        last_format=last_format,
     )
     decided = explained(case)
     way = None if decided.version is None else way_to(asked, decided.version, decided.rollout_id)
@@ -87,7 +98,7 @@ def way_to(asked: Question, number: int, rollout_id: int | None) -> Way | None:
     """How a device gets to a version; None when it has nothing to do, or there is no package for it.
 
     Raises:
-        ConflictError: No package fits on its disk.
+        ConflictError: No package fits on its disk, or it reads none of them.
     """
     query = asked.query
     version = asked.standing.version(query.model, number)
@@ -131,7 +142,11 @@ def _source(asked: Question, latest: VersionRecord) -> VersionRecord | None:
 
 
 def usable_packages(asked: Question, version: VersionRecord) -> tuple[tuple[PackageRecord, ...], VersionRecord | None]:
-    """The packages that bring a device to ``version`` in one step, the best first, and what it has, where known."""
+    """The packages that bring a device to ``version`` in one step, the best first, and what it has, where known.
+
+    Raises:
+        ConflictError: The device reads none of them.
+    """
     source = _source(asked, version)
     found = packages_for(
         asked.query,
@@ -139,7 +154,14 @@ def usable_packages(asked: Question, version: VersionRecord) -> tuple[tuple[Pack
         installed_hash=None if source is None else source.manifest.tree_hash,
         packages=asked.standing.packages(version.model, version.number),
     )
-    return found, source
+    readable = tuple(package for package in found if package.format <= asked.last_format)
+    if found and not readable:
+        raise ConflictError(
+            f"v{version.number} is only there in packages of format {min(package.format for package in found)}, and "
+            f"this device's agent reads formats up to {asked.last_format}. Update the agent (`pip install -U "
+            "lamella`), and ask again."
+        )
+    return readable, source
 
 
 def _cheapest_package(
@@ -172,9 +194,9 @@ def _cheapest(
     asked: Question, source: VersionRecord, version: VersionRecord, *, limit: int | None
 ) -> Sequence[PackageRecord]:
     """The cheapest chain of versions that are all signed now; empty when it is not fewer than ``limit`` bytes."""
-    deltas = asked.standing.deltas(version.model)
+    deltas = [delta for delta in asked.standing.deltas(version.model) if delta.format <= asked.last_format]
     path = asked.standing.keep(
-        ("chain", version.model, source.number, version.number),
+        ("chain", version.model, source.number, version.number, asked.last_format),
         lambda: cheapest_chain(deltas, source=source.number, target=version.number),
     )
     if not _is_cheaper(path, limit):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from delta_updates import ChainStep, Offer, PackageRef
+from delta_updates.offer import last_format
 from server.errors import ConflictError
 from server.room import Room
 from server.ways import find_way
@@ -33,17 +34,23 @@ class UpdateCheck:
     asking: AskingDevice
     query: UpdateQuery
     free_bytes: int | None
+    protocol: int
 
     def answer(self) -> Answer:
         """Note what the device runs, and find what it gets.
 
         Raises:
-            ConflictError: No package fits on its disk.
+            ConflictError: No package fits on its disk, or it reads none of them.
             NeedsDatabaseError: Inside `from_memory`, where something has to be read or written for it.
         """
         self._note()
         found = find_way(
-            self.services.registry, self.services.metadata, self.asking, self.query, Room(free_bytes=self.free_bytes)
+            self.services.registry,
+            self.services.metadata,
+            self.asking,
+            self.query,
+            Room(free_bytes=self.free_bytes),
+            last_format=last_format(self.protocol),
         )
         offer = None if found.way is None else self._offer(found.way)
         return Answer(offer=offer, is_time_bound=found.is_time_bound)

@@ -82,13 +82,15 @@ async def check(
     asks for it, when it has nothing, and when its hash is not that of the version it names. A version lower than what
     the device has is never offered, nor one that was withdrawn. Deltas over versions between (`chain`, from protocol 2
     on) are offered beside it where they are fewer bytes. A device that tells its free disk bytes is offered the package
-    of fewest bytes among those that fit there; when none does, 409 says how much is missing.
+    of fewest bytes among those that fit there; when none does, 409 says how much is missing. Only packages of a format
+    that the device's protocol reads are offered; when there are none, 409 says to update the agent.
     """
     asking = await claim.arrive()
     require_key(services, asking.device)
     if query.model != asking.device.model:
         raise ForbiddenError(f"This device is enrolled for {asking.device.model!r}, not for {query.model!r}.")
-    check = UpdateCheck(services=services, asking=asking, query=query, free_bytes=free_bytes)
+    protocol = protocol_of(spoken)
+    check = UpdateCheck(services=services, asking=asking, query=query, free_bytes=free_bytes, protocol=protocol)
     try:
         # No thread where nothing has to be read or written: most devices are told nothing by what others' checks read.
         with services.registry.from_memory():
@@ -96,7 +98,6 @@ async def check(
     except NeedsDatabaseError:
         answer = await run_in_threadpool(check.answer)
     request.scope[TIME_BOUND] = answer.is_time_bound
-    protocol = protocol_of(spoken)
     headers = {PROTOCOL_HEADER: str(protocol)}
     if answer.offer is None:
         return Response(status_code=HTTPStatus.NO_CONTENT, headers=headers)

@@ -74,7 +74,10 @@ class VersionRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class PackageRecord:
-    """One package that turns ``source_version`` (None: nothing, a full package) into ``version``."""
+    """One package that turns ``source_version`` (None: nothing, a full package) into ``version``.
+
+    Devices whose protocol is older than its ``format`` cannot read it.
+    """
 
     model: str
     version: int
@@ -82,6 +85,7 @@ class PackageRecord:
     path: str
     length: int
     sha256: str
+    format: int
     facts: Mapping[str, object]
 
 

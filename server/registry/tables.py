@@ -126,6 +126,7 @@ class PackageRow(Base):
     source_version: Mapped[int | None]
     length: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(DIGEST)
+    format: Mapped[int]
     facts: Mapped[dict[str, Any]]
     collected_at: Mapped[datetime | None]
 

@@ -353,6 +353,7 @@ def _package_row(package: PackageRecord) -> PackageRow:
         source_version=package.source_version,
         length=package.length,
         sha256=package.sha256,
+        format=package.format,
         facts=dict(package.facts),
     )
 
@@ -366,5 +367,6 @@ def package_record(row: PackageRow) -> PackageRecord:
         path=row.path,
         length=row.length,
         sha256=row.sha256,
+        format=row.format,
         facts=row.facts,
     )

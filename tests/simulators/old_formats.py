@@ -1,10 +1,10 @@
-"""Two versions whose packages in formats 1 to 3 were kept, each written before the next format existed."""
+"""Two versions whose packages in formats 1 to 4 were kept, each written before the next format existed."""
 
 import hashlib
 import json
 from pathlib import Path
 
-PACKAGES = {number: Path(__file__).with_name(f"format_{number}.package") for number in (1, 2, 3)}
+PACKAGES = {number: Path(__file__).with_name(f"format_{number}.package") for number in (1, 2, 3, 4)}
 # Elements, how many of 128 moved, how far.
 _SHARES = {"some": (6000, 60, 1), "spread": (500, 128, 60), "flat": (500, 128, 1 << 15)}
 _WIDTHS = {"F16": 2, "BF16": 2, "F32": 4}

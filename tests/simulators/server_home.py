@@ -187,6 +187,7 @@ def make_package(number: int, source: int | None = None, *, model: str = MODEL, 
         path=f"packages/{model}/{number}/{name}.lmpkg",
         length=3_000_000_000,
         sha256=digest * 64,
+        format=3 if source is None else 5,
         facts={"ratio": 0.5},
     )
 

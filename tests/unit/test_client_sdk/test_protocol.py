@@ -21,7 +21,8 @@ from delta_updates import (
     Quality,
     UpdateQuery,
 )
-from delta_updates.offer import protocol_of
+from delta_updates.offer import ChainStep, KeyRequest, PackageRef, last_format, protocol_of
+from delta_updates.package import FORMAT_VERSION
 
 OpenDevice = Callable[..., Device]
 
@@ -106,6 +107,62 @@ def test_an_offer_in_protocol_1_is_what_protocol_1_reads(service: FakeUpdateServ
     assert Offer.model_validate(offer.in_protocol(2)) == offer
 
 
+_PACKAGE = {"path", "length", "sha256", "source_version"}
+_OFFER = {"offer_id", "model", "version", "tree_hash", "manifest_path", "package"}
+_REPORT = {"offer_id", "version", "outcome", "reason", "bytes_downloaded", "apply_seconds"}
+_QUERY = {"model", "installed_version", "installed_hash", "only_full"}
+# What each protocol says, and the newest package format that its devices read. A line is never changed: devices in the
+# field cannot be changed either. Who adds a field or a format adds a line.
+_PROTOCOLS = {
+    1: (_OFFER, _REPORT, {"downloaded", "applied", "confirmed", "reverted", "failed"}, 3),
+    2: (_OFFER | {"chain"}, _REPORT, {"downloaded", "applied", "confirmed", "reverted", "failed"}, 3),
+    3: (_OFFER | {"chain"}, _REPORT | {"quality"}, {"downloaded", "applied", "confirmed", "reverted", "failed"}, 3),
+    4: (
+        _OFFER | {"chain"},
+        _REPORT | {"quality"},
+        {"downloaded", "applied", "tested", "confirmed", "reverted", "failed"},
+        4,
+    ),
+    5: (
+        _OFFER | {"chain"},
+        _REPORT | {"quality"},
+        {"downloaded", "applied", "tested", "confirmed", "reverted", "failed", "declined"},
+        4,
+    ),
+    6: (
+        _OFFER | {"chain"},
+        _REPORT | {"quality"},
+        {"downloaded", "applied", "tested", "confirmed", "reverted", "failed", "declined"},
+        5,
+    ),
+}
+
+
+@pytest.mark.parametrize("protocol", _PROTOCOLS)
+def test_each_protocol_says_what_it_has_always_said(protocol: int, service: FakeUpdateService, v1: Path) -> None:
+    offer, report, outcomes, newest = _PROTOCOLS[protocol]
+    assert set(service.offer(1).in_protocol(protocol)) == offer
+    made = [
+        OutcomeReport(offer_id="o-1", version=2, outcome=outcome, quality=Quality(loss_increase=0.25))
+        for outcome in Outcome
+    ]
+    sent = [one.in_protocol(protocol) for one in made if one.is_known_in(protocol)]
+    assert all(set(one) == report for one in sent)
+    assert {one["outcome"] for one in sent} == outcomes
+    assert last_format(protocol) == newest
+
+
+def test_the_newest_protocol_is_in_the_table_with_all_its_words() -> None:
+    assert max(_PROTOCOLS) == PROTOCOL
+    assert _PROTOCOLS[PROTOCOL][3] == FORMAT_VERSION
+    assert set(UpdateQuery.model_fields) == _QUERY
+    assert set(PackageRef.model_fields) == _PACKAGE
+    assert set(ChainStep.model_fields) == {"version", "tree_hash", "manifest_path", "package"}
+    assert set(EnrolRequest.model_fields) == {"token", "name"}
+    assert set(EnrolReply.model_fields) == {"device_id", "credential"}
+    assert set(KeyRequest.model_fields) == {"public_key", "proof"}
+
+
 @pytest.mark.parametrize(
     ("header", "protocol"),
     [
@@ -116,7 +173,8 @@ def test_an_offer_in_protocol_1_is_what_protocol_1_reads(service: FakeUpdateServ
         ("3", 3),
         ("4", 4),
         ("5", 5),
-        ("6", 5),
+        ("6", 6),
+        ("7", 6),
         ("99999", 1),
         ("-1", 1),
         ("two", 1),

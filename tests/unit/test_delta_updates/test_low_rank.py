@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from delta_updates.codecs.frames import pack
 from delta_updates.codecs.layouts import Layout
 from delta_updates.codecs.prediction import format_of_sums, predict
 from delta_updates.codecs.streams import Streams
+from delta_updates.package import PackageReader
 
 _KINDS = (ElementKind.FLOAT16, ElementKind.BFLOAT16, ElementKind.FLOAT32)
 _BUILD = """
@@ -173,8 +175,11 @@ def test_packages_of_merged_adapters_use_it(tmp_path: Path) -> None:
 
     # A reader of format 3 does not know it.
     raw = bytearray((tmp_path / "package").read_bytes())
+    with PackageReader(tmp_path / "package") as reader:
+        start = reader.position
+        records = [replace(record, made=b"") for file in reader.header.files for record in reader.records(file)]
     raw[8] = 3
-    (tmp_path / "package").write_bytes(raw)
+    (tmp_path / "package").write_bytes(raw[:start] + b"".join(record.to_bytes() for record in records))
     with pytest.raises(PackageFormatError, match="its format does not have"):
         apply_package(trees[0], tmp_path / "package", tmp_path / "again", expected_target_hash=built.target_hash)
 

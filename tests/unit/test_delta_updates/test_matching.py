@@ -1,13 +1,23 @@
 """Tensors are found again under other names, in other shapes and with more rows."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from simulators.version_trees import safetensors_file, write_tree
 
-from delta_updates import apply_package, build_package, scan_tree, verify_tree
-from delta_updates.package import PackageReader
+from delta_updates import (
+    IntegrityError,
+    apply_in_place,
+    apply_package,
+    build_package,
+    scan_tree,
+    tree_hash,
+    verify_tree,
+)
+from delta_updates.package import PackageReader, hash_of_made
 
 Tensors = dict[str, tuple[str, np.ndarray]]
 _DTYPES = ["F16", "BF16", "F32", "I8"]
@@ -69,6 +79,30 @@ def test_rows_added_to_embeddings_travel_alone(tmp_path: Path, dtype: str) -> No
 
 
 @pytest.mark.parametrize("dtype", _DTYPES)
+@pytest.mark.parametrize("is_trained", [False, True], ids=["as they were", "all moved"])
+def test_rows_put_in_anywhere_travel_alone(tmp_path: Path, dtype: str, is_trained: bool) -> None:
+    old, added = _weights(0, dtype, (600, 64)), _weights(1, dtype, (7, 64))
+    kept = _moved(old) if is_trained else old
+    # Three behind row 100, four behind row 400, and rows 200 to 250 are gone.
+    grown = np.concatenate([kept[:100], added[:3], kept[100:200], kept[250:400], added[3:], kept[400:]])
+    assert _size(tmp_path, {"embedding": (dtype, old)}, {"embedding": (dtype, grown)}) < (2.5 if is_trained else 0.6)
+
+
+@pytest.mark.parametrize("dtype", _DTYPES)
+def test_rows_taken_out_of_the_middle_cost_nothing(tmp_path: Path, dtype: str) -> None:
+    old = _weights(0, dtype, (600, 64))
+    fewer = np.concatenate([old[:123], old[130:]])
+    assert _size(tmp_path, {"embedding": (dtype, old)}, {"embedding": (dtype, fewer)}) < 0.2
+
+
+def test_a_vocabulary_that_grew_by_many_rows_in_the_middle_is_found_by_rows_that_are_equal(tmp_path: Path) -> None:
+    old, added = _weights(0, "F16", (2000, 64)), _weights(1, "F16", (300, 64))
+    grown = np.concatenate([old[:500], added[:200], old[500:1500], added[200:], old[1500:]])
+    # 300 of 2300 rows at 16 bits for each value, which nothing makes much smaller.
+    assert _size(tmp_path, {"e": ("F16", old)}, {"e": ("F16", grown)}) < 16 * 300 / 2300
+
+
+@pytest.mark.parametrize("dtype", _DTYPES)
 def test_dropped_rows_and_tensors_cost_nothing(tmp_path: Path, dtype: str) -> None:
     old = {"embedding": (dtype, _weights(0, dtype, (300, 64))), "gone": (dtype, _weights(1, dtype))}
     assert _size(tmp_path, old, {"embedding": (dtype, old["embedding"][1][:250])}) < 1
@@ -119,6 +153,39 @@ def test_one_file_that_became_two_is_found_twice(tmp_path: Path) -> None:
     size, sources = _trees(tmp_path, old, new)
     assert size < 2.5
     assert sources == {"model-0": "model.safetensors", "model-1": "model.safetensors"}
+
+
+@pytest.mark.parametrize("is_trained", [False, True], ids=["as they were", "all moved"])
+def test_shards_that_became_one_file_are_found_all(tmp_path: Path, is_trained: bool) -> None:
+    old = {f"model-{i}": _layers(range(3 * i, 3 * i + 3), "F16") for i in range(3)}
+    new = {"model": _layers(range(9), "F16", moved=is_trained)}
+    size, sources = _trees(tmp_path, old, new)
+    assert size < (2.5 if is_trained else 0.2)
+    assert sources == {"model": "model-0"}
+    with PackageReader(tmp_path / "package") as reader:
+        assert [entry.path for entry in reader.header.files[0].joined] == ["model-1", "model-2"]
+    trees = [scan_tree(tmp_path / name) for name in ("old", "new")]
+    (tmp_path / "journal").mkdir()
+    in_place = shutil.copytree(tmp_path / "old", tmp_path / "in place")
+    apply_in_place(in_place, tmp_path / "package", tmp_path / "journal", expected_target_hash=tree_hash(trees[1]))
+    verify_tree(in_place, trees[1])
+
+
+def test_a_record_that_makes_other_bytes_than_it_says_is_named(tmp_path: Path) -> None:
+    trees = [
+        write_tree(tmp_path / name, {"m": safetensors_file(_layers(range(3), "F16", moved=moved))})
+        for name, moved in (("old", False), ("new", True))
+    ]
+    built = build_package(trees[0], trees[1], tmp_path / "package")
+    with PackageReader(tmp_path / "package") as reader:
+        first = reader.position
+        records = list(reader.records(reader.header.files[0]))
+    raw = (tmp_path / "package").read_bytes()[:first]
+    records[-1] = replace(records[-1], made=hash_of_made([b"something else"]))
+    (tmp_path / "package").write_bytes(raw + b"".join(record.to_bytes() for record in records))
+    with pytest.raises(IntegrityError, match="DIFFERENCE makes other bytes"):
+        apply_package(trees[0], tmp_path / "package", tmp_path / "made", expected_target_hash=built.target_hash)
+    assert not (tmp_path / "made").exists()
 
 
 def test_shards_that_traded_names_are_told_apart_by_their_tensors(tmp_path: Path) -> None:

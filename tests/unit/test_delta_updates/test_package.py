@@ -5,6 +5,7 @@ import json
 import shutil
 import struct
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,18 +34,18 @@ _HEAD = struct.Struct("<BBBBIQII")
 
 def sealed(header: bytes, records: list[bytes]) -> bytes:
     """Return a package whose every hash is right, whatever it says."""
-    start = _PRELUDE.pack(b"\x89LMPKG\r\n", 4, len(header), hashlib.sha256(header).digest())
+    start = _PRELUDE.pack(b"\x89LMPKG\r\n", 5, len(header), hashlib.sha256(header).digest())
     return start + header + b"".join(record + hashlib.sha256(record).digest()[:16] for record in records)
 
 
 def opened(package: bytes) -> tuple[dict, list[bytes]]:
-    """Return the header and the records without digests, with no checks at all."""
+    """Return the header and the records without digests, but with hashes of what they make; nothing is checked."""
     length = _PRELUDE.unpack_from(package)[2]
     header = json.loads(package[_PRELUDE.size : _PRELUDE.size + length])
     position, records = _PRELUDE.size + length, []
     while position < len(package):
         parts, frame = (_HEAD.unpack_from(package, position)[index] for index in (4, 7))
-        end = position + _HEAD.size + 16 * parts + frame
+        end = position + _HEAD.size + 16 * parts + frame + 16
         records.append(package[position:end])
         position = end + 16
     return header, records
@@ -240,9 +241,17 @@ def test_a_record_knows_its_length() -> None:
 
 
 def test_another_format_is_refused(bench: Bench) -> None:
-    bench.refuse(bench.good[:8] + b"\5" + bench.good[9:], match="format 5")
-    # An old reader would misread what only format 2 and later ones have.
-    bench.refuse(bench.good[:8] + b"\1" + bench.good[9:], match="its format does not have")
+    bench.refuse(bench.good[:8] + b"\6" + bench.good[9:], match="format 6")
+    # An old reader would misread what only later formats have.
+    header, records = opened(bench.good)
+    old = b"".join(record[:-16] + hashlib.sha256(record[:-16]).digest()[:16] for record in records)
+    start = _PRELUDE.pack(b"\x89LMPKG\r\n", 1, len(canonical(header)), hashlib.sha256(canonical(header)).digest())
+    bench.refuse(start + canonical(header) + old, match="its format does not have")
+
+
+def _forged(record: Record) -> bytes:
+    """Return a record without its digest; what it says that it makes is wrong."""
+    return replace(record, made=bytes(16)).to_bytes()[:-16]
 
 
 def _package_of(content: bytes, record: Record) -> tuple[bytes, str]:
@@ -253,7 +262,7 @@ def _package_of(content: bytes, record: Record) -> tuple[bytes, str]:
 def _package_with(entry: dict, records: list[Record]) -> tuple[bytes, str]:
     files = [{"file": entry, "method": "full", "source": None}]
     header = with_true_hash({"files": files, "source_hash": None})
-    return sealed(canonical(header), [record.to_bytes()[:-16] for record in records]), header["target_hash"]
+    return sealed(canonical(header), [_forged(record) for record in records]), header["target_hash"]
 
 
 def _full(length: int, plain_length: int, frame: bytes) -> Record:
@@ -317,7 +326,7 @@ def test_sources_are_read_only_where_they_are(
     header = with_true_hash({**header, "files": [packaged]})
     empty = Encoded(Layout.RAW, 0, b"") if codec is CodecName.SAME else Encoded(Layout.BYTES, 4, pack([b"\0" * 4]))
     record = Record(codec, kind, 4, parts, empty)
-    bench.refuse(sealed(canonical(header), [record.to_bytes()[:-16]]), header["target_hash"])
+    bench.refuse(sealed(canonical(header), [_forged(record)]), header["target_hash"])
 
 
 def test_a_target_hash_of_other_files_is_refused(bench: Bench) -> None:

@@ -43,7 +43,7 @@ class _Bytes:
 
 
 def read_package(
-    raw: bytes, source: dict[str, bytes], version: int = 4
+    raw: bytes, source: dict[str, bytes], version: int = 5
 ) -> tuple[dict[str, bytes], set[tuple[int, int, int]]]:
     """Return the target's files by path, and which (codec, kind, layout) were met."""
     package, met = _Bytes(raw), set()
@@ -57,9 +57,11 @@ def read_package(
     files: dict[str, bytes] = {}
     for item in header["files"]:
         old = source[item["source"]["path"]] if item["source"] else b""
+        assert version >= 5 or "joined" not in item
+        old += b"".join(source[joined["path"]] for joined in item.get("joined", []))
         made = old if item["method"] == "same" else b""
         while len(made) < item["file"]["length"]:
-            part, what = _read_record(package, old)
+            part, what = _read_record(package, old, version)
             made += part
             met.add(what)
         assert len(made) == item["file"]["length"]
@@ -71,17 +73,24 @@ def read_package(
     return files, met
 
 
-def _read_record(package: _Bytes, source: bytes) -> tuple[bytes, tuple[int, int, int]]:
+def _read_record(package: _Bytes, source: bytes, version: int) -> tuple[bytes, tuple[int, int, int]]:
+    made, said, what = _made_by_record(package, source, version)
+    assert version < 5 or said == hashlib.sha256(made).digest()[:16]
+    return made, what
+
+
+def _made_by_record(package: _Bytes, source: bytes, version: int) -> tuple[bytes, bytes, tuple[int, int, int]]:
     start = package.at
     codec, kind, layout, zero, count, length, plain_length, frame_length = package.numbers("BBBBIQII")
     parts = [package.numbers("QQ") for _ in range(count)]
     frame = package.take(frame_length)
+    said = package.take(16) if version >= 5 else b""
     record = package.raw[start : package.at]
     assert package.take(16) == hashlib.sha256(record).digest()[:16]
     assert zero == 0
     old = b"".join(source[offset : offset + size] for offset, size in parts)
     if codec == 0:
-        return old, (codec, kind, layout)
+        return old, said, (codec, kind, layout)
     plain = zstandard.ZstdDecompressor().decompress(frame)
     assert len(plain) == plain_length
     if codec == 3:
@@ -108,7 +117,7 @@ def _read_record(package: _Bytes, source: bytes) -> tuple[bytes, tuple[int, int,
             for i, integer in enumerate(integers)
         )
     assert len(made) == length
-    return made, (codec, kind, layout)
+    return made, said, (codec, kind, layout)
 
 
 def _bits(stream: _Bytes, count: int) -> list[int]:
@@ -360,14 +369,15 @@ def test_the_document_is_enough_to_read_a_full_package(all_kinds: Versions, tmp_
     target = all_kinds[1]
     build_package(None, write_tree(tmp_path / "v2", target), tmp_path / "package")
 
-    files, met = read_package((tmp_path / "package").read_bytes(), {})
+    # A full package says nothing of what its records make, and is in the oldest format that has all it needs.
+    files, met = read_package((tmp_path / "package").read_bytes(), {}, version=3)
 
     assert files == target
     assert {codec for codec, _, _ in met} == {1}
     assert {1, 2, 3, 6} <= {kind for _, kind, layout in met if layout == 2}
 
 
-@pytest.mark.parametrize(("version", "layouts"), [(1, {1, 3}), (2, {4}), (3, {4})])
+@pytest.mark.parametrize(("version", "layouts"), [(1, {1, 3}), (2, {4}), (3, {4}), (4, {4})])
 def test_a_package_of_an_old_format_stays_readable(tmp_path: Path, version: int, layouts: set[int]) -> None:
     source, target = old_formats.versions()
     package = old_formats.PACKAGES[version]
@@ -384,4 +394,4 @@ def test_a_package_of_an_old_format_stays_readable(tmp_path: Path, version: int,
 
 def test_an_empty_version(tmp_path: Path) -> None:
     build_package(None, write_tree(tmp_path / "empty", {}), tmp_path / "package")
-    assert read_package((tmp_path / "package").read_bytes(), {}) == ({}, set())
+    assert read_package((tmp_path / "package").read_bytes(), {}, version=3) == ({}, set())

@@ -32,7 +32,7 @@ def _tree(contents: Contents) -> VersionManifest:
 
 def _package(length: int) -> PackageRecord:
     return PackageRecord(
-        model="tiny", version=2, source_version=1, path="p.lamella", length=length, sha256="0" * 64, facts={}
+        model="tiny", version=2, source_version=1, path="p.lamella", length=length, sha256="0" * 64, format=5, facts={}
     )
 
 
