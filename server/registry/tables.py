@@ -126,7 +126,7 @@ class PackageRow(Base):
     source_version: Mapped[int | None]
     length: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(DIGEST)
-    format: Mapped[int]
+    format: Mapped[int] = mapped_column(server_default="4")
     facts: Mapped[dict[str, Any]]
     collected_at: Mapped[datetime | None]
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Self
 
 from simulators.server_home import MODEL, Home, init_trust, offline_keys
 
+from delta_updates import PROTOCOL, PROTOCOL_HEADER
 from server.api import create_app
 from server.config import Settings
 from server.signing import SignedMetadata
@@ -54,7 +55,9 @@ class Service:
         return {"Authorization": f"Bearer {answer.json()['credential']}"}
 
     def check(self, device: dict[str, str], **query: object) -> "Response":
-        return self.client.post("/v1/updates/check", json={"model": MODEL, **query}, headers=device)
+        """Ask as a device of now, unless `device` says another protocol."""
+        headers = {PROTOCOL_HEADER: str(PROTOCOL)} | device
+        return self.client.post("/v1/updates/check", json={"model": MODEL, **query}, headers=headers)
 
     def hash_of(self, number: int) -> str:
         return self.home.registry.version(MODEL, number).manifest.tree_hash

@@ -2,9 +2,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
 from simulators.server_home import MODEL, open_home
 
 from delta_updates import UpdateQuery
+from server.errors import ConflictError
 from server.offers import explain
 from server.room import Room
 from server.way_told import told
@@ -39,6 +41,19 @@ def test_a_chain_has_no_step_that_is_not_signed_any_more(tmp_path: Path) -> None
     assert [version.number for _, version in way(1, 2, 3).chain] == [2, 3]
     assert way(1, 3).chain == ()
     assert way(1, 3).package.source_version is None
+    registry.close()
+
+
+def test_a_device_that_reads_no_package_is_told_to_update_its_agent(tmp_path: Path) -> None:
+    home = open_home(tmp_path)
+    home.release_three()
+    registry = home.registry
+    token, _ = registry.create_enrolment_token(MODEL, valid_for=timedelta(days=1))
+    asking = registry.asking(registry.enrol(token, name="phone")[0].device_id)
+    signed, query = OnlySigned(frozenset({1, 2, 3})), UpdateQuery(model=MODEL)
+    assert find_way(registry, signed, asking, query, Room(), last_format=3).way is not None
+    with pytest.raises(ConflictError, match="packages of format 3, and this device's agent reads formats up to 2"):
+        find_way(registry, signed, asking, query, Room(), last_format=2)
     registry.close()
 
 
