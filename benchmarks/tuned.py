@@ -1,6 +1,6 @@
 """Make the versions that `deltas.py` compares: SmolLM2-135M after real training steps on this repository's text.
 
-    python benchmarks/tuned.py BASE OUT adamw|sgd|lora
+    python benchmarks/tuned.py BASE OUT adamw|sgd|lora [--steps 1 2 5]
 
 BASE is a checkpoint folder of ours. Writes float16 and bfloat16 safetensors into OUT: `adamw-20.F16`, ...; `lora`
 writes the merged model, and the adapter's factors in float32.
@@ -8,7 +8,7 @@ writes the merged model, and the adapter's factors in float32.
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 # Steps after which a version is kept; of LoRA the merged model at the first ones, the adapter at all.
 KEPT = {"adamw": (5, 20, 40), "sgd": (10,), "lora": (10, 40, 45, 65)}
-_MERGED_STEPS = (10, 40)
+MERGED = (10, 40)
 _LEARNING_RATE = {"adamw": 1e-5, "sgd": 3e-2, "lora": 3e-4}
 _BATCH, _TOKENS, _RANK, _ALPHA, _SEED = 2, 128, 8, 16, 0
 
@@ -36,8 +36,8 @@ def batches(base: Path) -> Iterator[list[Any]]:
             yield [EncodedExample(tuple(row), 1) for row in rows]
 
 
-def train(base: Path, out: Path, method: str) -> None:
-    """Train with `method` and save every step of `KEPT`."""
+def train(base: Path, out: Path, method: str, kept: Sequence[int], merged: Sequence[int]) -> None:
+    """Train with `method` and save every step of `kept`; of LoRA the merged model after those of `merged`."""
     import torch  # noqa: PLC0415 - heavy, and only needed here
     from safetensors.torch import save_file  # noqa: PLC0415 - as above
 
@@ -64,18 +64,18 @@ def train(base: Path, out: Path, method: str) -> None:
         torch.optim.SGD(trainable, lr=rate) if method == "sgd" else torch.optim.AdamW(trainable, lr=rate, fused=True)
     )
     source = batches(base)
-    for step in range(1, max(KEPT[method]) + 1):
+    for step in range(1, max(kept) + 1):
         loss = sequence_losses(model, next(source)).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trainable, 1.0)
         optimizer.step()
         print(f"{method} step {step}: loss {loss.item():.3f}", flush=True)
-        if step in KEPT[method] and method != "lora":
+        if step in kept and method != "lora":
             _save(model.state_dict(), start, out, f"{method}-{step}")
-        elif step in KEPT[method]:
+        elif step in kept:
             save_file(dict(adapter_state_dict(model)), out / f"adapter-{step}.F32")
-        if step in _MERGED_STEPS and method == "lora":
+        if step in merged and method == "lora":
             _save(_merged(start, adapter_state_dict(model)), start, out, f"merged-{step}")
 
 
@@ -107,9 +107,11 @@ def main() -> None:
     parser.add_argument("base", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("method", choices=sorted(KEPT))
+    parser.add_argument("--steps", type=int, nargs="+", help="keep the version after each of these instead")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    train(options.base, options.out, options.method)
+    kept, merged = (options.steps, options.steps) if options.steps else (KEPT[options.method], MERGED)
+    train(options.base, options.out, options.method, kept, merged)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -48,6 +48,10 @@ _MOST_RUNS = 2000
 # Both versions of a file without tensors are held in memory.
 _MOST_OPAQUE_BYTES = 256 << 20
 _OPAQUE = (ElementKind.BYTES,)
+# Files that hold tensors in another way than safetensors.
+_WEIGHTS = frozenset(
+    {".bin", ".ckpt", ".ggml", ".gguf", ".npy", ".npz", ".onnx", ".pt", ".pte", ".pth", ".safetensors"}
+)
 _LARGEST_KEPT_BYTES = 31 << 20
 _EMPTY = Encoded(Layout.RAW, 0, b"")
 
@@ -140,8 +144,9 @@ def _plan_opaque(path: Path, entry: FileEntry, source: SourceTree) -> FilePlan:
     old = source.like_bytes(entry)
     if old is None or max(entry.length, old.length) > _MOST_OPAQUE_BYTES:
         return full
-    if max(entry.length, old.length) > MAX_CHUNK_BYTES:
-        # Too large for one patch: what is equal is copied, wherever it stood.
+    if max(entry.length, old.length) > MAX_CHUNK_BYTES or PurePosixPath(entry.path).suffix in _WEIGHTS:
+        # Too large for one patch, or weights, of which a patch would search much and find little: what is equal is
+        # copied, wherever it stood.
         before = source.path_of(old)
         spans = _moved_spans(path, before)
         if all(span.source_offset is None for span in spans):

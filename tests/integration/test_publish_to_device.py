@@ -187,3 +187,48 @@ def wait_for(condition, timeout_s: float = 120) -> None:
             return
         time.sleep(1)
     raise AssertionError("it did not happen in time")
+
+
+GENERATES_WITHOUT_END = """
+import json, sys, time
+from pathlib import Path
+from client_sdk import Device
+
+device = Device(Path(sys.argv[1]))
+while True:
+    started = time.monotonic()
+    answer = device.answer("What does sorted do?", max_new_tokens=4)
+    print(json.dumps({"version": answer.version, "text": answer.text, "at": started}), flush=True)
+"""
+
+
+def test_an_app_generates_all_through_an_update_and_goes_on_with_the_new_version(service, tmp_path):
+    """Download, apply, self-test and switch are another process's work; the app is neither stopped nor started anew."""
+    service.serve()
+    home = tmp_path / "device"
+    service.enroll(home)
+    service.device(home, "update")
+    service.release_adapter(seed=5)
+    app = service.start(sys.executable, "-c", GENERATES_WITHOUT_END, str(home))
+
+    def answered() -> dict:
+        line = app.stdout.readline()
+        assert line.startswith("{"), line + app.stdout.read()
+        return json.loads(line)
+
+    told = [answered() for _ in range(3)]
+    began = time.monotonic()
+    update = service.start("lamella-device", "update", "--home", str(home), "--json")
+    while told[-1]["version"] == 1:
+        told.append(answered())
+        assert time.monotonic() - began < 300
+    told.extend(answered() for _ in range(3))
+    result = json.loads(update.communicate(timeout=120)[0])
+    assert (result["decision"], result["to_version"]) == ("confirmed", 2)
+    assert app.poll() is None
+    # First the old version and then the new one, each with its own answer, and neither ever in between.
+    versions = [one["version"] for one in told]
+    assert versions == sorted(versions)
+    assert set(versions) == {1, 2}
+    assert len({(one["version"], one["text"]) for one in told}) == 2
+    assert sum(one["version"] == 1 and one["at"] > began for one in told) >= 3

@@ -209,3 +209,16 @@ def test_a_moved_text_is_patched(tmp_path: Path) -> None:
     built = build_package(source, target, tmp_path / "package")
     assert built.codecs == {"patch": 1}
     assert built.package_bytes < 1500
+
+
+def test_weights_in_other_files_are_copied_where_equal_and_never_patched(tmp_path: Path) -> None:
+    before = _weights(0, "F32", (512, 256)).tobytes()
+    after = before[:200_000] + _weights(1, "F32", (50, 256)).tobytes() + before[200_000:]
+    source = write_tree(tmp_path / "old", {"pytorch_model.bin": before, "words.model": before})
+    target = write_tree(tmp_path / "new", {"pytorch_model.bin": after, "words.model": after})
+    built = build_package(source, target, tmp_path / "package")
+    apply_package(source, tmp_path / "package", tmp_path / "made", expected_target_hash=built.target_hash)
+    verify_tree(tmp_path / "made", scan_tree(target))
+    # A tokenizer is patched, whatever it is called.
+    assert built.codecs == {"full": 1, "patch": 1, "same": 2}
+    assert built.package_bytes < 2 * 55_000
