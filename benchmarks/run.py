@@ -40,6 +40,8 @@ def main() -> int:
             ["secure_sum.py"],
             ["robust.py"],
             ["tuned.py", base, f"{folder}/tuned", "lora"],
+            ["delta_curves.py"],
+            ["apply_memory.py"],
             ["ota.py", "--factors", f"{folder}/tuned/adapter-40.F32", f"{folder}/tuned/adapter-45.F32"],
             ["service.py"],
             ["rollout.py"],
