@@ -32,6 +32,7 @@ STEPS = (1, 2, 5, 10, 20, 40)
 METHODS = {"adamw": "AdamW", "lora": "LoRA, merged", "sgd": "SGD"}
 _STEM = {"adamw": "adamw", "lora": "merged", "sgd": "sgd"}
 DTYPES = {"F16": "fp16", "BF16": "bf16"}
+_TICKS = (0.3, 1, 3, 10)
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ def draw(found: Sequence[Point], path: Path) -> None:
                 )
             axes.set_xscale("log")
             axes.set_yscale("log")
+            axes.set_yticks(_TICKS, [f"{tick:g}" for tick in _TICKS])
             axes.set_xticks(STEPS, [str(steps) for steps in STEPS])
             axes.minorticks_off()
             axes.set_title(dtype, loc="left", fontsize=10)
