@@ -34,6 +34,7 @@ class PackageContents(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    format: int
     header: PackageHeader
     package_bytes: int
     files: tuple[FileContents, ...]
@@ -64,4 +65,6 @@ def package_contents(path: Path) -> PackageContents:
                 )
             )
         reader.finish()
-        return PackageContents(header=reader.header, package_bytes=reader.position, files=tuple(files))
+        return PackageContents(
+            format=reader.format, header=reader.header, package_bytes=reader.position, files=tuple(files)
+        )

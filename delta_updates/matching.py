@@ -20,7 +20,7 @@ _SAMPLE_BYTES = 4096
 _MAX_COMPARED = 64
 # Values of each row that are looked at, and the most rows and blocks that are worth it.
 _ROW_VALUES = 8
-_MAX_ROWS = 1 << 20
+_MAX_ROWS = 1 << 18
 _MAX_BLOCKS = 2000
 
 

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     Samples = NDArray[np.unsignedinteger]
 
 # Of a vocabulary that grew by more, the shifts are those at which rows are equal.
-_MOST_BY_COUNT: Final = 64
-_MOST_BY_ROWS: Final = 64
+_MOST_BY_COUNT: Final = 32
+_MOST_BY_ROWS: Final = 32
 # What a record costs, in bits, over the values of a sample: a change of the shift should be worth it.
 _CHANGE_BITS: Final = 64.0
 # A row that nothing is like: as many bits for each value as unrelated values are apart, and a little less.
@@ -53,7 +53,7 @@ def align_rows(new: Samples, old: Samples, kind: ElementKind) -> list[Block]:
         kind: What the patterns mean.
     """
     shifts = _shifts(new, old)
-    costs = np.full((len(new), len(shifts) + 1), np.inf)
+    costs = np.full((len(new), len(shifts) + 1), np.inf, np.float32)
     costs[:, -1] = (mantissa_bits(kind) + _SPARE_BITS) * new.shape[1]
     for column, shift in enumerate(shifts):
         # Row i is the older one's row i - shift.
@@ -78,11 +78,12 @@ def _shifts(new: Samples, old: Samples) -> Sequence[int]:
     return sorted(found)
 
 
-def _cheapest_path(costs: NDArray[np.float64]) -> list[int]:
+def _cheapest_path(costs: NDArray[np.float32]) -> list[int]:
     """The column of each row, so that the costs and the changes of columns are least."""
-    best = costs[0].copy()
-    came_from = np.zeros(costs.shape, np.int32)
-    stay = np.arange(costs.shape[1], dtype=np.int32)
+    best = costs[0].astype(np.float64)
+    # There are fewer columns than a byte counts, and many rows.
+    came_from = np.zeros(costs.shape, np.uint8)
+    stay = np.arange(costs.shape[1], dtype=np.uint8)
     for row in range(1, len(costs)):
         least = int(best.argmin())
         changes = best[least] + _CHANGE_BITS < best

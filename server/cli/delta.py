@@ -155,7 +155,7 @@ def inspect(
     if as_json:
         show_json(
             header.model_dump()
-            | {"package_bytes": found.package_bytes, "codecs": found.codecs}
+            | {"format": found.format, "package_bytes": found.package_bytes, "codecs": found.codecs}
             | {
                 "files": [
                     one.packaged.model_dump() | {"package_bytes": one.package_bytes, "codecs": one.codecs}
@@ -165,7 +165,7 @@ def inspect(
         )
         return
     console.print(f"source tree {header.source_hash or '(none: full package)'}\ntarget tree {header.target_hash}")
-    console.print(f"{megabytes(found.package_bytes)} make {megabytes(header.target_bytes)}")
+    console.print(f"format {found.format}; {megabytes(found.package_bytes)} make {megabytes(header.target_bytes)}")
     rows: list[tuple[object, ...]] = [
         (
             one.packaged.file.path,
